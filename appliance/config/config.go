@@ -1,0 +1,89 @@
+// Package config is the appliance's one configuration file: all that the
+// installer and the appliance have to agree on.
+//
+// The installer writes it (Encode), `clawbox serve` and every client verb read
+// it (Load). Paths are absolute. It holds no secret.
+package config
+
+// APIVersion and Kind head the file.
+const (
+	APIVersion = "clawbox.io/v1"
+	Kind       = "Appliance"
+)
+
+// Config is etc/clawbox/appliance.yaml.
+type Config struct {
+	APIVersion string `yaml:"apiVersion"`
+	Kind       string `yaml:"kind"`
+
+	Release Release `yaml:"release"`
+	Paths   Paths   `yaml:"paths"`
+
+	// Registry is the loopback address of the local OCI registry, such as
+	// "127.0.0.1:5000".
+	Registry string `yaml:"registry"`
+
+	Engine    Engine              `yaml:"engine"`
+	Upstreams map[string]Upstream `yaml:"upstreams,omitempty"`
+
+	// Hosts maps names that agents may ask for to addresses, for sites
+	// without DNS. An entry here is the operator's word that the address may
+	// be private.
+	Hosts map[string]string `yaml:"hosts,omitempty"`
+
+	// Agents says how to run each image that the bundle made ready.
+	Agents []Agent `yaml:"agents,omitempty"`
+
+	// HoldSeconds bounds how long an unlisted connection waits for an operator.
+	HoldSeconds int `yaml:"holdSeconds"`
+	// UIDBase is the first of 1024 host user ids given to sandboxes.
+	UIDBase int `yaml:"uidBase"`
+	// AcceptTier is the lowest guard tier that the operator accepted; anything
+	// lower than T3 is a weakening and is logged at each start.
+	AcceptTier string `yaml:"acceptTier"`
+}
+
+// Release names what is installed.
+type Release struct {
+	Name     string `yaml:"name"`
+	Version  string `yaml:"version"`
+	Sequence int64  `yaml:"sequence"`
+	Digest   string `yaml:"digest"` // sha256 of the signed release
+}
+
+// Paths is where things are.
+type Paths struct {
+	Slot     string `yaml:"slot"`     // this release's programs and policies (bin/, policies/)
+	Store    string `yaml:"store"`    // the content store
+	State    string `yaml:"state"`    // agents, layers, approvals
+	Ledger   string `yaml:"ledger"`   // the log's directory
+	Run      string `yaml:"run"`      // sockets
+	Keys     string `yaml:"keys"`     // private keys, root only
+	Receipts string `yaml:"receipts"` // installation receipts, in order
+}
+
+// Engine is the embedded model engine.
+type Engine struct {
+	Binary string   `yaml:"binary,omitempty"` // empty: no embedded engine
+	Listen string   `yaml:"listen,omitempty"` // loopback address
+	Models []string `yaml:"models,omitempty"` // refs in the store
+	UID    int      `yaml:"uid,omitempty"`
+}
+
+// Upstream is a model endpoint besides the embedded engine.
+type Upstream struct {
+	URL string `yaml:"url"` // base, such as https://api.example.com/v1
+	// Local says that the endpoint is inside the site: sensitive content may go there.
+	Local bool `yaml:"local,omitempty"`
+	// KeyFile holds the bearer credential; only the router reads it.
+	KeyFile string `yaml:"keyFile,omitempty"`
+}
+
+// Agent is a launchable agent.
+type Agent struct {
+	Name   string   `yaml:"name"`
+	Image  string   `yaml:"image"`  // ref in the store
+	Policy string   `yaml:"policy"` // file below Slot/policies or a preset's name
+	Args   []string `yaml:"args,omitempty"`
+	Env    []string `yaml:"env,omitempty"` // NAME=value
+}
