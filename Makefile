@@ -1,0 +1,43 @@
+# Every target does its own set-up. `make` alone prints the list.
+GO      ?= go
+DIST    := dist
+VERSION ?= 0.1.0
+LDFLAGS := -s -w -X main.version=$(VERSION)
+BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -ldflags "$(LDFLAGS)"
+TOOL    := $(GO) tool -modfile=internal/tools/go.mod
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
+
+.PHONY: help build setup test lint generate demo bench e2e clean
+
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## Build the two programs into dist/
+	$(BUILD) -o $(DIST)/clawbox ./cmd/clawbox
+	$(BUILD) -o $(DIST)/clawbox-launch ./cmd/clawbox-launch
+
+setup: ## Install the Debian packages that the demo and the tests need
+	@$(AS_ROOT) sh internal/tools/setup.sh
+
+test: setup ## Run every test (as root: they make real sandboxes)
+	$(AS_ROOT) $(GO) test -timeout 20m ./...
+
+lint: ## Check formatting, vet, staticcheck; govulncheck where its database answers
+	@sh internal/tools/lint.sh
+
+generate: ## Rebuild the committed BPF objects and check that they did not drift
+	@$(AS_ROOT) sh internal/tools/setup.sh generate
+	$(GO) generate ./appliance/guard
+	git diff --exit-code -- appliance/guard
+
+demo: setup build ## Bundle, verify, install offline, govern a real agent, prove the record
+	$(AS_ROOT) $(GO) run ./cmd/clawbox-demo -dist $(DIST)
+
+bench: build ## Run the benchmarks
+	$(AS_ROOT) $(GO) test -run '^$$' -bench . -benchmem ./...
+
+e2e: setup build ## Run the whole journey against the built programs, with faults injected
+	$(AS_ROOT) $(GO) test -count=1 -timeout 30m -tags e2e ./cmd/clawbox
+
+clean: ## Remove what was built
+	rm -rf $(DIST)

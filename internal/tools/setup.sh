@@ -1,0 +1,28 @@
+#!/bin/sh
+# Installs the Debian packages that a target needs, and only when one is missing.
+#   setup.sh            what the demo and the tests need
+#   setup.sh generate   what rebuilding the BPF objects needs
+set -eu
+
+case "${1:-run}" in
+run) want="build-essential ca-certificates iproute2 mmdebstrap nlohmann-json3-dev libstb-dev npm busybox-static" ;;
+generate) want="clang llvm libbpf-dev" ;;
+*)
+	echo "setup.sh: got '$1', want nothing or 'generate'" >&2
+	exit 2
+	;;
+esac
+
+missing=""
+for p in $want; do
+	# npm may come from elsewhere than Debian.
+	[ "$p" = npm ] && command -v npm >/dev/null && continue
+	dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'install ok installed' || missing="$missing $p"
+done
+[ -z "$missing" ] && exit 0
+
+echo "setup: installing$missing"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+# shellcheck disable=SC2086 # a list of names
+apt-get install -y -qq --no-install-recommends $missing >/dev/null
