@@ -1,0 +1,123 @@
+// Package control is how a client talks to a running appliance: the requests
+// and answers of the control socket, and a client for them.
+//
+// The socket is `<run>/control.sock`: HTTP with JSON bodies over a Unix socket
+// that only root may open, so reaching it is the authorization. Running a
+// program in a sandbox (Client.Exec) upgrades its connection to the frames of
+// frames.go.
+//
+//	c := control.Dial("/run/clawbox/control.sock")
+//	st, err := c.Status(ctx)
+package control
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Status is the appliance's own account of itself.
+type Status struct {
+	Version    string        `json:"version"`
+	Release    string        `json:"release"`
+	Sequence   int64         `json:"sequence"`
+	Started    time.Time     `json:"started"`
+	Tier       string        `json:"tier"`            // guard tier reached, "T1".."T4"
+	TierWhy    string        `json:"tierWhy"`         // why not a higher one
+	Lost       uint64        `json:"lostEvents"`      // guard events that found no room
+	Landlock   int           `json:"landlock"`        // ABI version
+	Registry   string        `json:"registry"`        // address
+	Engine     string        `json:"engine"`          // address, or why there is none
+	Models     []string      `json:"models"`          // served by the engine
+	Agents     []AgentStatus `json:"agents"`          //
+	Pending    int           `json:"pending"`         // requests that wait for an operator
+	LedgerSize uint64        `json:"ledgerSize"`      // entries
+	LedgerRoot string        `json:"ledgerRoot"`      // base64 of the Merkle root
+	Weakenings []string      `json:"weakenings"`      // every protection that is lower than the default
+	Error      string        `json:"error,omitempty"` // why the appliance refuses work, if it does
+}
+
+// AgentStatus describes one agent.
+type AgentStatus struct {
+	Name     string    `json:"name"`
+	State    string    `json:"state"` // "running", "stopped"
+	Image    string    `json:"image"`
+	Policy   string    `json:"policy"`       // its name
+	Digest   string    `json:"policyDigest"` // "sha256:…"
+	Started  time.Time `json:"started,omitzero"`
+	Stopped  time.Time `json:"stopped,omitzero"`
+	PID      int       `json:"pid,omitempty"` // of the launcher, on the host
+	UID      int       `json:"uid"`
+	ExitCode int       `json:"exitCode"`
+	Why      string    `json:"why,omitempty"`    // why it stopped
+	Tasks    int64     `json:"tasks,omitempty"`  // processes and threads now
+	Memory   int64     `json:"memory,omitempty"` // bytes now
+}
+
+// LaunchRequest starts an agent. Fields left empty come from the appliance's
+// configuration of Agent.
+type LaunchRequest struct {
+	Name   string   `json:"name"`
+	Agent  string   `json:"agent,omitempty"`  // an entry of the configuration's agents
+	Image  string   `json:"image,omitempty"`  // ref in the store
+	Policy string   `json:"policy,omitempty"` // name, for messages
+	Source []byte   `json:"source,omitempty"` // policy text; overrides the configured one
+	Args   []string `json:"args,omitempty"`
+	Env    []string `json:"env,omitempty"`
+}
+
+// PolicyRequest replaces the hot-reloadable layers of an agent's policy.
+type PolicyRequest struct {
+	Name   string `json:"name"`
+	Source []byte `json:"source"`
+}
+
+// StopRequest stops an agent: SIGTERM, then after Grace everything is killed.
+type StopRequest struct {
+	Grace time.Duration `json:"grace"` // nanoseconds
+}
+
+// ExecRequest runs a program inside a running sandbox, under its policy.
+type ExecRequest struct {
+	Args []string `json:"args"`
+	Env  []string `json:"env,omitempty"`
+	TTY  bool     `json:"tty,omitempty"`
+	Rows uint16   `json:"rows,omitempty"`
+	Cols uint16   `json:"cols,omitempty"`
+}
+
+// Pending is one held request.
+type Pending struct {
+	ID      string    `json:"id"`
+	Agent   string    `json:"agent"`
+	Host    string    `json:"host"`
+	Port    int       `json:"port"`
+	Process string    `json:"process,omitempty"`
+	Since   time.Time `json:"since"`
+	Waiting int       `json:"waiting"` // connections that wait
+	Change  string    `json:"change"`  // what an approval changes, in policy words
+}
+
+// AnswerRequest answers a held request.
+type AnswerRequest struct {
+	Allow    bool   `json:"allow"`
+	Scope    string `json:"scope"` // "once", "session", "always"
+	Operator string `json:"operator"`
+}
+
+// Error is what the appliance answers when it refuses. Code is stable.
+type Error struct {
+	Code   string `json:"code"` // "not_found", "conflict", "invalid", "refused", "internal"
+	Detail string `json:"detail"`
+}
+
+// Error renders the refusal for a person.
+func (e *Error) Error() string { return e.Detail }
+
+// Errorf makes an Error.
+func Errorf(code, format string, a ...any) *Error {
+	return &Error{Code: code, Detail: fmt.Sprintf(format, a...)}
+}
+
+// ErrUnreachable says that no appliance answers on the socket.
+var ErrUnreachable = errors.New("the appliance does not answer")
