@@ -37,26 +37,32 @@ if [ -x "$out" ] && [ "$(cat "$out.key" 2>/dev/null)" = "$key $(sum "$out")" ]; 
 	exit 0
 fi
 
-tmp=$(mktemp -d)
+# A fixed place beside OUTPUT: its path is part of the compiler's flags, and so of
+# the key under which the build cache keeps 5 minutes of work.
+tmp=$out.build
+rm -rf "$tmp"
+mkdir -p "$tmp/miniaudio" "$tmp/lib"
 trap 'rm -rf "$tmp" "$out.part"' EXIT
 trap 'exit 1' INT TERM HUP
 export GOWORK=off CGO_ENABLED=1
 
 # Module zips leave out folders named `vendor`, and with them three headers
 # that llama.cpp includes. Two come from Debian; miniaudio.h from malgo.
-mod() { go list -mod=readonly -m -f '{{.Dir}}' "$1"; }
+mod() { go list -mod=readonly -m -f "$2" "$1"; }
 go mod download github.com/ollama/ollama github.com/gen2brain/malgo
-mkdir "$tmp/miniaudio"
-cp "$(mod github.com/gen2brain/malgo)/miniaudio.h" "$tmp/miniaudio/"
-version=$(go list -mod=readonly -m -f '{{.Version}}' github.com/ollama/ollama)
+cp "$(mod github.com/gen2brain/malgo '{{.Dir}}')/miniaudio.h" "$tmp/miniaudio/"
+version=$(mod github.com/ollama/ollama '{{.Version}}')
+
+# ollama's own flags say -lstdc++, which beats -static-libstdc++. A folder that
+# holds the archive alone, searched first, makes the linker take it.
+ln -s "$("$cxx" -print-file-name=libstdc++.a)" "$tmp/lib/"
 
 rm -f "$out.key"
-CGO_CPPFLAGS="-I$tmp" CGO_LDFLAGS="-O2 -static-libgcc -static-libstdc++" \
-	go build -mod=readonly -trimpath -buildvcs=false -o "$out.part" \
-	-ldflags "-s -w -buildid= -X github.com/ollama/ollama/version.Version=${version#v}" \
+CGO_CPPFLAGS="-I$tmp" go build -mod=readonly -trimpath -buildvcs=false -o "$out.part" \
+	-ldflags "-s -w -buildid= -X github.com/ollama/ollama/version.Version=${version#v} -extldflags '-static-libgcc -L$tmp/lib'" \
 	github.com/ollama/ollama
 
-# -lstdc++ is spelled out in ollama's own flags, so ask the result, not the flags.
+# Ask the result, not the flags.
 if ldd "$out.part" | grep -E 'libstdc|libgcc'; then
 	echo "build.sh: the C++ runtime was linked dynamically: the binary would need packages on the host" >&2
 	exit 1
