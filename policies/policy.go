@@ -16,6 +16,8 @@ type Policy struct {
 	Budgets    Budgets
 	Audit      Audit
 	Require    Require
+
+	at map[string]string // rule text → "file:line", for Decision.Rule; never changed after Parse
 }
 
 // Filesystem lists absolute paths inside the sandbox. A path covers itself and
@@ -29,11 +31,15 @@ type Filesystem struct {
 // Process governs what may run. Locked when the sandbox is created.
 type Process struct {
 	// Exec lists executables by absolute path; a path that ends in "/" covers
-	// everything below it. Empty: only the agent's own entry point.
+	// everything below it. Empty: only the agent's own entry point, which is
+	// always executable (and readable) and which Decide does not know.
 	Exec []string
-	// Spawn says whether the agent may start further programs at all.
+	// Spawn says whether the agent may start processes beside its first. It
+	// does not widen Exec: without Spawn a program may still replace itself
+	// with a listed one, as a wrapper script does.
 	Spawn bool
-	// Seccomp names the system call profile: "strict" or "default".
+	// Seccomp names the system call profile: "strict" without Spawn,
+	// "default" with it.
 	Seccomp string
 }
 
@@ -47,11 +53,11 @@ type Network struct {
 
 // HostRule matches destinations. Exactly one of Host, Domain and CIDR is set.
 type HostRule struct {
-	Host   string // exact name, "*" (any), or in allow rules "*.example.com": one label below
+	Host   string // exact name or IP literal; "*": in allow rules any name, in deny rules any name or literal; in allow rules also "*.example.com": one label below
 	Domain string // this name and every name below it
 	CIDR   string // addresses written as literals
-	Ports  []int  // empty: 443 and 80 in allow rules, every port in deny rules
-	Line   int    // where it stands in the source
+	Ports  []int  // ascending; empty: 443 and 80 in allow rules, every port in deny rules
+	Line   int    // where it stands in its file; 0: added by WithAllow
 }
 
 // Inference governs model calls. Hot-reloadable.
@@ -76,8 +82,8 @@ type ModelBudget struct {
 	Tokens   int
 }
 
-// Budgets bound a sandbox. Zero takes the preset's value at parse time, so a
-// parsed policy has no zero here except CPU (0: not limited).
+// Budgets bound a sandbox. A parsed policy has no zero here except CPU
+// (0: not limited).
 type Budgets struct {
 	Processes int           // tasks, threads included
 	Memory    int64         // bytes
@@ -122,6 +128,10 @@ const (
 
 // Request is one question to a policy. Path serves read, write and exec; Host
 // and Port serve connect; Model and Sensitive serve infer.
+//
+// Only the upstream "local" counts as inside the site here. A router whose
+// configuration says that another upstream is inside too asks first without
+// Sensitive, and again with it when the Upstream it got is outside.
 type Request struct {
 	Action    Action
 	Path      string
@@ -131,10 +141,11 @@ type Request struct {
 	Sensitive bool
 }
 
-// Decision answers a Request. Reason is a stable code ("net.unlisted"), Rule
-// quotes the rule that decided with its place ("openclaw.yaml:14: allow
+// Decision answers a Request. Reason is one of the Reason codes, Rule quotes
+// the rule that decided with its place ("openclaw.yaml:14: allow
 // api.example.com:443"), or is empty when nothing matched. Upstream and Strip
-// are set for infer.
+// are set for infer; a denial for sensitive content names the Upstream that
+// it was kept from.
 type Decision struct {
 	Verdict  Verdict
 	Reason   string
