@@ -1,0 +1,254 @@
+package manifest
+
+import (
+	"fmt"
+	"io/fs"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/mod/semver"
+
+	"github.com/clawbox/clawbox/bundle/content"
+)
+
+// Kind is a row of Kinds.
+type Kind struct {
+	// Placed items have a Path in the slot; the others are used from the store.
+	Placed bool
+	// Order is the place in the media: what is needed first comes first.
+	Order int
+}
+
+// Kinds lists what an item can be.
+var Kinds = map[string]Kind{
+	"file":   {Placed: true, Order: 1},
+	"policy": {Placed: true, Order: 2},
+	"image":  {Order: 3},
+	"model":  {Order: 4}, // by far the largest: last
+}
+
+var (
+	nameForm     = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
+	platformForm = regexp.MustCompile(`^[a-z0-9]{1,32}/[a-z0-9]{1,32}(/[a-z0-9.]{1,32})?$`)
+	modeForm     = regexp.MustCompile(`^0[0-7]{3}$`)
+)
+
+// CheckName refuses what can't name a release or an item.
+func CheckName(s string) error {
+	if !nameForm.MatchString(s) {
+		return fmt.Errorf("name %.80q: want 1 to 64 of a-z, 0-9, '.', '_', '-', beginning with a letter or digit", s)
+	}
+	return nil
+}
+
+// CheckVersion refuses what is not a full semantic version.
+func CheckVersion(s string) error {
+	v := "v" + s
+	if !semver.IsValid(v) || semver.Canonical(v)+semver.Build(v) != v || len(s) > 64 {
+		return fmt.Errorf("version %.80q: want a semantic version such as 1.4.0 or 1.4.0-rc.1", s)
+	}
+	return nil
+}
+
+// CheckPath refuses a slot path that is absolute, not clean, or leaves the slot.
+func CheckPath(p string) error {
+	if !fs.ValidPath(p) || p == "." || len(p) > 255 || strings.ContainsFunc(p, odd) || p != path.Clean(p) {
+		return fmt.Errorf("path %.80q: want a clean relative path such as bin/clawbox, without '..' and control characters", p)
+	}
+	return nil
+}
+
+func odd(r rune) bool { return r == '\\' || r == unicode.ReplacementChar || !unicode.IsPrint(r) }
+
+// CheckMode refuses permissions that nothing in a slot may have: setuid, and
+// write access for anyone but the owner.
+func CheckMode(m string) error {
+	if !modeForm.MatchString(m) {
+		return fmt.Errorf("mode %.20q: want four octal digits such as \"0755\"", m)
+	}
+	if strings.ContainsAny(m[2:], "2367") {
+		return fmt.Errorf("mode %s lets group or others write: want 0755, 0644 or less", m)
+	}
+	return nil
+}
+
+// CheckPlatform refuses what is not os/arch or os/arch/variant.
+func CheckPlatform(p string) error {
+	if !platformForm.MatchString(p) {
+		return fmt.Errorf("platform %.80q: want os/architecture such as linux/amd64", p)
+	}
+	return nil
+}
+
+// CheckLicence refuses control characters and essays.
+func CheckLicence(s string) error {
+	if len(s) > 256 || strings.ContainsFunc(s, odd) {
+		return fmt.Errorf("licence %.80q: want an SPDX expression of at most 256 printable bytes", s)
+	}
+	return nil
+}
+
+// check holds the whole release against its rules.
+func (r Release) check() error {
+	if r.Format != ReleaseFormat {
+		return fmt.Errorf("release: format %.80q, want %s: made by another version of clawbox", r.Format, ReleaseFormat)
+	}
+	if err := CheckName(r.Name); err != nil {
+		return fmt.Errorf("release: %w", err)
+	}
+	if err := CheckVersion(r.Version); err != nil {
+		return fmt.Errorf("release: %w", err)
+	}
+	if r.Sequence < 1 {
+		return fmt.Errorf("release: sequence %d, want 1 or more", r.Sequence)
+	}
+	if y := r.Created.Year(); y < 1970 || y > 9999 || r.Created.Nanosecond() != 0 || r.Created.Location().String() != "UTC" {
+		return fmt.Errorf("release: created %v, want a time in UTC, whole seconds, from 1970 on", r.Created)
+	}
+	if r.ChunkSize != ChunkSize {
+		return fmt.Errorf("release: chunkSize %d, want %d", r.ChunkSize, ChunkSize)
+	}
+	if r.Index.Size < 1 || r.Index.Size > MaxIndex {
+		return fmt.Errorf("release: index of %d bytes, want 1 to %d", r.Index.Size, MaxIndex)
+	}
+	if err := r.checkParts(); err != nil {
+		return err
+	}
+	if err := r.checkItems(); err != nil {
+		return err
+	}
+	return r.Roles.Release.check()
+}
+
+func (r Release) checkParts() error {
+	if len(r.Parts) < 1 || len(r.Parts) > 9999 {
+		return fmt.Errorf("release: %d parts, want 1 to 9999", len(r.Parts))
+	}
+	for i, p := range r.Parts {
+		if p.Name != PartName(i+1) {
+			return fmt.Errorf("release: part %d is named %.80q, want %s", i+1, p.Name, PartName(i+1))
+		}
+		if p.Size < 1 || p.Size > MaxPart {
+			return fmt.Errorf("release: %s has %d bytes, want 1 to %d", p.Name, p.Size, int64(MaxPart))
+		}
+	}
+	return nil
+}
+
+// Size returns the payload in bytes: the sum of the parts.
+func (r Release) Size() (n int64) {
+	for _, p := range r.Parts {
+		n += p.Size
+	}
+	return n
+}
+
+func (r Release) checkItems() error {
+	if len(r.Items) < 1 {
+		return fmt.Errorf("release: no items")
+	}
+	seen := map[string]string{}
+	for _, it := range r.Items {
+		if err := it.check(); err != nil {
+			return fmt.Errorf("release: item %.80q: %w", it.Name, err)
+		}
+		if it.TotalSize > r.Size() {
+			return fmt.Errorf("release: item %s: %d bytes in a bundle of %d", it.Name, it.TotalSize, r.Size())
+		}
+		for _, key := range []string{"name " + it.Name, "ref " + it.Ref, "path " + it.Path} {
+			if other, ok := seen[key]; ok && key != "path " {
+				return fmt.Errorf("release: items %s and %s have the same %s", other, it.Name, key)
+			}
+			seen[key] = it.Name
+		}
+	}
+	return checkNested(r.Items)
+}
+
+// checkNested refuses a file that another item needs as a folder.
+func checkNested(items []Item) error {
+	files := map[string]string{}
+	for _, it := range items {
+		files[it.Path] = it.Name
+	}
+	for _, it := range items {
+		for d := path.Dir(it.Path); it.Path != "" && d != "."; d = path.Dir(d) {
+			if other, ok := files[d]; ok {
+				return fmt.Errorf("release: item %s wants %s as a folder, item %s as a file", it.Name, d, other)
+			}
+		}
+	}
+	return nil
+}
+
+func (it Item) check() error {
+	kind, ok := Kinds[it.Kind]
+	if !ok {
+		return fmt.Errorf("kind %.80q, want file, policy, image or model", it.Kind)
+	}
+	if err := CheckName(it.Name); err != nil {
+		return err
+	}
+	if err := content.CheckRef(it.Ref); err != nil {
+		return err
+	}
+	if err := checkRoot(it.Descriptor); err != nil {
+		return err
+	}
+	if err := CheckLicence(it.Licence); err != nil {
+		return err
+	}
+	for _, p := range it.Platforms {
+		if err := CheckPlatform(p); err != nil {
+			return err
+		}
+	}
+	if it.TotalSize < it.Descriptor.Size {
+		return fmt.Errorf("totalSize %d is less than its manifest's %d", it.TotalSize, it.Descriptor.Size)
+	}
+	return it.checkPlace(kind)
+}
+
+func (it Item) checkPlace(k Kind) error {
+	if !k.Placed {
+		if it.Path != "" || it.Mode != "" {
+			return fmt.Errorf("a %s has no path and no mode", it.Kind)
+		}
+		return nil
+	}
+	if err := CheckPath(it.Path); err != nil {
+		return err
+	}
+	return CheckMode(it.Mode)
+}
+
+func checkRoot(d v1.Descriptor) error {
+	if _, err := SumOf(d.Digest); err != nil {
+		return err
+	}
+	if d.Size < 2 || d.Size > maxRoot {
+		return fmt.Errorf("manifest of %d bytes, want 2 to %d", d.Size, maxRoot)
+	}
+	if d.MediaType == "" || len(d.MediaType) > 255 || strings.ContainsFunc(string(d.MediaType), odd) {
+		return fmt.Errorf("media type %.80q", d.MediaType)
+	}
+	if d.Data != nil || d.URLs != nil || d.Annotations != nil || d.Platform != nil {
+		return fmt.Errorf("descriptor: only mediaType, size, digest and artifactType are allowed")
+	}
+	return nil
+}
+
+func (r Role) check() error {
+	if r.Threshold < 1 || r.Threshold > len(r.Keys) || len(r.Keys) > maxKeys {
+		return fmt.Errorf("release: threshold %d of %d keys: want 1 or more and no more than the keys, of which %d at most",
+			r.Threshold, len(r.Keys), maxKeys)
+	}
+	if _, err := NewTrust(r.Threshold, slices.Clone(r.Keys)...); err != nil {
+		return fmt.Errorf("release: roles: %w", err)
+	}
+	return nil
+}

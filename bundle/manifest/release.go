@@ -1,0 +1,197 @@
+// Package manifest is what a bundle says about itself: the signed release, the
+// blob index, and the keys that make them trusted.
+//
+// A bundle carries two small files beside its parts. release.note is a Release
+// as indented JSON, in a C2SP signed note; index.json is an Index, named by
+// the release with size and sha256. Bytes become trusted in one function each:
+//
+//	trust, err := manifest.LoadTrust("/etc/clawbox/keys/acme.pub")
+//	rel, signers, err := trust.Open(note)       // the only way to a trusted Release
+//	idx, err := rel.OpenIndex(indexBytes)       // the only way to its Index
+//	err = manifest.CheckSequence(installed, rel.Sequence)
+//
+// Both decoders take exactly the bytes that the encoder makes: after decoding,
+// the value is encoded again and compared, so that an unknown field, a
+// duplicate key, another spelling of a number or one added space is refused,
+// and so is any other signature line than the ones that the release expects.
+//
+// Limits: the release names its signers and a threshold (Roles), and every
+// signature on it must verify; but which keys a host trusts is a set of files
+// on that host. Rotation by signed role, as in TUF, is not built yet.
+//
+// Sources: signed note, c2sp.org/signed-note; roles, TUF specification 1.0.33.
+package manifest
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+)
+
+const (
+	// ReleaseFormat and IndexFormat head the two files.
+	ReleaseFormat = "clawbox.io/release/v1"
+	IndexFormat   = "clawbox.io/index/v1"
+
+	// MaxNote and MaxIndex bound release.note and index.json in bytes, so that
+	// no more than 16 MiB are read before a signature is checked.
+	MaxNote  = 1 << 20
+	MaxIndex = 15 << 20
+
+	// ChunkSize is the unit in which content is verified, in bytes.
+	ChunkSize = 4 << 20
+
+	// MaxPart is the largest part: the largest file that FAT32 holds.
+	MaxPart = 1<<32 - 1
+	// maxTotal bounds a bundle's payload; sums below it can't overflow.
+	maxTotal = 1 << 50
+	// maxRoot bounds an item's root manifest, as registries do.
+	maxRoot = 4 << 20
+)
+
+// Release is one version of what a bundle brings.
+type Release struct {
+	Format    string    `json:"format"`
+	Name      string    `json:"name"`
+	Version   string    `json:"version"`  // semantic version without "v"
+	Sequence  int64     `json:"sequence"` // grows with every release; from 1
+	Created   time.Time `json:"created"`  // UTC, whole seconds
+	ChunkSize int64     `json:"chunkSize"`
+	Index     File      `json:"index"`
+	Parts     []Part    `json:"parts"`
+	Items     []Item    `json:"items"`
+	Roles     Roles     `json:"roles"`
+}
+
+// File pins one file: bytes and sha256.
+type File struct {
+	Size   int64 `json:"size"`
+	SHA256 Sum   `json:"sha256"`
+}
+
+// Part is one raw file under parts/. Its name is part-0001 and so on.
+type Part struct {
+	Name   string `json:"name"`
+	Size   int64  `json:"size"`
+	SHA256 Sum    `json:"sha256"`
+}
+
+// Item is one thing that the recipe asked for.
+type Item struct {
+	Name string `json:"name"`
+	Kind string `json:"kind"` // see Kinds
+	// Ref is the name that the item gets in the store.
+	Ref string `json:"ref"`
+	// Descriptor is the root manifest: media type, size, digest, and for an
+	// artifact its type.
+	Descriptor v1.Descriptor `json:"descriptor"`
+	// Platforms are the ones inside, such as linux/amd64; images only.
+	Platforms       []string `json:"platforms,omitempty"`
+	Licence         string   `json:"licence,omitempty"`
+	Redistributable bool     `json:"redistributable"`
+	// Path is where the slot wants the file, relative, and Mode its
+	// permission bits in octal, such as "0755". Files and policies only.
+	Path string `json:"path,omitempty"`
+	Mode string `json:"mode,omitempty"`
+	// TotalSize is the sum of the item's blobs, in bytes.
+	TotalSize int64 `json:"totalSize"`
+}
+
+// Roles says whose signatures this release carries.
+type Roles struct {
+	Release Role `json:"release"`
+}
+
+// Role is a set of verifier keys (signed-note vkeys), of which Threshold must
+// have signed.
+type Role struct {
+	Keys      []string `json:"keys"`
+	Threshold int      `json:"threshold"`
+}
+
+// Sum is a sha256, lower-case hex in JSON.
+type Sum [sha256.Size]byte
+
+// String returns 64 hex digits.
+func (s Sum) String() string { return hex.EncodeToString(s[:]) }
+
+// Digest returns the sum as a content digest.
+func (s Sum) Digest() v1.Hash { return v1.Hash{Algorithm: "sha256", Hex: s.String()} }
+
+// MarshalText writes hex.
+func (s Sum) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, s[:]), nil }
+
+// UnmarshalText reads 64 hex digits.
+func (s *Sum) UnmarshalText(b []byte) error {
+	if len(b) != 2*len(s) {
+		return fmt.Errorf("sha256 has %d characters, want %d", len(b), 2*len(s))
+	}
+	_, err := hex.Decode(s[:], b)
+	return err
+}
+
+// SumOf returns the content digest h as a Sum.
+func SumOf(h v1.Hash) (s Sum, err error) {
+	if h.Algorithm != "sha256" {
+		return s, fmt.Errorf("digest %.80q: want sha256", h.String())
+	}
+	return s, s.UnmarshalText([]byte(h.Hex))
+}
+
+// PartName returns the name of the n-th part, from 1.
+func PartName(n int) string { return fmt.Sprintf("part-%04d", n) }
+
+// encodeRelease is the canonical form: two-space indent, no HTML escapes, a
+// newline at the end.
+func encodeRelease(r Release) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	if err := e.Encode(r); err != nil {
+		return nil, fmt.Errorf("encode release: %w", err)
+	}
+	return b.Bytes(), nil
+}
+
+func decodeRelease(text []byte) (Release, error) {
+	var r Release
+	if err := decode(text, &r); err != nil {
+		return Release{}, fmt.Errorf("release: %w", err)
+	}
+	canon, err := encodeRelease(r)
+	if err != nil {
+		return Release{}, err
+	}
+	if err := same("release", text, canon); err != nil {
+		return Release{}, err
+	}
+	return r, r.check()
+}
+
+// decode is the first, coarse sieve; same is the fine one.
+func decode(b []byte, v any) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	return d.Decode(v)
+}
+
+// same compares what was read with what the encoder would have written.
+func same(what string, got, want []byte) error {
+	if bytes.Equal(got, want) {
+		return nil
+	}
+	n := 0
+	for n < len(got) && n < len(want) && got[n] == want[n] {
+		n++
+	}
+	line := 1 + strings.Count(string(got[:n]), "\n")
+	return &TamperedError{What: what, Offset: int64(n), Detail: fmt.Sprintf(
+		"line %d is not in canonical form (duplicate key, other spelling or trailing data): build the bundle again", line)}
+}
