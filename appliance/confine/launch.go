@@ -1,0 +1,280 @@
+package confine
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Exit statuses of the launcher itself; the agent's own are passed through,
+// and 128 plus the number of the signal that ended it.
+const (
+	ExitFailed = 125 // the launcher could not confine or start the program; the channel says why
+	exitSignal = 128
+)
+
+// Mounted is what PID 1 writes on its channel once the sandbox stands and it
+// is confined itself.
+const Mounted = "mounted\n"
+
+// Descriptors that the daemon and the launcher's stages hand to each other.
+const (
+	controlFD = 3 // init: Root in, Mounted or an error out; end of file ends the sandbox. join: child's pid or an error out
+	specFD    = 4 // Spec in, an error out; closed by the program's start
+	pidFD     = 5 // join: pidfd of the sandbox's PID 1
+)
+
+// Main is the launcher. args are the program's arguments without its name:
+// one of the modes "init", "supervise PID", "join" and "exec". It returns the
+// exit status, unless the process has become another program.
+//
+// It must be called from the main goroutine of a program in which nothing
+// else runs: namespaces and restrictions are those of the main thread.
+func Main(args []string) int {
+	// Everything below restricts this thread and then executes from it.
+	runtime.LockOSThread()
+	mode := ""
+	if len(args) > 0 {
+		mode = args[0]
+	}
+	var run func([]string) (int, error)
+	fd := uintptr(controlFD)
+	switch mode {
+	case "init":
+		run = initBox
+	case "supervise":
+		run = supervise
+	case "join":
+		run = join
+	case "exec":
+		run = execute
+	default:
+		fmt.Fprintf(os.Stderr, "clawbox-launch: got mode %q; it is started by clawbox serve, with init or join\n", mode)
+		return ExitFailed
+	}
+	code, err := run(args[1:])
+	if err != nil {
+		ch := os.NewFile(fd, "channel")
+		fmt.Fprintf(ch, "error: %s: %v\n", mode, err)
+		return ExitFailed
+	}
+	return code
+}
+
+// initBox is the first process of a sandbox, still root. It ends by becoming
+// the supervisor.
+func initBox([]string) (int, error) {
+	self, err := openSelf()
+	if err != nil {
+		return 0, err
+	}
+	ctl := os.NewFile(controlFD, "control")
+	var r Root
+	if err := receive(ctl, &r); err != nil {
+		return 0, fmt.Errorf("read root: %w", err)
+	}
+	r.Supervisor.Args = []string{"/launcher"} // not a path: executed by descriptor
+	if err := r.Validate(); err != nil {
+		return 0, err
+	}
+	// By now the daemon has put this process into its cgroups, so the new
+	// namespace's root is the sandbox's own cgroup.
+	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
+		return 0, fmt.Errorf("cgroup namespace: %w", err)
+	}
+	unix.Umask(0o022)
+	if err := build(&r); err != nil {
+		return 0, fmt.Errorf("mount: %w", err)
+	}
+	pid, err := spawn(self)
+	if err != nil {
+		return 0, err
+	}
+	if err := apply(&r.Supervisor, extras{exec: self}); err != nil {
+		return 0, fmt.Errorf("confine PID 1: %w", err)
+	}
+	// The filter's descriptors are close-on-exec now, all but the control channel.
+	if err := keep(controlFD); err != nil {
+		return 0, err
+	}
+	return 0, reexec(self, "supervise", strconv.Itoa(pid))
+}
+
+// openSelf opens the launcher's file at a descriptor that no hand-over uses.
+func openSelf() (*os.File, error) {
+	f, err := os.OpenFile("/proc/self/exe", unix.O_PATH, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 64)
+	if err != nil {
+		return nil, fmt.Errorf("hold the launcher: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "launcher"), nil
+}
+
+func selfPath(self *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", self.Fd()) }
+
+func keep(fd int) error {
+	_, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0)
+	return err
+}
+
+// spawn starts the launcher in exec mode as a child with the Spec channel,
+// and lets go of the channel.
+func spawn(self *os.File) (int, error) {
+	pid, err := syscall.ForkExec(selfPath(self), []string{"clawbox-launch", "exec"}, &syscall.ProcAttr{
+		Dir: "/", Env: []string{}, Files: []uintptr{0, 1, 2, specFD},
+	})
+	if err != nil {
+		return 0, fmt.Errorf("start the child: %w", err)
+	}
+	return pid, unix.Close(specFD)
+}
+
+func reexec(self *os.File, args ...string) error {
+	err := syscall.Exec(selfPath(self), append([]string{"clawbox-launch"}, args...), []string{})
+	return fmt.Errorf("execute the launcher as %s: %w", args[0], err)
+}
+
+// supervise is PID 1, confined since before its first instruction: it waits
+// for everything, forwards SIGTERM, and ends with the agent or the daemon.
+func supervise(args []string) (int, error) {
+	if len(args) != 1 {
+		return 0, fmt.Errorf("got %d arguments, want the child's pid", len(args))
+	}
+	child, err := strconv.Atoi(args[0])
+	if err != nil {
+		return 0, err
+	}
+	if err := harden(); err != nil {
+		return 0, err
+	}
+	ctl := os.NewFile(controlFD, "control")
+	if _, err := io.WriteString(ctl, Mounted); err != nil {
+		return 0, err
+	}
+	go func() {
+		// The daemon never writes again; end of file means that it is gone,
+		// and a sandbox without its guardian must not run.
+		io.Copy(io.Discard, ctl)
+		os.Exit(exitSignal + int(unix.SIGKILL))
+	}()
+	term := make(chan os.Signal, 4)
+	signal.Notify(term, unix.SIGTERM)
+	go func() {
+		for range term {
+			unix.Kill(child, unix.SIGTERM)
+		}
+	}()
+	return reap(child)
+}
+
+// harden repeats what execve and the change of user have undone.
+func harden() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("dumpable: %w", err)
+	}
+	// Belt to the control channel's braces; the daemon keeps the thread alive
+	// that started init, because the kernel watches the thread.
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		return fmt.Errorf("parent death signal: %w", err)
+	}
+	return nil
+}
+
+// reap collects every process that ends here and returns when child has.
+func reap(child int) (int, error) {
+	for {
+		var ws unix.WaitStatus
+		pid, err := unix.Wait4(-1, &ws, 0, nil)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return 0, fmt.Errorf("wait: %w", err)
+		}
+		if pid == child {
+			return status(ws), nil
+		}
+	}
+}
+
+func status(ws unix.WaitStatus) int {
+	if ws.Signaled() {
+		return exitSignal + int(ws.Signal())
+	}
+	return ws.ExitStatus()
+}
+
+// join enters a running sandbox. It stays outside the pid namespace and the
+// cgroups itself; its child goes in.
+func join([]string) (int, error) {
+	self, err := openSelf()
+	if err != nil {
+		return 0, err
+	}
+	// Threads share their root and directory, and a mount namespace can be
+	// entered only by one that does not.
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return 0, fmt.Errorf("unshare fs: %w", err)
+	}
+	const all = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
+	if err := unix.Setns(pidFD, all); err != nil {
+		return 0, fmt.Errorf("enter namespaces: %w", err)
+	}
+	if err := unix.Chdir("/"); err != nil {
+		return 0, err
+	}
+	unix.Umask(0o022)
+	pid, err := spawn(self)
+	if err != nil {
+		return 0, err
+	}
+	ctl := os.NewFile(controlFD, "control")
+	if _, err := fmt.Fprintf(ctl, "child %d\n", pid); err != nil {
+		return 0, err
+	}
+	return reap(pid)
+}
+
+// execute reads a Spec, confines this process by it and becomes the program.
+// Its channel, at controlFD like every mode's, is the Spec's.
+func execute([]string) (int, error) {
+	ch := os.NewFile(controlFD, "spec")
+	var s Spec
+	if err := receive(ch, &s); err != nil {
+		return 0, fmt.Errorf("read spec: %w", err)
+	}
+	if err := s.Validate(); err != nil {
+		return 0, err
+	}
+	if s.TTY {
+		if err := ownTerminal(); err != nil {
+			return 0, err
+		}
+	}
+	if err := apply(&s, extras{scope: true}); err != nil {
+		return 0, fmt.Errorf("confine: %w", err)
+	}
+	return 0, fmt.Errorf("execute %s: %w", s.Args[0], syscall.Exec(s.Args[0], s.Args, s.Env))
+}
+
+// ownTerminal makes standard input the terminal of a new session.
+func ownTerminal() error {
+	if _, err := unix.Setsid(); err != nil {
+		return fmt.Errorf("new session: %w", err)
+	}
+	if err := unix.IoctlSetInt(0, unix.TIOCSCTTY, 0); err != nil {
+		return fmt.Errorf("controlling terminal: %w", err)
+	}
+	return nil
+}

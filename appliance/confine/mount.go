@@ -1,0 +1,216 @@
+package confine
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const safeMount = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+
+// node is a device file of the sandbox.
+type node struct {
+	name         string
+	major, minor uint32
+}
+
+// nodes are all the devices that a sandbox has, besides its own terminals.
+var nodes = []node{{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0}}
+
+// Devices lists the device paths that every Spec may name in Landlock.Device.
+func Devices() []string {
+	out := []string{"/dev/pts"}
+	for _, n := range nodes {
+		out = append(out, "/dev/"+n.name)
+	}
+	return out
+}
+
+var devLinks = map[string]string{
+	"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2", "ptmx": "pts/ptmx",
+}
+
+// masked are parts of /proc that tell about the host or steer it. They are
+// closed to an unprivileged user anyway; the mask holds if one day they aren't.
+var masked = []string{
+	"kcore", "keys", "key-users", "kallsyms", "kmsg", "kpagecount", "kpageflags", "kpagecgroup", "sysrq-trigger", "timer_list",
+	"sched_debug", "latency_stats", "slabinfo", "vmallocinfo", "modules", "config.gz", "acpi", "asound", "bus", "driver", "fs", "irq", "scsi",
+}
+
+// build mounts r in the calling process's mount namespace and makes it the
+// root. The caller is alone in new mount, pid, net, ipc and uts namespaces.
+func build(r *Root) error {
+	steps := []struct {
+		name string
+		do   func() error
+	}{
+		{"private mounts", func() error { return unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "") }},
+		{"hostname", func() error { return unix.Sethostname([]byte(r.Hostname)) }},
+		{"domain name", func() error { return unix.Setdomainname([]byte("(none)")) }},
+		{"overlay", func() error { return mountOverlay(r.Layers) }},
+		{"enter", func() error { return unix.Chdir(r.Layers[0]) }},
+		{"binds", func() error { return mountBinds(r.Binds) }},
+		{"proc", mountProc},
+		{"dev", func() error { return mountDev(r.Shm) }},
+		{"tmp", func() error { return mountTmp("tmp", r.Scratch) }},
+		{"pivot", pivot},
+	}
+	for _, s := range steps {
+		if err := s.do(); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	return nil
+}
+
+// mountOverlay mounts the layers over the first one. They are named by
+// descriptor: no path needs escaping, the 4096 bytes of mount options suffice
+// for any image, and the sandbox's mount table shows no host path.
+func mountOverlay(layers []string) error {
+	var refs []string
+	for _, l := range layers {
+		f, err := os.OpenFile(l, unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		refs = append(refs, fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	}
+	flags := uintptr(unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV)
+	err := unix.Mount("clawbox", layers[0], "overlay", flags, "lowerdir="+strings.Join(refs, ":"))
+	if err != nil {
+		return fmt.Errorf("%d layers: %w; want a kernel with overlayfs", len(layers), err)
+	}
+	return nil
+}
+
+func mountBinds(bs []Bind) error {
+	for _, b := range bs {
+		if err := b.mount(); err != nil {
+			return fmt.Errorf("%s: %w", b.Target, err)
+		}
+	}
+	return nil
+}
+
+// mount binds without following a link: the source belongs to the daemon, and
+// the target lies in the read-only image.
+func (b Bind) mount() error {
+	at, err := target(b.Target)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(at)
+	to := fmt.Sprintf("/proc/self/fd/%d", at)
+	if err := unix.Mount(b.Source, to, "", unix.MS_BIND, ""); err != nil {
+		return err
+	}
+	// The mount now lies over the directory that at still means: look it up again.
+	over, err := target(b.Target)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(over)
+	flags := uintptr(unix.MS_REMOUNT | unix.MS_BIND | unix.MS_NOSUID | unix.MS_NODEV)
+	if !b.Writable {
+		flags |= unix.MS_RDONLY
+	}
+	if !b.Exec {
+		flags |= unix.MS_NOEXEC
+	}
+	return unix.Mount("", fmt.Sprintf("/proc/self/fd/%d", over), "", flags, "")
+}
+
+// target opens a directory of the new root, which is the working directory.
+func target(p string) (int, error) {
+	how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS}
+	return unix.Openat2(unix.AT_FDCWD, p, how)
+}
+
+// mountProc hides processes of other users: PID 1, and whoever is about to
+// become the agent.
+func mountProc() error {
+	if err := unix.Mount("proc", "proc", "proc", safeMount, "hidepid=2"); err != nil {
+		return err
+	}
+	for _, m := range masked {
+		p := filepath.Join("proc", m)
+		st, err := os.Stat(p)
+		if os.IsNotExist(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := mask(p, st.IsDir()); err != nil {
+			return fmt.Errorf("mask %s: %w", p, err)
+		}
+	}
+	if err := unix.Mount("proc/sys", "proc/sys", "", unix.MS_BIND, ""); err != nil {
+		return err
+	}
+	return unix.Mount("", "proc/sys", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|safeMount, "")
+}
+
+func mask(p string, dir bool) error {
+	if dir {
+		return unix.Mount("masked", p, "tmpfs", unix.MS_RDONLY|safeMount, "size=4k,nr_inodes=2,mode=555")
+	}
+	return unix.Mount("/dev/null", p, "", unix.MS_BIND, "")
+}
+
+// mountDev makes /dev of nothing but harmless nodes, then seals it.
+func mountDev(shm int64) error {
+	if err := unix.Mount("dev", "dev", "tmpfs", unix.MS_NOSUID|unix.MS_NOEXEC, "size=64k,nr_inodes=64,mode=755"); err != nil {
+		return err
+	}
+	for _, n := range nodes {
+		p := filepath.Join("dev", n.name)
+		if err := unix.Mknod(p, unix.S_IFCHR|0o666, int(unix.Mkdev(n.major, n.minor))); err != nil {
+			return fmt.Errorf("%s: %w", p, err)
+		}
+		// mknod's mode is subject to the umask.
+		if err := os.Chmod(p, 0o666); err != nil {
+			return err
+		}
+	}
+	for name, to := range devLinks {
+		if err := os.Symlink(to, filepath.Join("dev", name)); err != nil {
+			return err
+		}
+	}
+	for _, d := range []string{"dev/pts", "dev/shm"} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := unix.Mount("devpts", "dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,max=64"); err != nil {
+		return err
+	}
+	if err := mountTmp("dev/shm", shm); err != nil {
+		return err
+	}
+	return unix.Mount("", "dev", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NOEXEC, "")
+}
+
+// mountTmp bounds inodes too: empty files cost kernel memory, not bytes.
+func mountTmp(p string, size int64) error {
+	inodes := min(max(size/4096, 1024), 1<<20)
+	return unix.Mount("tmp", p, "tmpfs", safeMount, fmt.Sprintf("size=%d,nr_inodes=%d,mode=1777", size, inodes))
+}
+
+// pivot makes the working directory the root and forgets the host's. Both
+// may be ".", which needs no directory to put the old root in.
+// Source: pivot_root(2), "pivot_root(".", ".")".
+func pivot() error {
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return err
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("detach the host: %w", err)
+	}
+	return unix.Chdir("/")
+}
