@@ -1,0 +1,84 @@
+package router
+
+import (
+	"net/http"
+)
+
+// meter counts an agent's use. Router.mu guards it.
+type meter struct {
+	requests int // started
+	tokens   int // settled
+	reserved int // of calls on their way
+}
+
+// defaultOutput is reserved for the answer of a call that sets no bound itself.
+const defaultOutput = 1024
+
+// estimate is what a call reserves: a prompt token for every four bytes, the
+// usual ratio of English text, and the answer as long as it may become.
+func estimate(c *call) int {
+	n := len(c.out)/4 + 1
+	if c.ep.output {
+		out := c.req.output
+		if out == 0 {
+			out = defaultOutput
+		}
+		n += min(out, 1<<30) * c.req.choice
+	}
+	return n
+}
+
+// reserve takes a request and its tokens from the agent's budget.
+func (h *handler) reserve(c *call) *refusal {
+	b, want := c.pol.Inference.Budget, estimate(c)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	m := h.meter()
+	if b.Requests > 0 && m.requests >= b.Requests {
+		return refuse(http.StatusTooManyRequests, "budget.requests", "%d of %d requests are used", m.requests, b.Requests)
+	}
+	if left := b.Tokens - m.tokens - m.reserved; b.Tokens > 0 && want > left {
+		return refuse(http.StatusTooManyRequests, "budget.tokens", "this call may use %d tokens, %d of %d are left; send less context or a smaller max_tokens", want, max(left, 0), b.Tokens)
+	}
+	m.requests++
+	m.reserved += want
+	c.reserved = want
+	return nil
+}
+
+// settle replaces c's reservation by what was used.
+func (h *handler) settle(c *call, used int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	m := h.meter()
+	m.reserved -= min(c.reserved, m.reserved) // Forget may have come between
+	m.tokens += used
+	c.reserved = 0
+}
+
+// meter is the agent's, made at first use. The caller holds mu.
+func (h *handler) meter() *meter {
+	m := h.meters[h.agent.ID]
+	if m == nil {
+		m = &meter{}
+		h.meters[h.agent.ID] = m
+	}
+	return m
+}
+
+// Spent returns the requests started and the tokens settled for an agent.
+func (r *Router) Spent(agentID string) (requests, tokens int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m := r.meters[agentID]; m != nil {
+		return m.requests, m.tokens
+	}
+	return 0, 0
+}
+
+// Forget drops an agent's counters: its life is over.
+func (r *Router) Forget(agentID string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.meters, agentID)
+}

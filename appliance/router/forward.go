@@ -1,0 +1,129 @@
+package router
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"time"
+
+	"github.com/clawbox/clawbox/appliance/ledger"
+)
+
+// outcome is what became of a forwarded call.
+type outcome struct {
+	status int
+	bytes  int64 // of the answer, as passed on
+	use    usage
+	reason string // stable code for the record
+	detail string
+}
+
+// forward sends the call, relays the answer and settles.
+func (h *handler) forward(c *call, w http.ResponseWriter, q *http.Request) {
+	resp, err := h.send(q, c)
+	if err != nil {
+		fail(w, c.ep.shape, err)
+		h.finish(q.Context(), c, outcome{reason: err.code, detail: fmt.Sprint(err.cause)})
+		return
+	}
+	h.finish(q.Context(), c, relay(w, resp, c))
+}
+
+// send makes the upstream request. Errors name the upstream, not its address.
+func (h *handler) send(q *http.Request, c *call) (*http.Response, *refusal) {
+	down := refuse(http.StatusBadGateway, "infer.upstream_down", "upstream %q does not answer", c.up.name)
+	out, err := http.NewRequestWithContext(q.Context(), http.MethodPost, c.up.url(c.ep.path).String(), bytes.NewReader(c.out))
+	if err != nil {
+		return nil, down.because(err)
+	}
+	pass(out.Header, q.Header, requestHeaders)
+	out.Header.Set("User-Agent", "clawbox")
+	if c.ep.shape == anthropic && out.Header.Get("Anthropic-Version") == "" {
+		out.Header.Set("Anthropic-Version", "2023-06-01")
+	}
+	if err := c.up.authorize(out.Header); err != nil {
+		return nil, refuse(http.StatusBadGateway, "infer.credential", "the credential of upstream %q can't be used; the ledger says why", c.up.name).because(err)
+	}
+	resp, err := h.rt.RoundTrip(out)
+	if err != nil {
+		return nil, down.because(err)
+	}
+	if resp.StatusCode >= 300 && resp.StatusCode < 400 { // a redirect would leave the decided route
+		resp.Body.Close()
+		return nil, refuse(http.StatusBadGateway, "infer.redirect", "upstream %q answered with a redirect, which is not followed", c.up.name).because(errors.New(resp.Status))
+	}
+	return resp, nil
+}
+
+// relay copies the answer to the agent and reads the usage on the way.
+func relay(w http.ResponseWriter, resp *http.Response, c *call) outcome {
+	defer resp.Body.Close()
+	o := outcome{status: resp.StatusCode, reason: "infer.usage"}
+	pass(w.Header(), resp.Header, responseHeaders)
+	w.WriteHeader(resp.StatusCode)
+	var err error
+	if ct, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); ct == "text/event-stream" {
+		s := &stream{w: w, hide: c.req.added, use: &o.use}
+		err = s.copy(resp.Body)
+		o.bytes = s.n
+	} else {
+		t := &tail{max: MaxBody}
+		o.bytes, err = io.Copy(w, io.TeeReader(resp.Body, t))
+		o.use.read(t.b)
+	}
+	if err != nil {
+		o.reason = "infer.cut"
+	}
+	return o
+}
+
+// charge is what a call costs: its reported usage; without a report the
+// reservation, except where the upstream did no work.
+func (o outcome) charge(c *call) int {
+	switch {
+	case o.use.seen:
+		return o.use.in + o.use.out
+	case o.status == 0 || o.status >= 400:
+		return 0
+	}
+	return c.reserved
+}
+
+// finish settles the budget and writes the call's second record. The agent
+// may be gone by now: that does not cancel the record.
+func (h *handler) finish(ctx context.Context, c *call, o outcome) {
+	cost := o.charge(c)
+	h.settle(c, cost)
+	r := h.record(c, ledger.Allowed)
+	r.Reason, r.Detail = o.reason, o.detail
+	r.Attrs = map[string]any{
+		"call": c.id, "upstream": c.up.name, "status": o.status, "response_bytes": o.bytes,
+		"duration_ms": time.Since(c.start).Milliseconds(), "charged_tokens": cost,
+	}
+	if o.use.seen {
+		r.Attrs["input_tokens"], r.Attrs["output_tokens"] = o.use.in, o.use.out
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	_ = h.rec.Record(ctx, r) // the call is over; a failed ledger stops the next one
+}
+
+// tail keeps what passes through, up to max bytes; beyond, nothing.
+type tail struct {
+	b    []byte
+	max  int
+	over bool
+}
+
+func (t *tail) Write(p []byte) (int, error) {
+	if t.over = t.over || len(t.b)+len(p) > t.max; t.over {
+		t.b = nil
+	} else {
+		t.b = append(t.b, p...)
+	}
+	return len(p), nil
+}

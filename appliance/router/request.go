@@ -1,0 +1,195 @@
+package router
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"slices"
+	"strings"
+	"unicode"
+)
+
+// endpoint is a call that the router serves.
+type endpoint struct {
+	path   string // below an upstream's base
+	shape  shape
+	output bool // the answer is generated text: reserve tokens for it
+	usage  bool // stream_options.include_usage makes a stream report usage
+}
+
+var endpoints = map[string]endpoint{
+	"/v1/chat/completions": {path: "/chat/completions", output: true, usage: true},
+	"/v1/completions":      {path: "/completions", output: true, usage: true},
+	"/v1/responses":        {path: "/responses", output: true},
+	"/v1/embeddings":       {path: "/embeddings"},
+	"/v1/messages":         {path: "/messages", output: true, shape: anthropic},
+}
+
+// request is what the router has to know of a body.
+type request struct {
+	model  string
+	stream bool
+	output int  // bound of generated tokens that the body asks for, 0 if none
+	choice int  // answers asked for
+	added  bool // include_usage was added by the router: hide what it causes
+
+	body   []byte
+	fields []field
+}
+
+// maxKeys bounds the top-level keys: real requests have some twenty.
+const maxKeys = 128
+
+// parse reads a body strictly enough that no upstream can read another model
+// or stream flag out of it: one JSON object, no key twice at the top, also not
+// in another case (some decoders fold case).
+func parse(b []byte) (request, *refusal) {
+	r := request{body: b, choice: 1}
+	if !json.Valid(b) {
+		return r, refuse(http.StatusBadRequest, "infer.json", "the body is not JSON")
+	}
+	if t := bytes.TrimLeft(b, " \t\r\n"); t[0] != '{' {
+		return r, refuse(http.StatusBadRequest, "infer.json", "the body is not a JSON object")
+	}
+	r.fields = topLevel(b)
+	if len(r.fields) > maxKeys {
+		return r, refuse(http.StatusBadRequest, "infer.json", "got %d top-level keys, want at most %d", len(r.fields), maxKeys)
+	}
+	if k, ok := twice(r.fields); ok {
+		return r, refuse(http.StatusBadRequest, "infer.json", "got the key %.64q twice (or in another case), want it once, in lower case", k)
+	}
+	return r, r.read()
+}
+
+// twice finds a key that some decoder could take for another one.
+func twice(fs []field) (string, bool) {
+	for i, f := range fs {
+		for _, g := range fs[:i] {
+			if strings.EqualFold(f.key, g.key) {
+				return f.key, true
+			}
+		}
+		for k := range readers {
+			if f.key != k && strings.EqualFold(f.key, k) {
+				return f.key, true
+			}
+		}
+	}
+	return "", false
+}
+
+// readers decode the top-level fields that matter; null counts as absent.
+var readers = map[string]func(*request, []byte) error{
+	"model":                 func(r *request, v []byte) error { return json.Unmarshal(v, &r.model) },
+	"stream":                func(r *request, v []byte) error { return json.Unmarshal(v, &r.stream) },
+	"max_tokens":            readOutput,
+	"max_completion_tokens": readOutput,
+	"max_output_tokens":     readOutput,
+	"n":                     func(r *request, v []byte) error { return json.Unmarshal(v, &r.choice) },
+}
+
+func readOutput(r *request, v []byte) error {
+	var n int
+	err := json.Unmarshal(v, &n)
+	r.output = max(r.output, n)
+	if n < 0 {
+		return errNegative
+	}
+	return err
+}
+
+func (r *request) read() *refusal {
+	for _, f := range r.fields {
+		if dec := readers[f.key]; dec != nil {
+			if err := dec(r, r.body[f.start:f.end]); err != nil {
+				return refuse(http.StatusBadRequest, "infer.json", "the value of %q has the wrong type", f.key)
+			}
+		}
+	}
+	if r.choice < 1 || r.choice > 128 {
+		return refuse(http.StatusBadRequest, "infer.json", "got n = %d, want 1 to 128", r.choice)
+	}
+	if !modelName(r.model) {
+		return refuse(http.StatusBadRequest, "infer.name", "got model %.64q, want a printable name of 1 to 256 bytes", r.model)
+	}
+	return nil
+}
+
+func modelName(s string) bool {
+	return s != "" && len(s) <= 256 && !strings.ContainsFunc(s, func(c rune) bool {
+		return !unicode.IsPrint(c) || c == unicode.ReplacementChar
+	})
+}
+
+// wantUsage makes a stream end with a usage report, which budgets need. b is
+// the body that r was parsed from.
+func (r *request) wantUsage(ep endpoint, b []byte) ([]byte, *refusal) {
+	if !ep.usage || !r.stream {
+		return b, nil
+	}
+	opts := map[string]any{}
+	at := slices.IndexFunc(r.fields, func(f field) bool { return f.key == "stream_options" })
+	if at >= 0 {
+		if json.Unmarshal(b[r.fields[at].start:r.fields[at].end], &opts) != nil {
+			return nil, refuse(http.StatusBadRequest, "infer.json", "the value of \"stream_options\" is not an object")
+		}
+		if opts["include_usage"] == true {
+			return b, nil
+		}
+	}
+	if opts == nil { // JSON null
+		opts = map[string]any{}
+	}
+	opts["include_usage"], r.added = true, true
+	v, _ := json.Marshal(opts) // a decoded JSON object always encodes
+	if at >= 0 {
+		f := r.fields[at]
+		return slices.Concat(b[:f.start], v, b[f.end:]), nil
+	}
+	i := bytes.IndexByte(b, '{') + 1 // "model" is there, so a comma is due
+	return slices.Concat(b[:i], []byte(`"stream_options":`), v, []byte(","), b[i:]), nil
+}
+
+// Tools that the client runs itself; an upstream runs all others (web search,
+// code execution, MCP) with its own network. A "*" ends a prefix.
+var clientTools = []string{"function", "custom", "bash_*", "text_editor_*", "computer_*", "memory_*"}
+
+// Top-level keys that make the upstream itself reach out.
+var hostedKeys = []string{"mcp_servers", "web_search_options", "container", "plugins"}
+
+// Keys whose value an upstream would fetch.
+var fetchKeys = []string{"url", "image_url", "file_url", "server_url", "audio_url", "video_url"}
+
+// remote refuses what would make an upstream outside the host act for the agent.
+func (r *request) remote() (err *refusal) {
+	for _, f := range r.fields {
+		if slices.Contains(hostedKeys, f.key) && string(r.body[f.start:f.end]) != "null" {
+			return refuse(http.StatusForbidden, "infer.hosted_tool", "%q lets the upstream reach the network for the agent; remove it", f.key)
+		}
+	}
+	walk(r.body, func(t text) {
+		if t.isKey || err != nil {
+			return
+		}
+		s := decode(t.lit)
+		switch {
+		case t.top == "tools" && t.key == "type" && t.depth == 3 && !clientTool(string(s)):
+			err = refuse(http.StatusForbidden, "infer.hosted_tool", "tool type %.64q runs at the upstream, outside this policy; want a function tool", s)
+		case slices.Contains(fetchKeys, t.key) && remoteURL(s):
+			err = refuse(http.StatusForbidden, "infer.remote_url", "%q names a remote address that the upstream would fetch; send the content as a data: URL", t.key)
+		}
+	})
+	return err
+}
+
+func clientTool(s string) bool {
+	return slices.ContainsFunc(clientTools, func(p string) bool {
+		pre, star := strings.CutSuffix(p, "*")
+		return s == p || star && strings.HasPrefix(s, pre)
+	})
+}
+
+func remoteURL(s []byte) bool {
+	t := strings.ToLower(strings.TrimSpace(string(s[:min(len(s), 64)])))
+	return t != "" && !strings.HasPrefix(t, "data:")
+}
