@@ -1,0 +1,145 @@
+package ledger
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// Head is a state of the log: how many entries, and the Merkle root over
+// them (RFC 6962, section 2.1).
+type Head struct {
+	Size       int64
+	Root       tlog.Hash
+	Checkpoint []byte // the signed note that says so
+}
+
+// An opener turns the bytes of a note into the head that it states.
+type opener func(b []byte) (Head, error)
+
+// signHead states size and root as a C2SP tlog-checkpoint. The origin is the
+// key's name, as the specification recommends.
+func signHead(s note.Signer, size int64, root tlog.Hash) (Head, error) {
+	text := fmt.Sprintf("%s\n%d\n%s\n", s.Name(), size, root)
+	b, err := note.Sign(&note.Note{Text: text}, s)
+	if err != nil {
+		return Head{}, fmt.Errorf("sign checkpoint of size %d: %w", size, err)
+	}
+	return Head{Size: size, Root: root, Checkpoint: b}, nil
+}
+
+// parseHead reads the three lines of a checkpoint's text. It accepts exactly
+// what signHead writes, or the same with extension lines when ext is set.
+func parseHead(text, origin string, ext bool) (Head, error) {
+	l := strings.SplitAfterN(text, "\n", 4)
+	if len(l) != 4 {
+		return Head{}, errors.New("checkpoint has fewer than three lines")
+	}
+	if got := strings.TrimSuffix(l[0], "\n"); origin != "" && got != origin {
+		return Head{}, fmt.Errorf("checkpoint is of log %q, want %q", got, origin)
+	}
+	n := strings.TrimSuffix(l[1], "\n")
+	size, err := strconv.ParseInt(n, 10, 64)
+	if err != nil || size < 0 || strconv.FormatInt(size, 10) != n {
+		return Head{}, fmt.Errorf("checkpoint size %q is not a plain decimal number", n)
+	}
+	root, err := tlog.ParseHash(strings.TrimSuffix(l[2], "\n"))
+	if err != nil || root.String()+"\n" != l[2] { // base64 has spare bits: compare
+		return Head{}, fmt.Errorf("checkpoint root %q is not base64 of 32 bytes", strings.TrimSuffix(l[2], "\n"))
+	}
+	if l[3] != "" && !ext {
+		return Head{}, errors.New("checkpoint has more than three lines")
+	}
+	return Head{Size: size, Root: root}, nil
+}
+
+// strict opens notes written by the log itself: one signature, by v, and not
+// a byte that signHead would have written differently. Without this rule the
+// spare bits of the signature's base64 could be changed unnoticed.
+func strict(v note.Verifier) opener {
+	known := note.VerifierList(v)
+	return func(b []byte) (Head, error) {
+		n, err := note.Open(b, known)
+		if err != nil {
+			return Head{}, fmt.Errorf("checkpoint signature: %w (want a signature by %s)", err, v.Name())
+		}
+		h, err := parseHead(n.Text, v.Name(), false)
+		if err != nil {
+			return Head{}, err
+		}
+		sig, err := base64.StdEncoding.Strict().DecodeString(n.Sigs[0].Base64)
+		if err != nil {
+			return Head{}, fmt.Errorf("checkpoint signature is not canonical base64: %w", err)
+		}
+		want := fmt.Sprintf("%s\n— %s %s\n", n.Text, v.Name(), base64.StdEncoding.EncodeToString(sig))
+		if string(b) != want {
+			return Head{}, errors.New("checkpoint carries more than its text and one signature")
+		}
+		h.Checkpoint = b
+		return h, nil
+	}
+}
+
+// anchored opens notes kept elsewhere, to which witnesses may have added
+// their lines.
+func anchored(v note.Verifier) opener {
+	return func(b []byte) (Head, error) {
+		n, err := note.Open(b, note.VerifierList(v))
+		if err != nil {
+			return Head{}, fmt.Errorf("%w (want a signature by %s)", err, v.Name())
+		}
+		h, err := parseHead(n.Text, v.Name(), true)
+		h.Checkpoint = b
+		return h, err
+	}
+}
+
+// unverified reads a note without a key. Only readers of a log that Verify
+// has seen, or that don't decide by it, may use this.
+func unverified(b []byte) (Head, error) {
+	text, _, ok := strings.Cut(string(b), "\n\n")
+	if !ok {
+		return Head{}, errors.New("checkpoint is not a signed note")
+	}
+	h, err := parseHead(text+"\n", "", true)
+	h.Checkpoint = b
+	return h, err
+}
+
+// peaks are the roots of the perfect subtrees that make up a tree of n
+// leaves, largest first: all that is needed to append and to state the root.
+type peaks struct {
+	n     int64
+	roots []tlog.Hash
+}
+
+func (p *peaks) add(leaf tlog.Hash) {
+	p.roots = append(p.roots, leaf)
+	for n := p.n; n&1 == 1; n >>= 1 {
+		k := len(p.roots) - 2
+		p.roots = append(p.roots[:k], tlog.NodeHash(p.roots[k], p.roots[k+1]))
+	}
+	p.n++
+}
+
+func (p *peaks) root() tlog.Hash {
+	if p.n == 0 {
+		return sha256.Sum256(nil) // RFC 6962: the hash of an empty list
+	}
+	k := len(p.roots) - 1
+	h := p.roots[k]
+	for k--; k >= 0; k-- {
+		h = tlog.NodeHash(p.roots[k], h)
+	}
+	return h
+}
+
+func (p *peaks) clone() peaks {
+	return peaks{p.n, append([]tlog.Hash(nil), p.roots...)}
+}

@@ -1,0 +1,46 @@
+// Package ledger keeps the appliance's record: an append-only Merkle log of
+// security events on plain files, with a signed head.
+//
+// A producer describes one fact as a [Record] and hands it to a [Recorder].
+// The ledger encodes it as an OCSF event, appends it, and returns when it is
+// on the disk. An error means that the fact isn't recorded, and that the
+// action it describes must not happen:
+//
+//	log, err := ledger.Open(dir, signer, verifier)
+//	...
+//	if err := log.Record(ctx, ledger.Record{Kind: ledger.KindConnect, Verdict: ledger.Allowed, Agent: "ada", Host: "pypi.org", Port: 443}); err != nil {
+//		return err // refuse the connection
+//	}
+//
+// An auditor needs the directory, the public key, and best of all a
+// checkpoint that was kept somewhere else:
+//
+//	report, err := ledger.Verify(dir, verifier, ledger.Options{Anchors: [][]byte{old}})
+//
+// # The directory
+//
+//	checkpoint       the head, at most a second old; C2SP tlog-checkpoint
+//	wal              the entries that don't fill a bundle yet, see wal.go
+//	tile/<L>/<N>     full hash tiles: 256 hashes; C2SP tlog-tiles
+//	tile/entries/<N> full entry bundles: 256 entries; C2SP tlog-tiles
+//
+// Nothing else may lie there. [ExportTiles] adds the partial tiles that
+// public tools want.
+//
+// # How a commit works
+//
+// One goroutine writes. It takes everything that waits, appends it to the wal
+// with a checkpoint signed over the tree that results, flushes once
+// (fdatasync), and only then answers. When the wal holds 256 entries they
+// move to a bundle and a tile. Every step keeps the earlier state readable
+// until the later one is durable, so a crash at any point loses nothing that
+// was answered.
+//
+// # What it proves
+//
+// Every byte of every file is covered by a signature, a hash or an exact
+// rule, so Verify finds any change made by somebody without the key. Whoever
+// holds the key, or cuts the log back to an older state of the whole
+// directory, is found only by comparing with an anchor kept elsewhere. Key
+// rotation isn't built: one log has one key.
+package ledger

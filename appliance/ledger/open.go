@@ -1,0 +1,241 @@
+package ledger
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+	"golang.org/x/sys/unix"
+)
+
+// Open opens the log in dir for writing and takes it for this process alone.
+// v must be the verifier of s's key.
+//
+// After a crash Open finishes what was under way: it completes a rotation,
+// and it cuts a torn commit off the end, which nobody was told of, and
+// records that it did. Anything else that doesn't fit is refused, never
+// repaired: damage in the part that Open has to read (the checkpoint, the
+// wal, the right edge of the tiles) is found here, all other by Verify.
+func Open(dir string, s note.Signer, v note.Verifier) (*Log, error) {
+	dir = filepath.Clean(dir)
+	if s.Name() != v.Name() || s.KeyHash() != v.KeyHash() {
+		return nil, fmt.Errorf("open ledger: signing key is %s+%08x, verifier is %s+%08x: use one pair", s.Name(), s.KeyHash(), v.Name(), v.KeyHash())
+	}
+	lock, err := takeDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open ledger: %w", err)
+	}
+	w, dropped, err := load(&osDisk{dir: dir}, dir, s, v)
+	if err == nil {
+		err = w.settle(dropped)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open ledger %s: %w", dir, err), lock.Close())
+	}
+	return start(*w, lock), nil
+}
+
+// takeDir locks dir. A Verify that looks for a writer holds it for a moment,
+// so one refusal isn't the end.
+func takeDir(dir string) (*os.File, error) {
+	for i := 0; ; i++ {
+		f, err := lockDir(dir, unix.LOCK_EX)
+		if err == nil || !errors.Is(err, unix.EWOULDBLOCK) {
+			return f, err
+		}
+		if i == 20 {
+			return nil, fmt.Errorf("%s is in use by another process: %w", dir, err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// load reads the end of the log and checks that it hangs together. The second
+// result is the torn commit at the end, if any.
+func load(d disk, dir string, s note.Signer, v note.Verifier) (*writer, *tear, error) {
+	open := strict(v)
+	cp, err := readCheckpoint(dir, open)
+	if err != nil {
+		return nil, nil, err
+	}
+	wal, err := readWal(dir, open)
+	if err != nil {
+		return nil, nil, err
+	}
+	w := &writer{
+		disk: d, signer: s, entries: wal.entries, head: wal.head(), shown: cp.Size, wal: wal.good,
+		tiles: hashes{dir, wal.start(), wal.leaves}, made: map[string]bool{},
+	}
+	if w.peaks, err = w.tiles.peaks(wal.start()); err != nil {
+		return nil, nil, fmt.Errorf("%w: %s", err, restore)
+	}
+	if err := wal.checkCommits(&w.peaks, nil); err != nil {
+		return nil, nil, err
+	}
+	if err := covers(wal, cp); err != nil {
+		return nil, nil, err
+	}
+	// The wal may hold up to a second more than the checkpoint file, which can
+	// even be from before the last bundle only if the files were mixed.
+	root, err := w.tiles.root(cp.Size)
+	if err != nil {
+		return nil, nil, err
+	}
+	if root != cp.Root {
+		return nil, nil, &Fault{checkpointFile, -1, fmt.Sprintf("says root %v at size %d, the entries give %v", cp.Root, cp.Size, root), restore}
+	}
+	t, err := torn(wal, open)
+	return w, t, err
+}
+
+// settle makes the loaded state the durable one. The wal is always written
+// anew: after a failed flush the kernel may show bytes that the disk hasn't.
+func (w *writer) settle(t *tear) error {
+	for _, f := range []string{checkpointFile + ".new", walFile + ".new"} {
+		if err := w.disk.do(op{verb: remove, path: f}); err != nil {
+			return err
+		}
+	}
+	if t != nil {
+		return w.recover(t)
+	}
+	if len(w.entries) == width { // a rotation was cut off
+		return w.rotate()
+	}
+	return w.restart(w.wal)
+}
+
+// recover cuts the torn commit off and records it, in one step.
+func (w *writer) recover(t *tear) error {
+	host, _ := os.Hostname()
+	e, err := encode(t.record(), host)
+	if err != nil {
+		return err
+	}
+	leaf := tlog.RecordHash(e)
+	w.peaks.add(leaf)
+	if w.head, err = signHead(w.signer, w.peaks.n, w.peaks.root()); err != nil {
+		return err
+	}
+	w.entries, w.tiles.leaves = append(w.entries, e), append(w.tiles.leaves, leaf)
+	b := appendFrame(bytes.Clone(w.wal), frameEntry, e)
+	if err := w.restart(appendFrame(b, frameCheckpoint, w.head.Checkpoint)); err != nil {
+		return err
+	}
+	if len(w.entries) == width {
+		return w.rotate()
+	}
+	return nil
+}
+
+// A tear is what a crash left behind the last commit.
+type tear struct {
+	bytes  int
+	why    error
+	signed Head // its own checkpoint, if that is whole
+	end    int64
+}
+
+func (t *tear) record() Record {
+	r := Record{
+		Time: time.Now(), Kind: KindService, Reason: "ledger.recovered",
+		Detail: fmt.Sprintf("cut %d bytes of a commit that was not finished, after entry %d: %v", t.bytes, t.end-1, t.why),
+		Attrs:  map[string]any{"dropped_bytes": t.bytes},
+	}
+	if t.signed.Checkpoint != nil {
+		r.Attrs["dropped_size"] = t.signed.Size
+		r.Attrs["dropped_root"] = t.signed.Root.String()
+	}
+	return r
+}
+
+// torn decides whether the bytes after the last commit can come from a crash.
+// Commits are written one after the other, each flushed before the next, so
+// a crash can hit one only: a signed checkpoint in the middle of the bytes
+// shows that the damage is older than the last commit. One at their very end
+// can be honest (a power cut that lost an earlier page of the same commit);
+// it is cut, and its size and root are recorded for an auditor to compare.
+func torn(w *walImage, open opener) (*tear, error) {
+	if len(w.rest) == 0 {
+		return nil, nil
+	}
+	t := &tear{bytes: len(w.rest), why: w.why, end: w.head().Size}
+	if w.full() {
+		return nil, &Fault{walFile, t.end, fmt.Sprintf("%d bytes follow a full bundle", t.bytes), restore}
+	}
+	for i := range w.rest {
+		h, n, ok := signedAt(w.rest[i:], open)
+		if ok && i+n < len(w.rest) {
+			return nil, &Fault{walFile, t.end, fmt.Sprintf("damaged (%v), though the commit of size %d was finished after it", w.why, h.Size), restore}
+		}
+		if ok {
+			t.signed = h
+		}
+	}
+	return t, nil
+}
+
+// signedAt looks for a whole checkpoint frame at the start of b.
+func signedAt(b []byte, open opener) (h Head, n int, ok bool) {
+	if len(b) == 0 || b[0] != frameCheckpoint {
+		return h, 0, false
+	}
+	_, body, rest, err := nextFrame(b)
+	if err != nil {
+		return h, 0, false
+	}
+	h, err = open(body)
+	return h, len(b) - len(rest), err == nil
+}
+
+// covers refuses a wal that ends below the checkpoint file: what that states
+// was answered, so it cannot have been torn off by a crash.
+func covers(w *walImage, cp Head) error {
+	end := w.head().Size
+	if cp.Size <= end {
+		return nil
+	}
+	what := fmt.Sprintf("ends at entry %d, the signed checkpoint file says %d entries", end, cp.Size)
+	if w.why != nil {
+		what += fmt.Sprintf(" (%v)", w.why)
+	}
+	return &Fault{walFile, end, what, restore}
+}
+
+func readCheckpoint(dir string, open opener) (Head, error) {
+	b, err := os.ReadFile(filepath.Join(dir, checkpointFile))
+	if err != nil {
+		return Head{}, &Fault{checkpointFile, -1, err.Error(), restore}
+	}
+	h, err := open(b)
+	if err != nil {
+		return Head{}, &Fault{checkpointFile, -1, err.Error(), restore}
+	}
+	return h, nil
+}
+
+func readWal(dir string, open opener) (*walImage, error) {
+	f, err := os.OpenFile(filepath.Join(dir, walFile), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, &Fault{walFile, -1, err.Error(), restore}
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxWal+1))
+	if err != nil {
+		return nil, &Fault{walFile, -1, err.Error(), restore}
+	}
+	if len(b) > maxWal {
+		return nil, &Fault{walFile, -1, fmt.Sprintf("is longer than %d bytes", maxWal), restore}
+	}
+	w, err := scanWal(b, open)
+	if err != nil {
+		return nil, &Fault{walFile, -1, err.Error(), restore}
+	}
+	return w, nil
+}

@@ -1,0 +1,136 @@
+package ledger
+
+import (
+	"path"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// writer is the state of the tree at the end of the log, and the only code
+// that changes the directory. One goroutine uses it. After an error it must
+// not be used again: what is on the disk is then unknown until Open looks.
+type writer struct {
+	disk    disk
+	signer  note.Signer
+	tiles   hashes
+	peaks   peaks
+	entries [][]byte // in the wal, at most width
+	head    Head     // last durable commit
+	shown   int64    // size that the checkpoint file states
+	made    map[string]bool
+	wal     []byte // its committed bytes, as Open found them
+}
+
+// commit makes es durable with one flush. It takes as many as the bundle has
+// room for and returns how many those were.
+func (w *writer) commit(es [][]byte) (int, error) {
+	n := min(len(es), width-len(w.entries))
+	var b []byte
+	leaves := make([]tlog.Hash, n)
+	p := w.peaks.clone()
+	for i, e := range es[:n] {
+		b = appendFrame(b, frameEntry, e)
+		leaves[i] = tlog.RecordHash(e)
+		p.add(leaves[i])
+	}
+	h, err := signHead(w.signer, p.n, p.root())
+	if err != nil {
+		return 0, err
+	}
+	b = appendFrame(b, frameCheckpoint, h.Checkpoint)
+	if err := w.all(op{verb: grow, path: walFile, data: b}, op{verb: flush, path: walFile}); err != nil {
+		return 0, err
+	}
+	w.peaks, w.head = p, h
+	w.entries = append(w.entries, es[:n]...)
+	w.tiles.leaves = append(w.tiles.leaves, leaves...)
+	return n, nil
+}
+
+// rotate moves a full wal to a bundle and tiles. The wal stays until all of
+// them are durable; the checkpoint file is brought up to date in the same
+// step, so that it is never below the start of the wal.
+func (w *writer) rotate() error {
+	n := w.tiles.start / width
+	if err := w.place(tilePath(-1, n), appendBundle(nil, w.entries...)); err != nil {
+		return err
+	}
+	for l := 0; ; l++ {
+		hs, err := w.tiles.row(l, n*width, width)
+		if err != nil {
+			return err
+		}
+		if err := w.place(tilePath(l, n), joinHashes(hs)); err != nil {
+			return err
+		}
+		if (n+1)%width != 0 {
+			break
+		}
+		n /= width // that tile completes one above it
+	}
+	w.tiles.start, w.tiles.leaves, w.entries = w.tiles.start+width, nil, nil
+	return w.restart(newWal(w.head))
+}
+
+// place writes a tile durably, with the directories that it needs. No rename:
+// until the wal is replaced nobody counts on the file, and Open writes it
+// again if a crash comes between.
+func (w *writer) place(file string, b []byte) error {
+	dir := path.Dir(file)
+	if err := w.mkdirs(dir); err != nil {
+		return err
+	}
+	return w.all(op{verb: write, path: file, data: b}, op{verb: syncDir, path: dir})
+}
+
+// mkdirs makes dir and its parents, once in a writer's life: a directory that
+// is there already may be the work of a rotation cut off before its flush.
+func (w *writer) mkdirs(dir string) error {
+	if dir == "." || w.made[dir] {
+		return nil
+	}
+	up := path.Dir(dir)
+	if err := w.mkdirs(up); err != nil {
+		return err
+	}
+	w.made[dir] = true
+	return w.all(op{verb: mkdir, path: dir}, op{verb: syncDir, path: up})
+}
+
+// restart replaces the wal by the image b and the checkpoint file by the
+// head.
+func (w *writer) restart(b []byte) error {
+	err := w.all(
+		op{verb: write, path: checkpointFile + ".new", data: w.head.Checkpoint},
+		op{verb: write, path: walFile + ".new", data: b},
+		op{verb: rename, path: checkpointFile + ".new", to: checkpointFile},
+		op{verb: rename, path: walFile + ".new", to: walFile},
+		op{verb: syncDir, path: "."},
+	)
+	w.shown = w.head.Size
+	return err
+}
+
+// publish brings the checkpoint file up to the head.
+func (w *writer) publish() error {
+	if w.shown == w.head.Size {
+		return nil
+	}
+	err := w.all(
+		op{verb: write, path: checkpointFile + ".new", data: w.head.Checkpoint},
+		op{verb: rename, path: checkpointFile + ".new", to: checkpointFile},
+		op{verb: syncDir, path: "."},
+	)
+	w.shown = w.head.Size
+	return err
+}
+
+func (w *writer) all(ops ...op) error {
+	for _, o := range ops {
+		if err := w.disk.do(o); err != nil {
+			return err
+		}
+	}
+	return nil
+}
