@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * The little of the kernel that the guard's programs touch.
+ *
+ * Structures carry preserve_access_index: the compiler records which member is
+ * meant, and the loader finds its offset in the running kernel's own BTF. So
+ * only names matter here, not order or size. No header of the build host is
+ * included: the same compiler gives the same object everywhere.
+ */
+#ifndef CLAWBOX_KERNEL_H
+#define CLAWBOX_KERNEL_H
+
+typedef unsigned char __u8;
+typedef unsigned short __u16;
+typedef unsigned int __u32;
+typedef int __s32;
+typedef unsigned long long __u64;
+typedef long long __s64;
+
+#define SEC(name) __attribute__((section(name), used))
+#define inline_always static inline __attribute__((always_inline))
+
+/* Map definitions are types: the loader reads them from BTF. */
+#define UINT(name, val) int(*name)[val]
+#define TYPE(name, val) typeof(val) *name
+
+enum {
+	MAP_HASH = 1,
+	MAP_ARRAY = 2,
+	MAP_PERCPU_ARRAY = 6,
+	MAP_SOCKMAP = 15,
+	MAP_RINGBUF = 27,
+	MAP_NO_PREALLOC = 1,
+};
+
+enum { SK_DROP = 0, SK_PASS = 1 };
+
+/* Helpers by number: kernel ABI, include/uapi/linux/bpf.h, ___BPF_FUNC_MAPPER. */
+static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static __u64 (*bpf_ktime_get_ns)(void) = (void *)5;
+static __u64 (*bpf_get_current_pid_tgid)(void) = (void *)14;
+static __u64 (*bpf_get_current_uid_gid)(void) = (void *)15;
+static long (*bpf_get_current_comm)(void *buf, __u32 len) = (void *)16;
+static void *(*bpf_get_current_task)(void) = (void *)35;
+static long (*bpf_sk_release)(void *sk) = (void *)86;
+static long (*bpf_send_signal)(__u32 sig) = (void *)109;
+static long (*bpf_probe_read_user)(void *to, __u32 len, const void *from) = (void *)112;
+static long (*bpf_probe_read_kernel)(void *to, __u32 len, const void *from) = (void *)113;
+static long (*bpf_probe_read_user_str)(void *to, __u32 len, const void *from) = (void *)114;
+static long (*bpf_probe_read_kernel_str)(void *to, __u32 len, const void *from) = (void *)115;
+static __u64 (*bpf_get_current_ancestor_cgroup_id)(int level) = (void *)123;
+static long (*bpf_sk_assign)(void *ctx, void *sk, __u64 flags) = (void *)124;
+static __u64 (*bpf_ktime_get_boot_ns)(void) = (void *)125;
+static long (*bpf_ringbuf_output)(void *ring, void *data, __u64 len, __u64 flags) = (void *)130;
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct qstr {
+	const unsigned char *name;
+};
+
+struct dentry {
+	struct qstr d_name;
+};
+
+struct path {
+	struct dentry *dentry;
+};
+
+struct super_block {
+	__u32 s_dev;
+};
+
+struct inode {
+	struct super_block *i_sb;
+	unsigned long i_ino;
+};
+
+struct file {
+	struct inode *f_inode;
+	struct path f_path;
+};
+
+struct linux_binprm {
+	struct file *file;
+	const char *filename;
+};
+
+struct thread_info {
+#if defined(__TARGET_ARCH_x86)
+	__u32 status;
+#else
+	unsigned long flags;
+#endif
+};
+
+struct task_struct {
+	struct thread_info thread_info;
+	int tgid;
+	struct task_struct *real_parent;
+	char comm[16];
+};
+
+/* What the kernel saved of the caller's registers on entry. */
+#if defined(__TARGET_ARCH_x86)
+struct pt_regs {
+	unsigned long di, si, dx, r10, r8, r9, orig_ax;
+};
+#elif defined(__TARGET_ARCH_arm64)
+struct pt_regs {
+	__u64 regs[31];
+	__u64 orig_x0; /* regs[0] holds the result by now */
+	__s32 syscallno;
+};
+#endif
+
+#pragma clang attribute pop
+
+/* Context of an sk_lookup program: fixed ABI, not relocated. */
+struct bpf_sk_lookup {
+	__u64 cookie;
+	__u32 family;
+	__u32 protocol;
+	__u32 remote_ip4;
+	__u32 remote_ip6[4];
+	__u32 remote_port;
+	__u32 local_ip4;
+	__u32 local_ip6[4];
+	__u32 local_port;
+	__u32 ingress_ifindex;
+};
+
+#endif

@@ -1,0 +1,355 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * Two programs watch scopes (a cgroup of the v2 hierarchy and all below it):
+ * on_exec kills what is not listed, on_exit reports refused system calls.
+ * Everything outside a scope leaves both as early as possible.
+ */
+#include "kernel.h"
+
+#define PATH_MAX 4096
+#define NAME_MAX 256
+#define ADDR_MAX 128	/* sizeof(struct sockaddr_storage) */
+#define LEVELS 32	/* of the cgroup tree; a scope must be above this depth */
+#define NR_MAX 512	/* system call numbers known to the table */
+#define SIGKILL 9
+
+enum { EPERM = 1, ENOENT = 2, EACCES = 13, EROFS = 30 };
+
+/* struct head.kind */
+enum { EXEC = 1, REFUSED = 2 };
+
+/* struct head.flags; the same bits in event.go */
+enum { KILLED = 1, FOREIGN = 2 };
+
+/* struct scope.flags; the same bits in watch.go */
+enum { AUDIT_MISSING = 1 };
+
+/* struct shape.flags; the same bits in syscalls.go */
+enum { KNOWN = 1, MISSING = 2 };
+
+struct head {
+	__u64 cgroup;
+	__u64 boot_ns;
+	__u64 ino;
+	__u64 args[8];	/* six are used; eight so that an index can be masked */
+	__u64 skipped;	/* refusals of this scope not reported since the last */
+	__u32 dev;
+	__u32 pid;
+	__u32 ppid;
+	__u32 uid;
+	__s32 ret;
+	__u16 nr;
+	__u16 len[2];	/* of the two strings in text, with their final zero */
+	__u8 kind;
+	__u8 flags;
+	char comm[16];
+	char parent[16];
+};
+
+/* What goes over a ring: the head and the used part of text. */
+struct event {
+	struct head h;
+	char text[2 * PATH_MAX];
+};
+
+struct scope {
+	__u64 window;	/* the second that count is about */
+	__u64 count;
+	__u64 skipped;
+	__u32 flags;
+	__u32 pad;
+};
+
+/* An allowed executable; with ino 0 every file of the device is allowed. */
+struct allowed {
+	__u64 cgroup;
+	__u64 ino;
+	__u32 dev;
+	__u32 pad;
+};
+
+/* Which arguments of a system call to read: index + 1, zero for none. */
+struct shape {
+	__u8 path[2];
+	__u8 addr;	/* a socket address; its length is the next argument */
+	__u8 flags;
+};
+
+struct {
+	UINT(type, MAP_HASH);
+	UINT(max_entries, 1024);
+	TYPE(key, __u64);
+	TYPE(value, struct scope);
+} scopes SEC(".maps");
+
+struct {
+	UINT(type, MAP_HASH);
+	UINT(map_flags, MAP_NO_PREALLOC);
+	UINT(max_entries, 1 << 18);
+	TYPE(key, struct allowed);
+	TYPE(value, __u8);
+} allow SEC(".maps");
+
+struct {
+	UINT(type, MAP_ARRAY);
+	UINT(max_entries, NR_MAX);
+	TYPE(key, __u32);
+	TYPE(value, struct shape);
+} shapes SEC(".maps");
+
+/* Events are too big for the stack: [0] for on_exec, [1] for on_exit. */
+struct {
+	UINT(type, MAP_PERCPU_ARRAY);
+	UINT(max_entries, 2);
+	TYPE(key, __u32);
+	TYPE(value, struct event);
+} scratch SEC(".maps");
+
+/* Two rings, so that a flood of refusals can't push out an exec. */
+struct {
+	UINT(type, MAP_RINGBUF);
+	UINT(max_entries, 1 << 20);
+} execs SEC(".maps");
+
+struct {
+	UINT(type, MAP_RINGBUF);
+	UINT(max_entries, 1 << 20);
+} refusals SEC(".maps");
+
+volatile __u32 watching;	/* number of scopes */
+volatile __u32 per_second;	/* refusals reported per scope and 1.07 s */
+volatile __u64 lost_execs;	/* events that found no room (their exec was killed) */
+volatile __u64 lost_refusals;	/* events that found no room */
+
+/* The outermost scope that the current task lives in. */
+inline_always struct scope *scope_of_current(__u64 *id)
+{
+	struct scope *s;
+
+	if (!watching)
+		return 0;
+	for (int i = 1; i < LEVELS; i++) {
+		*id = bpf_get_current_ancestor_cgroup_id(i);
+		if (!*id)
+			return 0; /* the task lives above this level */
+		s = bpf_map_lookup_elem(&scopes, id);
+		if (s)
+			return s;
+	}
+	return 0;
+}
+
+inline_always int may_exec(__u64 cgroup, __u32 dev, __u64 ino)
+{
+	struct allowed k = { .cgroup = cgroup, .dev = dev, .ino = ino };
+
+	if (ino && bpf_map_lookup_elem(&allow, &k))
+		return 1;
+	k.ino = 0;
+	return bpf_map_lookup_elem(&allow, &k) != 0;
+}
+
+inline_always struct event *new_event(__u32 slot, __u64 cgroup)
+{
+	struct event *e = bpf_map_lookup_elem(&scratch, &slot);
+	struct task_struct *task = bpf_get_current_task(), *parent = 0;
+	struct head *h;
+
+	if (!e)
+		return 0;
+	h = &e->h;
+	h->cgroup = cgroup;
+	h->boot_ns = bpf_ktime_get_boot_ns();
+	h->pid = bpf_get_current_pid_tgid() >> 32;
+	h->uid = bpf_get_current_uid_gid();
+	bpf_get_current_comm(h->comm, sizeof(h->comm));
+	bpf_probe_read_kernel(&parent, sizeof(parent), &task->real_parent);
+	bpf_probe_read_kernel(&h->ppid, sizeof(h->ppid), &parent->tgid);
+	bpf_probe_read_kernel(h->parent, sizeof(h->parent), &parent->comm);
+	h->len[0] = h->len[1] = 0;
+	h->skipped = 0;
+	h->flags = 0;
+	return e;
+}
+
+/* A failed read counts as an empty string. */
+inline_always __u32 clamp(long n, __u32 max)
+{
+	return n < 0 ? 0 : n > max ? max : n;
+}
+
+inline_always long emit(void *ring, struct event *e)
+{
+	__u32 n = sizeof(e->h) + e->h.len[0] + e->h.len[1];
+
+	if (n > sizeof(*e))
+		n = sizeof(*e);
+	return bpf_ringbuf_output(ring, e, n, 0);
+}
+
+/*
+ * Runs after the kernel has committed to the new image and before its first
+ * instruction. bprm->file is what was really loaded: for a script its
+ * interpreter, for "ld.so PROGRAM" the dynamic linker.
+ */
+SEC("tp_btf/sched_process_exec")
+int on_exec(__u64 *ctx)
+{
+	struct linux_binprm *bprm = (void *)ctx[2];
+	struct file *file = bprm->file;
+	struct event *e;
+	__u64 cgroup;
+	__u32 n;
+
+	if (!scope_of_current(&cgroup))
+		return 0;
+	e = new_event(0, cgroup);
+	if (!e) { /* can't happen; but no event, no exec */
+		bpf_send_signal(SIGKILL);
+		return 0;
+	}
+	e->h.kind = EXEC;
+	e->h.ret = 0;
+	e->h.ino = file->f_inode->i_ino;
+	e->h.dev = file->f_inode->i_sb->s_dev;
+	if (!may_exec(cgroup, e->h.dev, e->h.ino)) {
+		e->h.ret = bpf_send_signal(SIGKILL);
+		e->h.flags = KILLED;
+	}
+	n = clamp(bpf_probe_read_kernel_str(e->text, PATH_MAX, bprm->filename), PATH_MAX);
+	e->h.len[0] = n;
+	e->h.len[1] = clamp(bpf_probe_read_kernel_str(e->text + n, NAME_MAX,
+				file->f_path.dentry->d_name.name), NAME_MAX);
+	if (emit(&execs, e)) {
+		__sync_fetch_and_add(&lost_execs, 1);
+		bpf_send_signal(SIGKILL); /* what can't be recorded may not run */
+	}
+	return 0;
+}
+
+/* True when this second's budget of the scope is spent. Races cost accuracy only. */
+inline_always int over_budget(struct scope *s)
+{
+	__u64 now = bpf_ktime_get_ns() >> 30; /* 1.07 s */
+
+	if (s->window != now) {
+		s->window = now;
+		s->count = 0;
+	}
+	__sync_fetch_and_add(&s->count, 1);
+	if (s->count <= per_second)
+		return 0;
+	__sync_fetch_and_add(&s->skipped, 1);
+	return 1;
+}
+
+#if defined(__TARGET_ARCH_x86)
+inline_always int syscall_nr(struct pt_regs *r) { return r->orig_ax; }
+inline_always void syscall_args(struct pt_regs *r, __u64 *a)
+{
+	a[0] = r->di, a[1] = r->si, a[2] = r->dx;
+	a[3] = r->r10, a[4] = r->r8, a[5] = r->r9;
+}
+/* A 32-bit call: other numbers, other registers. */
+inline_always int foreign(struct task_struct *t)
+{
+	__u32 status = 0;
+
+	bpf_probe_read_kernel(&status, sizeof(status), &t->thread_info.status);
+	return status & 2; /* TS_COMPAT */
+}
+#else
+inline_always int syscall_nr(struct pt_regs *r) { return r->syscallno; }
+inline_always void syscall_args(struct pt_regs *r, __u64 *a)
+{
+	a[0] = r->orig_x0, a[1] = r->regs[1], a[2] = r->regs[2];
+	a[3] = r->regs[3], a[4] = r->regs[4], a[5] = r->regs[5];
+}
+inline_always int foreign(struct task_struct *t)
+{
+	unsigned long flags = 0;
+
+	bpf_probe_read_kernel(&flags, sizeof(flags), &t->thread_info.flags);
+	return flags >> 22 & 1; /* TIF_32BIT */
+}
+#endif
+
+/* Reads up to two strings of the caller's memory, where it may have changed since. */
+inline_always void read_paths(struct event *e, struct shape *sh)
+{
+	__u32 n = 0;
+
+	if (sh->path[0])
+		n = clamp(bpf_probe_read_user_str(e->text, PATH_MAX,
+				(void *)e->h.args[(sh->path[0] - 1) & 7]), PATH_MAX);
+	e->h.len[0] = n;
+	if (sh->path[1])
+		e->h.len[1] = clamp(bpf_probe_read_user_str(e->text + n, PATH_MAX,
+				(void *)e->h.args[(sh->path[1] - 1) & 7]), PATH_MAX);
+}
+
+inline_always void read_addr(struct event *e, struct shape *sh)
+{
+	__u64 len = e->h.args[sh->addr & 7];
+
+	if (len > ADDR_MAX)
+		len = ADDR_MAX;
+	if (!bpf_probe_read_user(e->text, len, (void *)e->h.args[(sh->addr - 1) & 7]))
+		e->h.len[0] = len;
+}
+
+/*
+ * Every system call of the host comes by here while a scope is watched, so the
+ * result is looked at first: nearly all leave after one comparison.
+ */
+SEC("tp_btf/sys_exit")
+int on_exit(__u64 *ctx)
+{
+	long ret = ctx[1];
+	struct pt_regs *regs;
+	struct shape *sh;
+	struct scope *s;
+	struct event *e;
+	__u64 cgroup;
+	__u32 nr;
+
+	if (ret >= 0 || ret < -EROFS)
+		return 0;
+	if (ret != -ENOENT && ret != -EACCES && ret != -EPERM && ret != -EROFS)
+		return 0;
+	s = scope_of_current(&cgroup);
+	if (!s)
+		return 0;
+	regs = (void *)ctx[0];
+	nr = syscall_nr(regs);
+	sh = bpf_map_lookup_elem(&shapes, &nr);
+	if (!sh || !(sh->flags & KNOWN))
+		return 0;
+	if (ret == -ENOENT && !(sh->flags & MISSING && s->flags & AUDIT_MISSING))
+		return 0;
+	if (over_budget(s))
+		return 0;
+	e = new_event(1, cgroup);
+	if (!e)
+		return 0;
+	e->h.kind = REFUSED;
+	e->h.nr = nr;
+	e->h.ret = ret;
+	e->h.ino = e->h.dev = 0;
+	syscall_args(regs, e->h.args);
+	e->h.skipped = s->skipped;
+	if (foreign(bpf_get_current_task()))
+		e->h.flags = FOREIGN;
+	else if (sh->addr)
+		read_addr(e, sh);
+	else
+		read_paths(e, sh);
+	if (emit(&refusals, e))
+		__sync_fetch_and_add(&lost_refusals, 1);
+	else if (e->h.skipped)
+		__sync_fetch_and_add(&s->skipped, -e->h.skipped);
+	return 0;
+}
+
+/* The probe_read helpers are for GPL-compatible programs. */
+char licence[] SEC("license") = "Dual MIT/GPL";

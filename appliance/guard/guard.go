@@ -1,0 +1,262 @@
+// Package guard watches sandboxes from inside the kernel: it kills programs
+// that a sandbox may not run before their first instruction, and reports every
+// program start and every refused system call.
+//
+// A sandbox is known to the guard as a scope: a cgroup of the v2 hierarchy and
+// everything below it. Which processes belong to it is decided by the kernel;
+// a process inside can't leave, as it can't write to the cgroup file system.
+//
+//	g, err := guard.Load() // attaches, then proves on a child of its own that it enforces
+//	if err != nil { … }    // loaded but does not enforce: never go on silently
+//	if g.Tier() == guard.TierNone { … g.Why() … }
+//	id, _ := guard.CgroupID("/sys/fs/cgroup/clawbox/agent-7")
+//	sh, _ := guard.Lookup(pid, "/bin/sh") // as seen from inside the sandbox
+//	w, err := g.Watch(guard.Scope{ID: "agent-7", CgroupID: id, Exec: []guard.Inode{sh}})
+//	go func() { for e := range g.Events() { … } }()
+//	defer w.Close()
+//
+// # What is enforced
+//
+// An executable is identified by device and inode of the file that the kernel
+// really loaded: the interpreter for a #! script, the dynamic linker for
+// "ld.so PROGRAM", the anonymous file for a memfd. Names, links and copies do
+// not matter: another name of a listed inode is that inode and runs; a copy is
+// not, and dies. So listed files must lie where the agent can't write.
+// Code that enters a listed program by other ways (a script given to a listed
+// interpreter, mmap of a library, a JIT) is not the guard's: file system view,
+// Landlock and noexec mounts bound it.
+//
+// "No event, no action": an exec whose event found no room in the ring is
+// killed too. Whoever watches must drain Events, or the agents stop.
+//
+// # What is only reported
+//
+// System calls of the table in syscalls.go that failed with EACCES, EPERM or
+// EROFS (ENOENT where the scope asks for it). The kernel refused them already;
+// the guard tells. Path and address are read from the caller's memory after
+// the call, where another thread may have changed them: they are a hint, the
+// refusal is a fact. Requests through io_uring and the 32-bit system calls of
+// a 64-bit machine do not show here by name: confine them by seccomp.
+// A scope reports at most 1000 refusals in about a second; the next one that
+// is reported carries the number of those left out (Event.Skipped).
+//
+// # Limits today
+//
+// This is tier T3 (see [Tier]). Enforcement lives as long as the process that
+// called Load: nothing is pinned yet, so sandboxes must die with the daemon
+// (the launcher asks the kernel for that with PDEATHSIG).
+package guard
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/ringbuf"
+	"github.com/cilium/ebpf/rlimit"
+)
+
+// Tier says by which kernel mechanism programs are kept from running.
+type Tier string
+
+// The tiers, strongest first. T1 (BPF LSM) and T2 (fmod_ret) refuse an exec
+// with an error instead of killing; this version never reports them.
+const (
+	TierLSM        Tier = "T1"
+	TierModify     Tier = "T2"
+	TierTracepoint Tier = "T3" // killed before the first instruction
+	TierNone       Tier = "T4" // no BPF: the sandbox alone, no witness
+)
+
+// ErrUnavailable is returned by Watch on a Guard of TierNone.
+var ErrUnavailable = errors.New("no BPF enforcement on this host")
+
+// refusalsPerSecond bounds what one scope can put into the ring.
+const refusalsPerSecond = 1000
+
+// execRing is the size of the ring of execs in bytes, some 6000 events: the
+// time that the record may take before execs are killed for want of it.
+var execRing uint32 = 1 << 20
+
+// Guard holds the loaded programs. Its methods are safe for concurrent use.
+type Guard struct {
+	tier   Tier
+	why    string
+	events chan Event
+	done   chan struct{}
+
+	// Set by open, then read only.
+	objs  witnessObjects
+	mount mount // the cgroup v2 hierarchy
+	exec  link.Link
+	rings []*ringbuf.Reader
+	read  sync.WaitGroup
+
+	mu         sync.Mutex // guards the rest
+	exit       link.Link  // attached while a scope is watched: it costs the whole host
+	watches    map[uint64]*Watch
+	names      map[uint64]string // cgroup id → scope, also of scopes closed recently
+	retired    []uint64          // closed scopes, oldest first
+	unreported uint64            // rate-limited refusals that no event told of
+	closed     bool
+}
+
+// Load attaches the programs and proves on a child process that an unlisted
+// program is killed, a listed one runs and both are reported.
+//
+// Where the kernel has no (usable) BPF, Load returns a Guard of TierNone that
+// says [Guard.Why]; whether that is enough is the policy's decision. An error
+// means that the programs are attached and yet do not do their work.
+func Load() (*Guard, error) {
+	g, err := open()
+	if err != nil {
+		return LoadNone(err.Error()), nil
+	}
+	if err := g.selfTest(); err != nil {
+		return nil, errors.Join(fmt.Errorf("guard: self-test: %w", err), g.Close())
+	}
+	return g, nil
+}
+
+// LoadNone returns a Guard that enforces and reports nothing, for the reason
+// given: a decision that the caller makes and records.
+func LoadNone(why string) *Guard {
+	return &Guard{tier: TierNone, why: why, events: make(chan Event), done: make(chan struct{})}
+}
+
+// Tier tells what this Guard enforces.
+func (g *Guard) Tier() Tier { return g.tier }
+
+// Why says what kept the Guard from a better tier; empty at T3.
+func (g *Guard) Why() string { return g.why }
+
+// Events is the one stream of all scopes; it is closed by Close. Execs come in
+// the order of the kernel, refusals likewise; between the two only Time tells.
+func (g *Guard) Events() <-chan Event { return g.events }
+
+// open loads and attaches everything but the sys_exit program.
+func open() (*Guard, error) {
+	m, err := cgroup2()
+	if err != nil {
+		return nil, err
+	}
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("raise the locked-memory limit: %w", err)
+	}
+	g := &Guard{
+		tier: TierTracepoint, mount: m,
+		events: make(chan Event, 256), done: make(chan struct{}),
+		watches: map[uint64]*Watch{}, names: map[uint64]string{},
+	}
+	spec, err := loadWitness()
+	if err != nil {
+		return nil, err
+	}
+	spec.Maps[witnessMapExecs].MaxEntries = execRing
+	if err := spec.LoadAndAssign(&g.objs, nil); err != nil {
+		return nil, fmt.Errorf("load BPF programs: %w", err)
+	}
+	if err := g.attach(); err != nil {
+		return nil, errors.Join(err, g.Close())
+	}
+	keep(g)
+	return g, nil
+}
+
+func (g *Guard) attach() error {
+	if err := fillShapes(g.objs.Shapes); err != nil {
+		return fmt.Errorf("fill the system call table: %w", err)
+	}
+	if err := g.objs.PerSecond.Set(uint32(refusalsPerSecond)); err != nil {
+		return fmt.Errorf("set the rate limit: %w", err)
+	}
+	l, err := attachTracepoint(g.objs.OnExec)
+	if err != nil {
+		return fmt.Errorf("attach to sched_process_exec: %w", err)
+	}
+	g.exec = l
+	for _, m := range []*ebpf.Map{g.objs.Execs, g.objs.Refusals} {
+		r, err := ringbuf.NewReader(m)
+		if err != nil {
+			return fmt.Errorf("open event ring: %w", err)
+		}
+		g.rings = append(g.rings, r)
+		g.read.Go(func() { g.follow(r) })
+	}
+	return nil
+}
+
+func attachTracepoint(p *ebpf.Program) (link.Link, error) {
+	return link.AttachTracing(link.TracingOptions{Program: p, AttachType: ebpf.AttachTraceRawTp})
+}
+
+// Lost counts what happened in a scope and is missing from the stream: no room
+// in a ring, a program run that the kernel skipped, or refusals above the rate
+// limit that no later event told of. An exec that found no room was killed.
+func (g *Guard) Lost() uint64 {
+	if g.tier == TierNone {
+		return 0
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var execs, refusals uint64
+	if g.closed || g.objs.LostExecs.Get(&execs) != nil || g.objs.LostRefusals.Get(&refusals) != nil {
+		return g.unreported
+	}
+	n := execs + refusals + g.unreported
+	for _, p := range []*ebpf.Program{g.objs.OnExec, g.objs.OnExit} {
+		if st, err := p.Stats(); err == nil {
+			n += st.RecursionMisses
+		}
+	}
+	return n
+}
+
+// Close ends all enforcement and the stream of events.
+func (g *Guard) Close() error {
+	g.mu.Lock()
+	if g.closed {
+		g.mu.Unlock()
+		return nil
+	}
+	g.closed = true
+	close(g.done)
+	var errs []error
+	for _, l := range []link.Link{g.exit, g.exec} {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
+	}
+	g.mu.Unlock()
+	for _, r := range g.rings {
+		errs = append(errs, r.Close())
+	}
+	g.read.Wait()
+	close(g.events)
+	if g.tier != TierNone {
+		errs = append(errs, g.objs.Close())
+	}
+	drop(g)
+	return errors.Join(errs...)
+}
+
+// held keeps what enforces reachable: the kernel detaches a program when the
+// garbage collector finalizes its link, and nobody would notice.
+var held = struct {
+	sync.Mutex
+	m map[any]struct{}
+}{m: map[any]struct{}{}}
+
+func keep(v any) {
+	held.Lock()
+	defer held.Unlock()
+	held.m[v] = struct{}{}
+}
+
+func drop(v any) {
+	held.Lock()
+	defer held.Unlock()
+	delete(held.m, v)
+}

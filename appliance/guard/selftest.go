@@ -1,0 +1,156 @@
+package guard
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// selfTestDeadline is generous: a healthy host needs milliseconds.
+const selfTestDeadline = 10 * time.Second
+
+// missingName is opened by the probe, to see that refusals are reported.
+const missingName = "/clawbox-guard-self-test/does-not-exist"
+
+// selfTest provokes what the guard is for. Programs that load and attach
+// without enforcing anything have been seen; only a denial proves.
+func (g *Guard) selfTest() error {
+	dir, err := g.selfTestCgroup()
+	if err != nil {
+		return fmt.Errorf("make a cgroup: %w", err)
+	}
+	defer removeCgroup(dir)
+	var probes [2]*os.File // listed, unlisted
+	for i := range probes {
+		if probes[i], err = place(probe(missingName, unix.O_RDONLY)); err != nil {
+			return err
+		}
+		defer probes[i].Close()
+	}
+	w, err := g.watchProbe(dir, probes[0])
+	if err != nil {
+		return err
+	}
+	return errors.Join(g.prove(dir, probes), w.Close())
+}
+
+func (g *Guard) watchProbe(dir string, listed *os.File) (*Watch, error) {
+	id, err := CgroupID(dir)
+	if err != nil {
+		return nil, err
+	}
+	n, err := inodeOf(int(listed.Fd()), "/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	return g.Watch(Scope{ID: "self-test", CgroupID: id, Exec: []Inode{n}, AuditENOENT: true})
+}
+
+// prove runs the listed and the unlisted probe, and waits for their events.
+func (g *Guard) prove(dir string, probes [2]*os.File) error {
+	st, pid, err := runIn(dir, probes[0])
+	if err != nil {
+		return fmt.Errorf("start a listed program: %w", err)
+	}
+	if st.ExitStatus() != probeStatus {
+		return fmt.Errorf("a listed program did not run: wait status %#x, want exit status %d", uint32(st), probeStatus)
+	}
+	err = g.await(
+		wanted{"start of a listed program", func(e Event) bool { return e.Kind == Exec && e.PID == pid && !e.Killed }},
+		wanted{"refused openat of it", func(e Event) bool {
+			return e.Kind == Refused && e.PID == pid && e.Path == missingName && e.Errno == unix.ENOENT
+		}})
+	if err != nil {
+		return err
+	}
+	st, pid, err = runIn(dir, probes[1])
+	if err != nil {
+		return fmt.Errorf("start an unlisted program: %w", err)
+	}
+	if !st.Signaled() || st.Signal() != unix.SIGKILL {
+		return fmt.Errorf("an unlisted program was not killed: wait status %#x", uint32(st))
+	}
+	return g.await(wanted{"kill of an unlisted program", func(e Event) bool { return e.Kind == Exec && e.PID == pid && e.Killed }})
+}
+
+// wanted is an event that must come.
+type wanted struct {
+	what string
+	fits func(Event) bool
+}
+
+// await takes events until all that are wanted have come, in any order.
+// Nobody else reads the stream yet.
+func (g *Guard) await(ws ...wanted) error {
+	late := time.After(selfTestDeadline)
+	for len(ws) > 0 {
+		select {
+		case e := <-g.events:
+			ws = slices.DeleteFunc(ws, func(w wanted) bool { return w.fits(e) })
+		case <-late:
+			return fmt.Errorf("no event tells of the %s", ws[0].what)
+		}
+	}
+	return nil
+}
+
+// runIn executes f as a child that is born in the cgroup at dir.
+func runIn(dir string, f *os.File) (syscall.WaitStatus, int, error) {
+	cg, err := os.Open(dir)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer cg.Close()
+	c := exec.Cmd{
+		Path:        fmt.Sprintf("/proc/self/fd/%d", f.Fd()),
+		Args:        []string{"clawbox-probe"},
+		SysProcAttr: &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cg.Fd())},
+	}
+	err = c.Run()
+	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+		return 0, 0, err
+	}
+	return c.ProcessState.Sys().(syscall.WaitStatus), c.ProcessState.Pid(), nil
+}
+
+// selfTestCgroup makes a cgroup below our own, where a service manager has
+// given us a place, or else at the top.
+func (g *Guard) selfTestCgroup() (string, error) {
+	var errs []error
+	for _, parent := range []string{g.ownCgroup(), g.mount.dir} {
+		dir, err := os.MkdirTemp(parent, "clawbox-self-test-")
+		if err == nil {
+			return dir, nil
+		}
+		errs = append(errs, err)
+	}
+	return "", errors.Join(errs...)
+}
+
+func (g *Guard) ownCgroup() string {
+	b, _ := os.ReadFile("/proc/self/cgroup")
+	for line := range strings.Lines(string(b)) {
+		if own, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+			return filepath.Join(g.mount.dir, strings.TrimPrefix(own, strings.TrimSuffix(g.mount.root, "/")))
+		}
+	}
+	return g.mount.dir
+}
+
+// removeCgroup waits for the kernel to forget the last process.
+func removeCgroup(dir string) {
+	for range 100 {
+		if err := os.Remove(dir); !errors.Is(err, unix.EBUSY) {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}

@@ -1,0 +1,200 @@
+package guard
+
+import (
+	"fmt"
+	"maps"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// call describes one system call whose refusal is reported. Argument numbers
+// count from 1; 0 means that there is none.
+type call struct {
+	name    string
+	path    [2]uint8 // path names
+	dir     uint8    // directory descriptor of the first path
+	addr    uint8    // socket address, its length is the next argument
+	missing bool     // ENOENT is reported too where the scope asks
+}
+
+// Bits of shape.flags in witness.c.
+const (
+	shapeKnown   = 1
+	shapeMissing = 2
+)
+
+// The usual shapes.
+var (
+	plain   = call{}
+	first   = call{path: [2]uint8{1}}            // f(path, …)
+	at      = call{path: [2]uint8{2}, dir: 1}    // f(dir, path, …)
+	both    = call{path: [2]uint8{1, 2}}         // f(from, to)
+	bothAt  = call{path: [2]uint8{2, 4}, dir: 1} // f(dir, from, dir, to)
+	symlink = call{path: [2]uint8{1, 3}}         // f(target, dir, path)
+	address = call{addr: 2}                      // f(socket, address, length)
+	sendto  = call{addr: 5}                      // f(socket, data, size, flags, address, length)
+)
+
+func (c call) as(name string) call { c.name = name; return c }
+
+// opens marks a call of the open, exec and stat family.
+func opens(c call) call { c.missing = true; return c }
+
+// common are the calls that every architecture has. Calls that no policy
+// refuses are left out: the table is what an auditor wants to see.
+var common = map[int]call{
+	// Names: which exist, what they lead to.
+	unix.SYS_OPENAT:            opens(at).as("openat"),
+	unix.SYS_OPENAT2:           opens(at).as("openat2"),
+	unix.SYS_EXECVE:            opens(first).as("execve"),
+	unix.SYS_EXECVEAT:          opens(at).as("execveat"),
+	unix.SYS_STATX:             opens(at).as("statx"),
+	unix.SYS_FACCESSAT:         opens(at).as("faccessat"),
+	unix.SYS_FACCESSAT2:        opens(at).as("faccessat2"),
+	unix.SYS_READLINKAT:        opens(at).as("readlinkat"),
+	unix.SYS_CHDIR:             opens(first).as("chdir"),
+	unix.SYS_STATFS:            opens(first).as("statfs"),
+	unix.SYS_OPEN_TREE:         opens(at).as("open_tree"),
+	unix.SYS_NAME_TO_HANDLE_AT: opens(at).as("name_to_handle_at"),
+
+	// Changes to files; the second string of the xattr calls is the attribute.
+	unix.SYS_MKDIRAT:           at.as("mkdirat"),
+	unix.SYS_MKNODAT:           at.as("mknodat"),
+	unix.SYS_UNLINKAT:          at.as("unlinkat"),
+	unix.SYS_FCHMODAT:          at.as("fchmodat"),
+	unix.SYS_FCHMODAT2:         at.as("fchmodat2"),
+	unix.SYS_FCHOWNAT:          at.as("fchownat"),
+	unix.SYS_UTIMENSAT:         at.as("utimensat"),
+	unix.SYS_RENAMEAT:          bothAt.as("renameat"),
+	unix.SYS_RENAMEAT2:         bothAt.as("renameat2"),
+	unix.SYS_LINKAT:            bothAt.as("linkat"),
+	unix.SYS_SYMLINKAT:         symlink.as("symlinkat"),
+	unix.SYS_TRUNCATE:          first.as("truncate"),
+	unix.SYS_INOTIFY_ADD_WATCH: at.as("inotify_add_watch"),
+	unix.SYS_SETXATTR:          both.as("setxattr"),
+	unix.SYS_LSETXATTR:         both.as("lsetxattr"),
+	unix.SYS_REMOVEXATTR:       both.as("removexattr"),
+	unix.SYS_LREMOVEXATTR:      both.as("lremovexattr"),
+	unix.SYS_FCHMOD:            plain.as("fchmod"),
+	unix.SYS_FCHOWN:            plain.as("fchown"),
+	unix.SYS_FTRUNCATE:         plain.as("ftruncate"),
+	unix.SYS_OPEN_BY_HANDLE_AT: plain.as("open_by_handle_at"),
+
+	// The view of the file system.
+	unix.SYS_MOUNT:         both.as("mount"),
+	unix.SYS_UMOUNT2:       first.as("umount2"),
+	unix.SYS_PIVOT_ROOT:    both.as("pivot_root"),
+	unix.SYS_CHROOT:        first.as("chroot"),
+	unix.SYS_MOVE_MOUNT:    bothAt.as("move_mount"),
+	unix.SYS_FSOPEN:        first.as("fsopen"),
+	unix.SYS_FSMOUNT:       plain.as("fsmount"),
+	unix.SYS_MOUNT_SETATTR: at.as("mount_setattr"),
+	unix.SYS_SWAPON:        first.as("swapon"),
+	unix.SYS_SWAPOFF:       first.as("swapoff"),
+	unix.SYS_ACCT:          first.as("acct"),
+
+	// Sockets.
+	unix.SYS_SOCKET:     plain.as("socket"),
+	unix.SYS_SOCKETPAIR: plain.as("socketpair"),
+	unix.SYS_CONNECT:    address.as("connect"),
+	unix.SYS_BIND:       address.as("bind"),
+	unix.SYS_LISTEN:     plain.as("listen"),
+	unix.SYS_SENDTO:     sendto.as("sendto"),
+	unix.SYS_SENDMSG:    plain.as("sendmsg"),
+	unix.SYS_SENDMMSG:   plain.as("sendmmsg"),
+	unix.SYS_SETSOCKOPT: plain.as("setsockopt"),
+
+	// Other processes.
+	unix.SYS_KILL:              plain.as("kill"),
+	unix.SYS_TKILL:             plain.as("tkill"),
+	unix.SYS_TGKILL:            plain.as("tgkill"),
+	unix.SYS_RT_SIGQUEUEINFO:   plain.as("rt_sigqueueinfo"),
+	unix.SYS_RT_TGSIGQUEUEINFO: plain.as("rt_tgsigqueueinfo"),
+	unix.SYS_PIDFD_OPEN:        plain.as("pidfd_open"),
+	unix.SYS_PIDFD_SEND_SIGNAL: plain.as("pidfd_send_signal"),
+	unix.SYS_PIDFD_GETFD:       plain.as("pidfd_getfd"),
+	unix.SYS_PTRACE:            plain.as("ptrace"),
+	unix.SYS_PROCESS_VM_READV:  plain.as("process_vm_readv"),
+	unix.SYS_PROCESS_VM_WRITEV: plain.as("process_vm_writev"),
+	unix.SYS_KCMP:              plain.as("kcmp"),
+
+	// Namespaces, memory, identity, scheduling.
+	unix.SYS_UNSHARE:            plain.as("unshare"),
+	unix.SYS_SETNS:              plain.as("setns"),
+	unix.SYS_CLONE:              plain.as("clone"),
+	unix.SYS_CLONE3:             plain.as("clone3"),
+	unix.SYS_MEMFD_CREATE:       plain.as("memfd_create"),
+	unix.SYS_MEMFD_SECRET:       plain.as("memfd_secret"),
+	unix.SYS_MMAP:               plain.as("mmap"),
+	unix.SYS_MPROTECT:           plain.as("mprotect"),
+	unix.SYS_USERFAULTFD:        plain.as("userfaultfd"),
+	unix.SYS_IO_URING_SETUP:     plain.as("io_uring_setup"),
+	unix.SYS_SETUID:             plain.as("setuid"),
+	unix.SYS_SETGID:             plain.as("setgid"),
+	unix.SYS_SETREUID:           plain.as("setreuid"),
+	unix.SYS_SETREGID:           plain.as("setregid"),
+	unix.SYS_SETRESUID:          plain.as("setresuid"),
+	unix.SYS_SETRESGID:          plain.as("setresgid"),
+	unix.SYS_SETGROUPS:          plain.as("setgroups"),
+	unix.SYS_SETFSUID:           plain.as("setfsuid"),
+	unix.SYS_SETFSGID:           plain.as("setfsgid"),
+	unix.SYS_CAPSET:             plain.as("capset"),
+	unix.SYS_PRCTL:              plain.as("prctl"),
+	unix.SYS_SETPRIORITY:        plain.as("setpriority"),
+	unix.SYS_SCHED_SETSCHEDULER: plain.as("sched_setscheduler"),
+	unix.SYS_SCHED_SETATTR:      plain.as("sched_setattr"),
+	unix.SYS_SCHED_SETPARAM:     plain.as("sched_setparam"),
+	unix.SYS_PRLIMIT64:          plain.as("prlimit64"),
+	unix.SYS_SETRLIMIT:          plain.as("setrlimit"),
+
+	// The machine and its kernel.
+	unix.SYS_BPF:                    plain.as("bpf"),
+	unix.SYS_PERF_EVENT_OPEN:        plain.as("perf_event_open"),
+	unix.SYS_INIT_MODULE:            plain.as("init_module"),
+	unix.SYS_FINIT_MODULE:           plain.as("finit_module"),
+	unix.SYS_DELETE_MODULE:          plain.as("delete_module"),
+	unix.SYS_KEXEC_LOAD:             plain.as("kexec_load"),
+	unix.SYS_KEXEC_FILE_LOAD:        plain.as("kexec_file_load"),
+	unix.SYS_REBOOT:                 plain.as("reboot"),
+	unix.SYS_SYSLOG:                 plain.as("syslog"),
+	unix.SYS_KEYCTL:                 plain.as("keyctl"),
+	unix.SYS_ADD_KEY:                plain.as("add_key"),
+	unix.SYS_REQUEST_KEY:            plain.as("request_key"),
+	unix.SYS_SETHOSTNAME:            plain.as("sethostname"),
+	unix.SYS_SETDOMAINNAME:          plain.as("setdomainname"),
+	unix.SYS_SETTIMEOFDAY:           plain.as("settimeofday"),
+	unix.SYS_CLOCK_SETTIME:          plain.as("clock_settime"),
+	unix.SYS_CLOCK_ADJTIME:          plain.as("clock_adjtime"),
+	unix.SYS_ADJTIMEX:               plain.as("adjtimex"),
+	unix.SYS_QUOTACTL:               plain.as("quotactl"),
+	unix.SYS_LOOKUP_DCOOKIE:         plain.as("lookup_dcookie"),
+	unix.SYS_FANOTIFY_INIT:          plain.as("fanotify_init"),
+	unix.SYS_FANOTIFY_MARK:          plain.as("fanotify_mark"),
+	unix.SYS_SECCOMP:                plain.as("seccomp"),
+	unix.SYS_IOCTL:                  plain.as("ioctl"),
+	unix.SYS_LANDLOCK_RESTRICT_SELF: plain.as("landlock_restrict_self"),
+}
+
+// calls is the table of the running architecture, by system call number.
+var calls = table()
+
+func table() map[int]call {
+	m := maps.Clone(common)
+	maps.Copy(m, own)
+	return m
+}
+
+// fillShapes hands the table to the kernel.
+func fillShapes(m *ebpf.Map) error {
+	for nr, c := range calls {
+		s := witnessShape{Path: c.path, Addr: c.addr, Flags: shapeKnown}
+		if c.missing {
+			s.Flags |= shapeMissing
+		}
+		if err := m.Put(uint32(nr), s); err != nil {
+			return fmt.Errorf("%s (%d): %w", c.name, nr, err)
+		}
+	}
+	return nil
+}

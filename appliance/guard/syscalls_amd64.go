@@ -1,0 +1,34 @@
+package guard
+
+import "golang.org/x/sys/unix"
+
+// own are the calls that only this architecture has: mostly the ones from before the *at family.
+var own = map[int]call{
+	unix.SYS_OPEN:       opens(first).as("open"),
+	unix.SYS_CREAT:      opens(first).as("creat"),
+	unix.SYS_STAT:       opens(first).as("stat"),
+	unix.SYS_LSTAT:      opens(first).as("lstat"),
+	unix.SYS_ACCESS:     opens(first).as("access"),
+	unix.SYS_READLINK:   opens(first).as("readlink"),
+	unix.SYS_NEWFSTATAT: opens(at).as("newfstatat"),
+	unix.SYS_MKDIR:      first.as("mkdir"),
+	unix.SYS_MKNOD:      first.as("mknod"),
+	unix.SYS_UNLINK:     first.as("unlink"),
+	unix.SYS_RMDIR:      first.as("rmdir"),
+	unix.SYS_CHMOD:      first.as("chmod"),
+	unix.SYS_CHOWN:      first.as("chown"),
+	unix.SYS_LCHOWN:     first.as("lchown"),
+	unix.SYS_UTIME:      first.as("utime"),
+	unix.SYS_UTIMES:     first.as("utimes"),
+	unix.SYS_USELIB:     first.as("uselib"),
+	unix.SYS_FUTIMESAT:  at.as("futimesat"),
+	unix.SYS_RENAME:     both.as("rename"),
+	unix.SYS_LINK:       both.as("link"),
+	unix.SYS_SYMLINK:    both.as("symlink"),
+	unix.SYS_IOPL:       plain.as("iopl"),
+	unix.SYS_IOPERM:     plain.as("ioperm"),
+	unix.SYS_MODIFY_LDT: plain.as("modify_ldt"),
+	unix.SYS_ARCH_PRCTL: plain.as("arch_prctl"),
+	unix.SYS_FORK:       plain.as("fork"),
+	unix.SYS_VFORK:      plain.as("vfork"),
+}

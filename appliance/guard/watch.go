@@ -1,0 +1,228 @@
+package guard
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// Scope says what to watch and what may run there.
+type Scope struct {
+	ID          string   // name in events
+	CgroupID    uint64   // see CgroupID; the cgroup and all below it
+	Exec        []Inode  // programs that may be executed
+	ExecDevices []uint64 // file systems (Inode.Dev) of which every file may be executed
+	AuditENOENT bool     // also report names that do not exist; noisy
+}
+
+// Inode identifies a file as the kernel does. On overlayfs and btrfs it is not
+// what stat(2) says: use Lookup.
+type Inode struct {
+	Dev uint64 // of the superblock, in the encoding of stat(2)
+	Ino uint64
+}
+
+// flagAuditMissing is AUDIT_MISSING of witness.c.
+const flagAuditMissing = 1
+
+// maxRetired bounds the names kept for events that are still on their way
+// when their scope is closed.
+const maxRetired = 1024
+
+// Watch is a scope being watched, until Close.
+type Watch struct {
+	g *Guard
+	s Scope
+}
+
+// Watch begins to enforce s. Programs that already run there are not looked
+// at again: call it before the agent is started. The list can't change later.
+// Of nested scopes the outer one decides.
+func (g *Guard) Watch(s Scope) (*Watch, error) {
+	if g.tier == TierNone {
+		return nil, fmt.Errorf("guard: watch %q: %w: %s", s.ID, ErrUnavailable, g.why)
+	}
+	if err := g.check(s); err != nil {
+		return nil, fmt.Errorf("guard: watch %q: %w", s.ID, err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return nil, fmt.Errorf("guard: watch %q: %w", s.ID, os.ErrClosed)
+	}
+	if old := g.watches[s.CgroupID]; old != nil {
+		return nil, fmt.Errorf("guard: watch %q: cgroup %d is already watched as %q", s.ID, s.CgroupID, old.s.ID)
+	}
+	s.Exec, s.ExecDevices = slices.Clone(s.Exec), slices.Clone(s.ExecDevices)
+	w := &Watch{g: g, s: s}
+	if err := w.begin(); err != nil {
+		return nil, errors.Join(fmt.Errorf("guard: watch %q: %w", s.ID, err), w.end())
+	}
+	return w, nil
+}
+
+func (g *Guard) check(s Scope) error {
+	if s.ID == "" {
+		return errors.New("the scope has no ID")
+	}
+	for i, n := range s.Exec {
+		if n.Ino == 0 {
+			return fmt.Errorf("Exec[%d] has inode 0; list a whole file system in ExecDevices", i)
+		}
+	}
+	return g.mount.checkCgroup(s.CgroupID)
+}
+
+// begin runs with g.mu held. The scope's own entry comes last, so that it is
+// never enforced with half a list.
+func (w *Watch) begin() error {
+	g := w.g
+	if g.exit == nil {
+		l, err := attachTracepoint(g.objs.OnExit)
+		if err != nil {
+			return fmt.Errorf("attach to sys_exit: %w", err)
+		}
+		g.exit = l
+	}
+	for _, k := range w.keys() {
+		if err := g.objs.Allow.Put(k, uint8(1)); err != nil {
+			return fmt.Errorf("list executable %d:%d: %w", k.Dev, k.Ino, err)
+		}
+	}
+	var v witnessScope
+	if w.s.AuditENOENT {
+		v.Flags = flagAuditMissing
+	}
+	g.watches[w.s.CgroupID] = w
+	g.names[w.s.CgroupID] = w.s.ID
+	if err := g.objs.Watching.Set(uint32(len(g.watches))); err != nil {
+		return err
+	}
+	return g.objs.Scopes.Put(w.s.CgroupID, v)
+}
+
+// end undoes begin, wherever that stopped; g.mu is held.
+func (w *Watch) end() error {
+	g, id := w.g, w.s.CgroupID
+	var v witnessScope
+	if g.objs.Scopes.Lookup(id, &v) == nil {
+		g.unreported += v.Skipped
+	}
+	errs := []error{gone(g.objs.Scopes.Delete(id))}
+	for _, k := range w.keys() {
+		errs = append(errs, gone(g.objs.Allow.Delete(k)))
+	}
+	delete(g.watches, id)
+	errs = append(errs, g.objs.Watching.Set(uint32(len(g.watches))))
+	if len(g.watches) == 0 && g.exit != nil {
+		errs = append(errs, g.exit.Close())
+		g.exit = nil
+	}
+	g.retire(id)
+	return errors.Join(errs...)
+}
+
+func gone(err error) error {
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	}
+	return err
+}
+
+func (g *Guard) retire(id uint64) {
+	g.retired = append(g.retired, id)
+	if len(g.retired) > maxRetired {
+		delete(g.names, g.retired[0])
+		g.retired = g.retired[1:]
+	}
+}
+
+func (w *Watch) keys() []witnessAllowed {
+	var ks []witnessAllowed
+	for _, n := range w.s.Exec {
+		ks = append(ks, witnessAllowed{Cgroup: w.s.CgroupID, Ino: n.Ino, Dev: kernelDev(n.Dev)})
+	}
+	for _, d := range w.s.ExecDevices {
+		ks = append(ks, witnessAllowed{Cgroup: w.s.CgroupID, Dev: kernelDev(d)})
+	}
+	return ks
+}
+
+// Close stops enforcing: processes still in the cgroup may run anything again.
+// Kill them first.
+func (w *Watch) Close() error {
+	w.g.mu.Lock()
+	defer w.g.mu.Unlock()
+	if w.g.closed || w.g.watches[w.s.CgroupID] != w {
+		return nil
+	}
+	return w.end()
+}
+
+// kernelDev turns stat(2)'s device number into the kernel's own (MKDEV of
+// linux/kdev_t.h: 12 bits major, 20 bits minor).
+func kernelDev(d uint64) uint32 { return unix.Major(d)<<20 | unix.Minor(d)&0xfffff }
+
+func userDev(d uint32) uint64 { return unix.Mkdev(d>>20, d&0xfffff) }
+
+// Lookup finds the file that process pid sees as path; symbolic links are
+// resolved within its root. It needs Linux 5.6 (openat2).
+func Lookup(pid int, path string) (Inode, error) {
+	proc := "/proc/" + strconv.Itoa(pid)
+	root, err := unix.Open(proc+"/root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return Inode{}, &os.PathError{Op: "open", Path: proc + "/root", Err: err}
+	}
+	defer unix.Close(root)
+	fd, err := unix.Openat2(root, path, &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return Inode{}, fmt.Errorf("guard: look up in the root of process %d: %w", pid, &os.PathError{Op: "openat2", Path: path, Err: err})
+	}
+	defer unix.Close(fd)
+	return inodeOf(fd, proc+"/mountinfo")
+}
+
+// inodeOf reads what the kernel itself compares: the inode number from fdinfo
+// and the superblock's device from the mount that fd was opened through. A
+// mount that no table shows (memfd) is a plain file system: stat is right.
+func inodeOf(fd int, mountinfo string) (Inode, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return Inode{}, err
+	}
+	n := Inode{Dev: st.Dev, Ino: st.Ino}
+	b, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(fd))
+	if err != nil {
+		return Inode{}, err
+	}
+	var id string
+	for sc := bufio.NewScanner(bytes.NewReader(b)); sc.Scan(); {
+		switch k, v, _ := strings.Cut(sc.Text(), ":"); k {
+		case "mnt_id":
+			id = strings.TrimSpace(v)
+		case "ino": // since Linux 5.14
+			if n.Ino, err = strconv.ParseUint(strings.TrimSpace(v), 10, 64); err != nil {
+				return Inode{}, err
+			}
+		}
+	}
+	ms, err := mounts(mountinfo)
+	if err != nil {
+		return Inode{}, err
+	}
+	if i := slices.IndexFunc(ms, func(m mount) bool { return m.id == id }); i >= 0 {
+		n.Dev = ms[i].dev
+	}
+	return n, nil
+}
