@@ -60,8 +60,7 @@ func scan(s []byte, hits []hit) []hit {
 			i++
 			continue
 		}
-		h, ok := at(s, i, k)
-		if ok {
+		if h, ok := at(s, i, k); ok {
 			for len(hits) > 0 && hits[len(hits)-1].to > h.from { // an address swallows what it contains
 				hits = hits[:len(hits)-1]
 			}
@@ -87,10 +86,15 @@ func at(s []byte, i int, k uint8) (hit, bool) {
 		c = email
 		from, to = emailAt(s, i)
 	case k&isDash != 0:
+		if len(s)-i < 16 || s[i+1] != '-' {
+			return hit{}, false
+		}
 		c = key
 		from, to = i, keyAt(s, i)
 	case k&isDigit != 0:
 		c, from, to = numberAt(s, i)
+	case k&isUpper == 0 && marks[s[i]] == nil: // nearly every word of prose
+		return hit{}, false
 	default:
 		if to = ibanAt(s, i); to > 0 {
 			c, from = iban, i

@@ -61,13 +61,15 @@ func mod97(a []byte) bool {
 	return r == 1
 }
 
-// tokens lists the credentials that carry a mark of their issuer. least is
-// the number of bytes after the prefix; set says which they are.
-var tokens = []struct {
+type mark struct {
 	prefix string
 	least  int
 	set    func(byte) bool
-}{
+}
+
+// tokens lists the credentials that carry a mark of their issuer. least is
+// the number of bytes after the prefix; set says which they are.
+var tokens = []mark{
 	{"AKIA", 16, upperDigit}, {"ASIA", 16, upperDigit}, // AWS
 	{"ghp_", 36, alnum}, {"gho_", 36, alnum}, {"ghu_", 36, alnum}, {"ghs_", 36, alnum}, {"ghr_", 36, alnum}, // GitHub
 	{"github_pat_", 60, word},
@@ -83,10 +85,10 @@ var tokens = []struct {
 	{"eyJ", 40, jwt}, // a JSON web token: base64url of {" with two dots
 }
 
-// tokenFirst marks the bytes that a prefix begins with.
-var tokenFirst = func() (t [256]bool) {
-	for _, x := range tokens {
-		t[x.prefix[0]] = true
+// marks holds tokens by the first byte of their prefix.
+var marks = func() (t [256][]mark) {
+	for _, m := range tokens {
+		t[m.prefix[0]] = append(t[m.prefix[0]], m)
 	}
 	return t
 }()
@@ -97,21 +99,18 @@ func word(c byte) bool       { return alnum(c) || c == '-' || c == '_' }
 func jwt(c byte) bool        { return word(c) || c == '.' }
 
 func tokenAt(s []byte, i int) int {
-	if !tokenFirst[s[i]] {
-		return 0
-	}
-	for _, x := range tokens {
-		if !bytes.HasPrefix(s[i:], []byte(x.prefix)) {
+	for _, m := range marks[s[i]] {
+		if len(s)-i < len(m.prefix)+m.least || string(s[i:i+len(m.prefix)]) != m.prefix {
 			continue
 		}
-		if x.prefix == "eyJ" && i > 0 && jwt(s[i-1]) { // also keeps the scan linear
+		if m.prefix == "eyJ" && i > 0 && jwt(s[i-1]) { // also keeps the scan linear
 			continue
 		}
-		j := i + len(x.prefix)
-		for j < len(s) && x.set(s[j]) {
+		j := i + len(m.prefix)
+		for j < len(s) && m.set(s[j]) {
 			j++
 		}
-		if j-i-len(x.prefix) < x.least || x.prefix == "eyJ" && bytes.Count(s[i:j], []byte(".")) < 2 {
+		if j-i-len(m.prefix) < m.least || m.prefix == "eyJ" && bytes.Count(s[i:j], []byte(".")) < 2 {
 			continue
 		}
 		return j

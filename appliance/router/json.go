@@ -2,8 +2,11 @@ package router
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
+	"strconv"
+	"strings"
+	"unicode/utf16"
+	"unicode/utf8"
 )
 
 var errNegative = errors.New("negative number")
@@ -119,12 +122,53 @@ func stringEnd(b []byte, i int) int {
 	}
 }
 
-// decode returns the bytes that a literal stands for.
+// decode returns the bytes that a literal of valid JSON stands for. Most of a
+// prompt passes here, so it copies only what has escapes; invalid UTF-8 stays.
 func decode(lit []byte) []byte {
-	if bytes.IndexByte(lit, '\\') < 0 {
-		return lit[1 : len(lit)-1]
+	in := lit[1 : len(lit)-1]
+	n := bytes.IndexByte(in, '\\')
+	if n < 0 {
+		return in
 	}
-	var s string
-	_ = json.Unmarshal(lit, &s) // part of valid JSON
-	return []byte(s)
+	out := make([]byte, 0, len(in))
+	for n >= 0 {
+		out = append(out, in[:n]...)
+		if in = in[n:]; in[1] == 'u' {
+			var r rune
+			r, in = unicodeEscape(in)
+			out = utf8.AppendRune(out, r)
+		} else {
+			out = append(out, plain(in[1]))
+			in = in[2:]
+		}
+		n = bytes.IndexByte(in, '\\')
+	}
+	return append(out, in...)
+}
+
+func plain(c byte) byte {
+	if i := strings.IndexByte("bfnrt", c); i >= 0 {
+		return "\b\f\n\r\t"[i]
+	}
+	return c // quote, backslash, slash
+}
+
+// unicodeEscape reads \uXXXX, or two of them where they are a surrogate pair,
+// and returns the rest.
+func unicodeEscape(in []byte) (rune, []byte) {
+	r := hex4(in)
+	if utf16.IsSurrogate(r) {
+		if len(in) >= 12 && in[6] == '\\' && in[7] == 'u' {
+			if p := utf16.DecodeRune(r, hex4(in[6:])); p != utf8.RuneError {
+				return p, in[12:]
+			}
+		}
+		r = utf8.RuneError
+	}
+	return r, in[6:]
+}
+
+func hex4(in []byte) rune {
+	n, _ := strconv.ParseUint(string(in[2:6]), 16, 16) // valid JSON: four hex digits
+	return rune(n)
 }

@@ -1,11 +1,13 @@
 package router
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"math/big"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 func found(s string) string {
@@ -129,13 +131,17 @@ func BenchmarkScan(b *testing.B) {
 // Masking keeps JSON valid, leaves nothing to find at the places it looks at,
 // and parse never panics.
 func FuzzRedact(f *testing.F) {
-	for _, s := range []string{`{"model":"m","a":["x@y.com","\u0034111111111111111"]}`, `"{\"a\":\"b\\u0040c.de\"}"`, `[]`, `{"":{"":[null,"-----BEGIN PRIVATE KEY-----"]}}`, string(prompt()[:0])} {
+	for _, s := range []string{`{"model":"m","a":["x@y.com","\u0034111111111111111"]}`, `"{\"a\":\"b\\u0040c.de\"}"`, `"\u0000\ud83d\ude00\ud800\u00e9\/\b"`, `[]`, `{"":{"":[null,"-----BEGIN PRIVATE KEY-----"]}}`, string(prompt()[:0])} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		_, _ = parse(b)
 		if !json.Valid(b) {
 			return
+		}
+		var str string
+		if json.Unmarshal(b, &str) == nil && b[0] == '"' && utf8.Valid(b) && string(decode(bytes.TrimSpace(b))) != str {
+			t.Fatalf("%q decodes to %q, want %q", b, decode(bytes.TrimSpace(b)), str)
 		}
 		in := inspect(b)
 		out := mask(b)
