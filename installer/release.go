@@ -1,0 +1,90 @@
+package installer
+
+import (
+	"io/fs"
+	"path"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+)
+
+// Release is what the installer needs to know of a release whose signature
+// has been verified; FromManifest makes it.
+type Release struct {
+	Name     string    `json:"name"`
+	Version  string    `json:"version"`
+	Sequence int64     `json:"sequence"` // only grows; a lower one is refused
+	Digest   string    `json:"digest"`   // sha256 of the signed release
+	Created  time.Time `json:"created"`
+	Signers  []string  `json:"signers"` // names of the trusted keys that signed
+	Bytes    int64     `json:"bytes"`   // payload on the media
+	Items    []Item    `json:"items"`
+}
+
+// Item is one thing that a release carries.
+type Item struct {
+	Name            string      `json:"name"`
+	Kind            string      `json:"kind"` // image, model, file or policy
+	Ref             string      `json:"ref"`  // its name in the store
+	Digest          v1.Hash     `json:"digest"`
+	Platforms       []string    `json:"platforms,omitempty"` // os/arch of images
+	Licence         string      `json:"licence,omitempty"`
+	Redistributable bool        `json:"redistributable"`
+	Path            string      `json:"path,omitempty"` // where the slot wants it
+	Mode            fs.FileMode `json:"mode,omitempty"`
+	Size            int64       `json:"size"` // bytes, everything it refers to
+}
+
+// Programs that a slot must hold, and the one that it may hold.
+const (
+	mainPath     = "bin/clawbox"
+	launcherPath = "bin/clawbox-launch"
+	enginePath   = "bin/ollama"
+)
+
+// kind lists the items of one kind, in the release's order.
+func (r Release) kind(k string) []Item {
+	var out []Item
+	for _, it := range r.Items {
+		if it.Kind == k {
+			out = append(out, it)
+		}
+	}
+	return out
+}
+
+// program finds the file item that the slot wants at p.
+func (r Release) program(p string) (Item, bool) {
+	for _, it := range r.kind("file") {
+		if it.place() == p {
+			return it, true
+		}
+	}
+	return Item{}, false
+}
+
+// slotItems are the items that become files of the slot.
+func (r Release) slotItems() []Item { return append(r.kind("file"), r.kind("policy")...) }
+
+// place is an item's path in the slot. Policies without one go where the
+// appliance looks for them.
+func (it Item) place() string {
+	switch {
+	case it.Path != "":
+		return it.Path
+	case it.Kind == "policy":
+		return "policies/" + it.Name + ".yaml"
+	}
+	return path.Join("files", it.Name)
+}
+
+// perm is an item's mode in the slot: never writable by others, never setuid.
+func (it Item) perm() fs.FileMode {
+	if it.Mode == 0 {
+		return 0o644
+	}
+	return it.Mode.Perm() &^ 0o022
+}
+
+// String names a release for messages.
+func (r Release) String() string { return r.Name + " " + r.Version }

@@ -1,0 +1,168 @@
+package installer
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// unitText is clawbox.service. The daemon is root because it makes namespaces,
+// cgroups, mounts and BPF programs; what can be taken from it without taking
+// those is taken. What is deliberately not set, and why:
+//
+//	ProtectControlGroups   it makes a cgroup per agent (Delegate=yes)
+//	ProtectKernelTunables  it sets net.* in the agents' network namespaces
+//	ProtectSystem=strict   "always" approvals and the ledger are below its own
+//	                       paths, but operators move those in the configuration
+//	PrivateDevices         it makes the agents' /dev
+//	RestrictNamespaces, SystemCallFilter, CapabilityBoundingSet   see above
+//	After=network-online.target   an appliance works without any network
+//
+// The launcher dies with the daemon, and KillMode=mixed lets the daemon stop
+// its agents in order before systemd ends what is left.
+const unitText = `# Written by clawbox install.
+[Unit]
+Description=clawbox: governed agents on this host
+After=local-fs.target
+RequiresMountsFor=%[1]s %[4]s
+
+[Service]
+Type=exec
+ExecStart=%[2]s serve --config %[3]s
+RuntimeDirectory=clawbox
+RuntimeDirectoryMode=0755
+UMask=0022
+Delegate=yes
+KillMode=mixed
+TimeoutStopSec=60
+Restart=on-failure
+RestartSec=2
+LimitNOFILE=65536
+# Kernels before 5.11 count BPF maps against it.
+LimitMEMLOCK=infinity
+TasksMax=infinity
+OOMScoreAdjust=-500
+ProtectSystem=yes
+ProtectHome=yes
+PrivateTmp=yes
+ProtectHostname=yes
+LockPersonality=yes
+RestrictRealtime=yes
+SystemCallArchitectures=native
+KeyringMode=private
+
+[Install]
+WantedBy=multi-user.target
+`
+
+// unit writes the service's unit file. ProtectSystem=yes leaves /etc and /var
+// writable, /usr and /boot not.
+func (r *run) unit(context.Context) (string, error) {
+	text := fmt.Sprintf(unitText, r.l.State(), filepath.Join(r.l.Current(), mainPath), r.l.Config(), r.l.Opt())
+	return ensureFile(r.l.Unit(), []byte(text), 0o644)
+}
+
+// start starts the service, waits until it is healthy, and only then enables
+// it at boot. A service that does not become healthy is stopped again.
+func (r *run) start(ctx context.Context) (string, error) {
+	ctl := r.env.Systemctl
+	if ctl == nil {
+		ctl = systemctl
+	}
+	if r.repair && len(r.changed) == 0 && r.healthy(ctx) == nil && r.enabled() {
+		return "", nil
+	}
+	if err := ctl(ctx, "daemon-reload"); err != nil {
+		return "", err
+	}
+	if err := ctl(ctx, "restart", "clawbox.service"); err != nil {
+		return "", err
+	}
+	if err := r.wait(ctx); err != nil {
+		// Stopped even when ctx has ended: nothing unconfirmed keeps running.
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		return "", errors.Join(err, ctl(stop, "stop", "clawbox.service"))
+	}
+	_, err := ensureLink(r.l.Wants(), r.l.Unit())
+	if err == nil {
+		err = ctl(ctx, "daemon-reload")
+	}
+	return "the appliance is healthy and enabled at boot", err
+}
+
+func (r *run) enabled() bool {
+	p, err := filepath.EvalSymlinks(r.l.Wants())
+	return err == nil && p == r.l.Unit()
+}
+
+func systemctl(ctx context.Context, args ...string) error {
+	out, err := exec.CommandContext(ctx, "systemctl", args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("systemctl %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// wait polls the health socket until the appliance is ready or time is up.
+func (r *run) wait(ctx context.Context) error {
+	limit := r.env.Ready
+	if limit == 0 {
+		limit = time.Minute
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for {
+		err := r.healthy(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the appliance did not become healthy within %s: %w; look at: journalctl -u clawbox", limit, err)
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// healthy asks the health socket: 200 and this release's sequence number.
+func (r *run) healthy(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	sock := filepath.Join(r.l.Run(), "health.sock")
+	tr := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", sock)
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://clawbox/", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := tr.RoundTrip(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	var body struct {
+		Sequence int64
+		Error    string
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<16)).Decode(&body); err != nil {
+		return fmt.Errorf("health: %w", err)
+	}
+	switch {
+	case resp.StatusCode != http.StatusOK:
+		return fmt.Errorf("health: %s: %s", resp.Status, body.Error)
+	case body.Sequence != r.Release.Sequence:
+		return fmt.Errorf("health: got an appliance with sequence %d; wanted %d", body.Sequence, r.Release.Sequence)
+	}
+	return nil
+}
