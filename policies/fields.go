@@ -119,7 +119,8 @@ func (d *decoder) routes(n *yaml.Node) {
 			"models":   func(m *yaml.Node) { r.Models = d.strs(m, "models", d.model) },
 			"upstream": func(u *yaml.Node) { r.Upstream = d.label(u, "upstream") },
 		})
-		if c.Kind == yaml.MappingNode && (len(r.Models) == 0 || r.Upstream == "") {
+		m := lookup(c, "models")
+		if c.Kind == yaml.MappingNode && (m == nil || len(m.Content) == 0 && m.Kind == yaml.SequenceNode || lookup(c, "upstream") == nil) {
 			d.fail(c, "a route without models or upstream", "both", `write {models: ["*"], upstream: local}`)
 		}
 		d.place(r.String(), c)

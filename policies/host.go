@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/net/idna"
 )
@@ -33,18 +34,35 @@ func NormalizeHost(host string) (string, error) {
 	if len(host) > 4*maxName {
 		return "", fmt.Errorf("got a host of %d bytes, want at most %d", len(host), maxName)
 	}
+	if !utf8.ValidString(host) {
+		return "", fmt.Errorf("got host %q, want UTF-8 text", host)
+	}
 	if s, ok, err := literal(host); ok || err != nil {
 		return s, err
 	}
-	name, err := profile.ToASCII(strings.TrimSuffix(host, "."))
-	if err != nil {
-		return "", fmt.Errorf("got host %q, want a host name or an IP address: %v", host, err)
+	name, err := ascii(strings.TrimSuffix(host, "."))
+	if err == nil {
+		err = checkName(name)
 	}
-	name = strings.ToLower(name)
-	if err := checkName(name); err != nil {
+	if err != nil {
 		return "", fmt.Errorf("got host %q, want a host name or an IP address: %w", host, err)
 	}
 	return name, nil
+}
+
+// ascii gives a name's xn-- form. It converts twice: right-to-left letters can
+// map to a form that the same profile then refuses, and a form that is not
+// stable would be one host when written and another when asked for.
+func ascii(name string) (string, error) {
+	once, err := profile.ToASCII(name)
+	if err != nil {
+		return "", err
+	}
+	twice, err := profile.ToASCII(once)
+	if err == nil && twice != once {
+		err = fmt.Errorf("its form %s is not stable", once)
+	}
+	return twice, err
 }
 
 // literal reads an IP address, IPv6 with or without brackets.

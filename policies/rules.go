@@ -246,6 +246,9 @@ func joinInts(ns []int) string {
 func (p *Policy) WithAllow(r HostRule) *Policy {
 	q := *p
 	q.Network.Allow = slices.Clone(p.Network.Allow)
+	if r.Host != "" && (r.Domain != "" || r.CIDR != "") || r.Domain != "" && r.CIDR != "" {
+		return &q // YAML would name one of them only
+	}
 	d := decoder{file: "approval", set: map[string]*yaml.Node{}}
 	var n yaml.Node
 	if err := yaml.Load([]byte(r.YAML()), &n); err != nil || len(n.Content) != 1 {

@@ -76,7 +76,7 @@ func coresWords(c float64) string {
 	if c == 0 {
 		return "any number of cores"
 	}
-	return formatCPU(c) + " cores"
+	return "the time of " + formatCPU(c) + " CPU cores"
 }
 
 func (p *Policy) describeNetwork(say func(string, ...any)) {
