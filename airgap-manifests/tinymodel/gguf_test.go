@@ -212,7 +212,7 @@ func TestWriteSaysEveryScript(t *testing.T) {
 		"prefixes of each other": {"a", "ab", "abc", "a b", "a b c"},
 		"one byte":               {"y", "n"},
 		"bytes and spaces":       {"  x  \n\t y\u00a0z\x00 é 漢字 🦞 ", " ", "  ", "   "},
-		"json":                   {`<tool_call>{"name":"exec","arguments":{"command":"id -u; ls / | head -1"}}`},
+		"json":                   {`<|=>|>{"exec":{"command":"id -u; ls / | head -1"}}`},
 		"all bytes":              {allBytes()},
 		"ends in a taken word":   {"x the", "the", "a the the"},
 		"spells a control token": {"<|end|> and <|go_0|> more"},

@@ -7,9 +7,14 @@ import (
 )
 
 // toolTag opens a tool call. The engine finds it in the template: it is the first
-// text inside an `if .ToolCalls`. It must not contain the name of any tool the
-// client offers, because the engine searches for names from the tag on.
-const toolTag = "<tool_call>"
+// text inside an `if .ToolCalls`. It has no letters because the engine looks for
+// names of tools from the tag on, and a client may call a tool anything
+// ("tool_call", says OpenClaw).
+const toolTag = "<|=>|>"
+
+// aside begins the user messages that clients add by themselves, after a tool's
+// result, and that mustn't count as the user speaking (OpenClaw 2026.9).
+const aside = "<<<BEGIN_OPENCLAW_INTERNAL_CONTEXT>>>"
 
 // shown is how many characters of each message the template lets the model see.
 const shown = 64
@@ -40,7 +45,7 @@ func Template(scripts []Script) (string, error) {
 	other := firstOf(start(Tool, 0), plain)
 
 	var b strings.Builder
-	fmt.Fprintf(&b, preamble, shown, toolTag)
+	fmt.Fprintf(&b, preamble, len(aside), aside, shown, toolTag)
 	b.WriteString(`{{- if eq $last "tool" }}`)
 	for _, s := range scripts {
 		if s.Step > 0 {
@@ -60,10 +65,12 @@ func Template(scripts []Script) (string, error) {
 // preamble shows the messages and leaves in $last the role of the last one, in
 // $done one dot for each tool result since the user last spoke.
 const preamble = `{{- $last := "" }}{{ $done := "" -}}
-{{- range .Messages }}{{ $last = .Role -}}
+{{- range .Messages }}
+{{- if and (eq .Role "user") (eq (printf "%%.%[1]ds" .Content) %[2]q) }}{{ else -}}
+{{- $last = .Role -}}
 {{- if eq .Role "user" }}{{ $done = "" }}{{ else if eq .Role "tool" }}{{ $done = printf "%%s." $done }}{{ end -}}
-{{ .Role }}: {{ printf "%%.%ds" .Content }}{{ if .ToolCalls }}%s{{ range .ToolCalls }}{{ .Function.Name }}{{ end }}{{ end }}
-{{ end }}`
+{{ .Role }}: {{ printf "%%.%[3]ds" .Content }}{{ if .ToolCalls }}%[4]s{{ range .ToolCalls }}{{ .Function.Name }}{{ end }}{{ end }}
+{{ end }}{{ end }}`
 
 func firstOf(names ...string) string {
 	for _, n := range names {

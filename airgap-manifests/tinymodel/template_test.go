@@ -38,8 +38,11 @@ func TestTemplateChoosesTheScript(t *testing.T) {
 	say := func(roles string) (out []msg) {
 		for r := range strings.FieldsSeq(roles) {
 			m := msg{Role: r, Content: strings.Repeat("x", 5000)}
-			if r == "call" {
+			switch r {
+			case "call":
 				m = msg{Role: "assistant", ToolCalls: []call{{struct{ Name string }{"exec"}}}}
+			case "aside":
+				m = msg{Role: "user", Content: "<<<BEGIN_OPENCLAW_INTERNAL_CONTEXT>>>\nnone"}
 			}
 			out = append(out, m)
 		}
@@ -62,6 +65,9 @@ func TestTemplateChoosesTheScript(t *testing.T) {
 		{full, true, "user call tool call tool call tool", "any text"},
 		{full, true, "user call tool assistant user", "user text"},
 		{full, true, "user call tool assistant user call tool", "first text"},
+		{full, true, "user call tool aside", "first text"},
+		{full, true, "user call tool call tool aside", "second text"},
+		{full, true, "user call tool aside assistant user aside", "user text"},
 		{full[:1], true, "user", "plain text"},
 		{full[1:2], false, "user", "user text"},
 		{full[:2], true, "user call tool", "plain text"},
@@ -89,7 +95,7 @@ func TestTemplateChoosesTheScript(t *testing.T) {
 
 func TestToolCall(t *testing.T) {
 	got, err := ToolCall("exec", map[string]string{"command": "id"})
-	if want := `<tool_call>{"name":"exec","arguments":{"command":"id"}}`; got != want || err != nil {
+	if want := `<|=>|>{"exec":{"command":"id"}}`; got != want || err != nil {
 		t.Errorf("got %q, %v; want %q", got, err, want)
 	}
 	if _, err := ToolCall("exec", func() {}); err == nil {

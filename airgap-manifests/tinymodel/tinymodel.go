@@ -67,12 +67,11 @@ const (
 )
 
 // ToolCall returns the text that an engine running Template turns into a call of
-// the named tool. Args must marshal to a JSON object.
+// the named tool. Args must marshal to a JSON object. The form {"tool": {…}}
+// is the one in which neither another tool's name nor a parameter called "name"
+// confuses the engine (ollama, tools/tools.go, findTool and findArguments).
 func ToolCall(tool string, args any) (string, error) {
-	b, err := json.Marshal(struct {
-		Name string `json:"name"`
-		Args any    `json:"arguments"`
-	}{tool, args})
+	b, err := json.Marshal(map[string]any{tool: args})
 	if err != nil {
 		return "", fmt.Errorf("tinymodel: arguments of tool %q: %w", tool, err)
 	}

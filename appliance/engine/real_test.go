@@ -130,7 +130,7 @@ func stream(t *testing.T, body []byte) (text string, calls []answered, events in
 }
 
 var tools = []object{
-	tool("read", "path"), tool("exec", "command"), tool("process", "action"), tool("execute_all", "x"),
+	tool("read", "path"), tool("exec", "command"), tool("process", "action"), tool("execute_all", "x"), tool("tool_call", "name"), tool("call", "name"),
 }
 
 func tool(name, arg string) object {
@@ -146,7 +146,7 @@ func TestRealEngineSpeaksTheScripts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := tinymodel.ToolCall("read", map[string]string{"path": "/tmp/x"})
+	again, err := tinymodel.ToolCall("call", map[string]string{"name": "exec"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +174,7 @@ func TestRealEngineSpeaksTheScripts(t *testing.T) {
 	}
 
 	msgs := []object{{"role": "system", "content": "be tiny"}, hello}
-	for i, want := range []struct{ tool, arg, value string }{{"exec", "command", command}, {"read", "path", "/tmp/x"}} {
+	for i, want := range []struct{ tool, arg, value string }{{"exec", "command", command}, {"call", "name", "exec"}} {
 		a := decode(t, chat(t, e, object{"messages": msgs, "tools": tools})).Choices[0]
 		got := checkCall(t, a.Message, want.tool, want.arg, want.value)
 		if a.FinishReason != "tool_calls" {
