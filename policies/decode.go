@@ -209,7 +209,7 @@ func (d *decoder) boolean(n *yaml.Node, what string, to *bool) {
 
 // word reads one of a fixed set of words.
 func (d *decoder) word(n *yaml.Node, what string, to *string, choice ...string) {
-	s, ok := d.str(n, what)
+	s, ok := d.str(n, what+" ("+strings.Join(choice, " or ")+")")
 	if ok && !slices.Contains(choice, s) {
 		d.fail(n, quote(s), "one of "+strings.Join(choice, ", ")+" for "+what, advice(s, choice))
 		return
