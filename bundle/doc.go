@@ -1,0 +1,27 @@
+// Package bundle makes signed offline bundles and reads them back.
+//
+// A recipe says what goes in; Build brings it from registries, layouts, model
+// directories and files into the bundle, as bundle.lock pins it:
+//
+//	rel, err := bundle.Build(ctx, bundle.BuildOptions{Recipe: "recipe.yaml", Out: "/media/stick", Signers: signers})
+//
+// The other side opens the media, which verifies signature and index, and
+// brings everything into the host's store in one pass:
+//
+//	m, err := bundle.OpenMedia(trust, "/media/stick1", "/media/stick2")
+//	err = manifest.CheckSequence(installed, m.Release().Sequence)
+//	err = m.Load(ctx, store, progress)
+//
+// Everything in a bundle is an OCI manifest: images as they are, models as
+// CNCF ModelPack artifacts, files and policies as artifacts of one raw layer.
+// Blobs lie raw, one after the other, in parts below FAT32's limit; see
+// docs/bundle-format.md for the bytes.
+//
+// What costs what: a build writes each byte of a local file once (into the
+// part) and of a pulled one twice (work store and part). A load reads each
+// missing byte once and writes it once. Inspect and the signature check read
+// at most 16 MiB.
+//
+// Limits: parts are not encrypted and have no parity against damage; a blob
+// whose transfer was cut off starts again from its beginning.
+package bundle

@@ -1,0 +1,104 @@
+package bundle
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/clawbox/clawbox/bundle/manifest"
+)
+
+// Info is what a bundle says about itself. Only when Verified is true has
+// anybody whom the caller trusts said it.
+type Info struct {
+	Name     string    `json:"name"`
+	Version  string    `json:"version"`
+	Sequence int64     `json:"sequence"`
+	Created  time.Time `json:"created"`
+
+	Verified   bool                 `json:"verified"`
+	Trust      string               `json:"trust"`   // in words
+	Signers    []string             `json:"signers"` // trusted keys that signed
+	Signatures []manifest.Signature `json:"signatures"`
+	Threshold  int                  `json:"threshold"` // signatures that the release asks for
+
+	Size  int64           `json:"size"` // payload, in bytes
+	Parts []PartInfo      `json:"parts"`
+	Items []manifest.Item `json:"items"`
+}
+
+// Inspect reads release.note and index.json and looks for the parts; it reads
+// no payload. With the zero Trust nothing is verified, and Info says so. With
+// a trust, a bundle that it didn't sign is an error.
+func Inspect(trust manifest.Trust, dirs ...string) (Info, error) {
+	note, err := readNote(dirs)
+	if err != nil {
+		return Info{}, err
+	}
+	r, sigs, err := manifest.Unverified(note)
+	if err != nil {
+		return Info{}, err
+	}
+	i := Info{Trust: "SIGNATURE NOT CHECKED: no key given (--key); anybody may have made this bundle"}
+	if !trust.Empty() {
+		if r, i.Signers, err = trust.Open(note); err != nil {
+			return Info{}, err
+		}
+		i.Verified, i.Trust = true, "signed by "+strings.Join(i.Signers, ", ")
+	}
+	if _, err := readIndex(r, dirs); err != nil {
+		return Info{}, err
+	}
+	i.Name, i.Version, i.Sequence, i.Created = r.Name, r.Version, r.Sequence, r.Created
+	i.Signatures, i.Threshold = sigs, r.Roles.Release.Threshold
+	i.Size, i.Parts, i.Items = r.Size(), findParts(r, dirs), r.Items
+	return i, nil
+}
+
+// Print writes the info for people.
+func (i Info) Print(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "release\t%s %s (sequence %d), %s\n", i.Name, i.Version, i.Sequence, i.Created.Format(time.RFC3339))
+	fmt.Fprintf(t, "trust\t%s\n", i.Trust)
+	for _, s := range i.Signatures {
+		fmt.Fprintf(t, "signature\t%s+%s\n", s.Name, s.Hash)
+	}
+	fmt.Fprintf(t, "payload\t%s in %d parts\n\n", Size(i.Size), len(i.Parts))
+	fmt.Fprintf(t, "ITEM\tKIND\tSIZE\tLICENCE\tMAY BE PASSED ON\tREF\tPLACE\n")
+	for _, it := range i.Items {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", it.Name, it.Kind, Size(it.TotalSize), or(it.Licence, "not stated"),
+			yesNo(it.Redistributable), it.Ref, or(it.Path, strings.Join(it.Platforms, ",")))
+	}
+	fmt.Fprintf(t, "\nPART\tSIZE\tSTATE\n")
+	for _, p := range i.Parts {
+		fmt.Fprintf(t, "%s\t%s\t%s\n", p.Name, Size(p.Size), p.State())
+	}
+	return t.Flush()
+}
+
+// State is "present", "missing" or what is wrong with the size.
+func (p PartInfo) State() string {
+	switch {
+	case p.Got < 0:
+		return "MISSING"
+	case p.Got != p.Size:
+		return fmt.Sprintf("WRONG SIZE: got %d bytes, want %d", p.Got, p.Size)
+	}
+	return "present"
+}
+
+func or(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}

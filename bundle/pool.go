@@ -1,0 +1,175 @@
+package bundle
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/clawbox/clawbox/bundle/content"
+)
+
+// maxManifest bounds a manifest, in bytes, as registries do.
+const maxManifest = 4 << 20
+
+// pool is where a build has its blobs: pulled and made ones in the work store,
+// and local files where they are, so that a model is not written twice. The
+// bytes of a local file are checked when they are written into a part.
+type pool struct {
+	store  *content.Store
+	flight singleflight.Group
+
+	mu    sync.Mutex
+	local map[v1.Hash]localBlob
+}
+
+type localBlob struct {
+	path string
+	size int64
+}
+
+func (p *pool) addLocal(h v1.Hash, size int64, path string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.local[h] = localBlob{path, size}
+}
+
+func (p *pool) get(h v1.Hash) (localBlob, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	b, ok := p.local[h]
+	return b, ok
+}
+
+// stat returns the size of a blob that the pool has.
+func (p *pool) stat(h v1.Hash) (int64, error) {
+	if b, ok := p.get(h); ok {
+		return b.size, nil
+	}
+	return p.store.Stat(h)
+}
+
+func (p *pool) open(h v1.Hash) (*os.File, error) {
+	if b, ok := p.get(h); ok {
+		return os.Open(b.path)
+	}
+	return p.store.Open(h)
+}
+
+// put stores made bytes and describes them.
+func (p *pool) put(ctx context.Context, mt types.MediaType, b []byte) (v1.Descriptor, error) {
+	sum := sha256.Sum256(b)
+	d := v1.Descriptor{MediaType: mt, Size: int64(len(b)), Digest: v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum[:])}}
+	return d, p.store.Put(ctx, d.Digest, d.Size, bytes.NewReader(b))
+}
+
+// putJSON is put for a manifest or a config.
+func (p *pool) putJSON(ctx context.Context, mt types.MediaType, v any) (v1.Descriptor, error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	return p.put(ctx, mt, b)
+}
+
+// manifest returns the bytes of a small blob, verified.
+func (p *pool) manifest(d v1.Descriptor) ([]byte, error) {
+	f, err := p.open(d.Digest)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return readManifest(f, d)
+}
+
+func readManifest(r io.Reader, d v1.Descriptor) ([]byte, error) {
+	if d.Size > maxManifest {
+		return nil, fmt.Errorf("manifest %s: %d bytes, want at most %d", d.Digest, d.Size, maxManifest)
+	}
+	b, err := io.ReadAll(io.LimitReader(r, d.Size+1))
+	if err != nil {
+		return nil, fmt.Errorf("manifest %s: %w", d.Digest, err)
+	}
+	sum := sha256.Sum256(b)
+	got := v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum[:])}
+	if int64(len(b)) != d.Size || got != d.Digest {
+		return nil, &content.MismatchError{Want: d.Digest, Got: got, WantSize: d.Size, GotSize: int64(len(b))}
+	}
+	return b, nil
+}
+
+// children lists what a manifest or index refers to. Anything else is a leaf.
+func children(d v1.Descriptor, raw []byte) ([]v1.Descriptor, error) {
+	switch {
+	case d.MediaType.IsIndex():
+		x, err := v1.ParseIndexManifest(bytes.NewReader(raw))
+		if err != nil {
+			return nil, fmt.Errorf("index %s: %w", d.Digest, err)
+		}
+		return x.Manifests, nil
+	case d.MediaType.IsImage():
+		m, err := v1.ParseManifest(bytes.NewReader(raw))
+		if err != nil {
+			return nil, fmt.Errorf("manifest %s: %w", d.Digest, err)
+		}
+		return append([]v1.Descriptor{m.Config}, m.Layers...), nil
+	}
+	return nil, fmt.Errorf("%s has media type %.80q, want an OCI or Docker manifest or index", d.Digest, d.MediaType)
+}
+
+func isManifest(d v1.Descriptor) bool { return d.MediaType.IsIndex() || d.MediaType.IsImage() }
+
+// maxDepth bounds how deep indexes may nest.
+const maxDepth = 4
+
+// walk calls visit for d and everything below it, parents first. read returns
+// a manifest's bytes, verified.
+func walk(d v1.Descriptor, read func(v1.Descriptor) ([]byte, error), visit func(v1.Descriptor) error) error {
+	return walkDepth(d, read, visit, 0)
+}
+
+func walkDepth(d v1.Descriptor, read func(v1.Descriptor) ([]byte, error), visit func(v1.Descriptor) error, depth int) error {
+	if err := visit(d); err != nil {
+		return err
+	}
+	if depth > 0 && !isManifest(d) {
+		return nil
+	}
+	if depth > maxDepth {
+		return fmt.Errorf("%s: manifests are nested deeper than %d", d.Digest, maxDepth)
+	}
+	raw, err := read(d)
+	if err != nil {
+		return err
+	}
+	cs, err := children(d, raw)
+	if err != nil {
+		return err
+	}
+	for _, c := range cs {
+		if err := walkDepth(c, read, visit, depth+1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// complete says whether the pool holds d and all that is below it.
+func (p *pool) complete(d v1.Descriptor) bool {
+	return walk(d, p.manifest, func(c v1.Descriptor) error {
+		n, err := p.stat(c.Digest)
+		if err == nil && n != c.Size {
+			err = content.ErrMismatch
+		}
+		return err
+	}) == nil
+}
