@@ -40,33 +40,30 @@ const (
 func Main(args []string) int {
 	// Everything below restricts this thread and then executes from it.
 	runtime.LockOSThread()
+	// What the daemon has handed over reaches a child only where a mode says so.
+	for fd := controlFD; fd <= pidFD; fd++ {
+		unix.CloseOnExec(fd)
+	}
 	mode := ""
 	if len(args) > 0 {
 		mode = args[0]
 	}
-	var run func([]string) (int, error)
-	fd := uintptr(controlFD)
-	switch mode {
-	case "init":
-		run = initBox
-	case "supervise":
-		run = supervise
-	case "join":
-		run = join
-	case "exec":
-		run = execute
-	default:
+	run, ok := modes[mode]
+	if !ok {
 		fmt.Fprintf(os.Stderr, "clawbox-launch: got mode %q; it is started by clawbox serve, with init or join\n", mode)
 		return ExitFailed
 	}
 	code, err := run(args[1:])
 	if err != nil {
-		ch := os.NewFile(fd, "channel")
+		ch := os.NewFile(controlFD, "channel")
 		fmt.Fprintf(ch, "error: %s: %v\n", mode, err)
 		return ExitFailed
 	}
 	return code
 }
+
+// modes are the launcher's stages. Each has its channel at controlFD.
+var modes = map[string]func([]string) (int, error){"init": initBox, "supervise": supervise, "join": join, "exec": execute}
 
 // initBox is the first process of a sandbox, still root. It ends by becoming
 // the supervisor.

@@ -53,8 +53,8 @@ func build(r *Root) error {
 		{"overlay", func() error { return mountOverlay(r.Layers) }},
 		{"enter", func() error { return unix.Chdir(r.Layers[0]) }},
 		{"binds", func() error { return mountBinds(r.Binds) }},
-		{"proc", mountProc},
 		{"dev", func() error { return mountDev(r.Shm) }},
+		{"proc", mountProc}, // masks with our own /dev/null
 		{"tmp", func() error { return mountTmp("tmp", r.Scratch) }},
 		{"pivot", pivot},
 	}
@@ -159,7 +159,10 @@ func mask(p string, dir bool) error {
 	if dir {
 		return unix.Mount("masked", p, "tmpfs", unix.MS_RDONLY|safeMount, "size=4k,nr_inodes=2,mode=555")
 	}
-	return unix.Mount("/dev/null", p, "", unix.MS_BIND, "")
+	if err := unix.Mount("dev/null", p, "", unix.MS_BIND, ""); err != nil {
+		return err
+	}
+	return unix.Mount("", p, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NOEXEC, "")
 }
 
 // mountDev makes /dev of nothing but harmless nodes, then seals it.

@@ -1,0 +1,358 @@
+package sandbox
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/clawbox/clawbox/appliance/confine"
+	"github.com/clawbox/clawbox/appliance/guard"
+	"github.com/clawbox/clawbox/policies"
+)
+
+const skeletonPrefix = "skeleton-"
+
+// Box is a running sandbox.
+type Box struct {
+	l      *Local
+	name   string
+	uid    int
+	policy *policies.Policy
+	spec   confine.Spec // as the agent was started with
+	notes  []string
+	event  func(Event)
+	began  time.Time
+
+	g        *group
+	cgroupID uint64
+	p        *launcher
+	skeleton string
+	network  io.Closer
+	guard    io.Closer
+
+	mu  sync.Mutex // guards why
+	why string     // why it ends, once someone ends it
+
+	gone chan struct{} // closed when nothing of it is left
+	code int           // valid once gone
+	err  error         // what cleaning up met; valid once gone
+}
+
+// Start runs an agent. It returns when the agent's own program has been
+// executed under full confinement; on an error nothing remains.
+func (l *Local) Start(ctx context.Context, s Spec) (_ *Box, err error) {
+	if err := s.check(); err != nil {
+		return nil, fmt.Errorf("sandbox: %w", err)
+	}
+	if want := s.Policy.Require.Landlock; l.abi < want {
+		return nil, fmt.Errorf("sandbox %s: policy %s requires Landlock ABI %d, this kernel has %d; use a newer kernel or lower require.landlock", s.Name, s.Policy.Name, want, l.abi)
+	}
+	if err := l.claim(s.Name); err != nil {
+		return nil, fmt.Errorf("sandbox: %w", err)
+	}
+	b := &Box{l: l, name: s.Name, policy: s.Policy, event: s.Event, gone: make(chan struct{})}
+	if b.event == nil {
+		b.event = func(Event) {}
+	}
+	if err := b.start(ctx, &s); err != nil {
+		b.teardown()
+		return nil, errors.Join(fmt.Errorf("sandbox %s: %w", s.Name, err), b.err)
+	}
+	go b.watch(s.Policy.Budgets)
+	return b, nil
+}
+
+// start takes the steps of docs/architecture.md, "The sandbox's life".
+// Whatever it has made when it fails, teardown removes.
+func (b *Box) start(ctx context.Context, s *Spec) (err error) {
+	if b.uid, err = b.l.userID(b.name); err != nil {
+		return err
+	}
+	root, err := b.prepare(s)
+	if err != nil {
+		return err
+	}
+	if err := b.enclose(ctx, s, root); err != nil {
+		return err
+	}
+	c, err := b.compile(s)
+	if err != nil {
+		return err
+	}
+	if err := b.attach(ctx, s, c); err != nil {
+		return err
+	}
+	b.spec, b.notes, b.began = c.spec, c.notes, time.Now()
+	return b.p.launch(ctx, &b.spec)
+}
+
+// prepare makes everything on disk and the cgroups.
+func (b *Box) prepare(s *Spec) (*confine.Root, error) {
+	id := strings.ToLower(rand.Text()[:8])
+	ws := writes(s.Policy)
+	root := &confine.Root{
+		Version: confine.Version, Hostname: user, Scratch: s.Policy.Budgets.Scratch, Shm: shmSize,
+		Supervisor: confine.Spec{
+			Version: confine.Version, Dir: "/", UID: b.uid, GID: b.uid,
+			Limits: rlimits(s.Policy), Landlock: confine.Landlock{ABI: b.l.abi},
+		},
+	}
+	var err error
+	if root.Supervisor.Seccomp, err = confine.Profile("supervisor"); err != nil {
+		return nil, err
+	}
+	for _, w := range ws {
+		src, err := b.l.writable(b.name, w, b.uid)
+		if err != nil {
+			return nil, err
+		}
+		root.Binds = append(root.Binds, confine.Bind{Source: src, Target: w, Writable: true})
+	}
+	if err := os.MkdirAll(b.l.agentDir(b.name), 0o711); err != nil {
+		return nil, err
+	}
+	b.skeleton = filepath.Join(b.l.agentDir(b.name), skeletonPrefix+id)
+	if err := makeSkeleton(b.skeleton, s.Image, b.uid, home(s), ws); err != nil {
+		return nil, err
+	}
+	root.Layers = append([]string{b.skeleton}, s.Image.Layers...)
+	p := s.Policy.Budgets
+	b.g, err = b.l.h.newGroup(b.l.parent, b.name+"-"+id, limits{p.Processes + supervisorTasks, p.Memory, p.CPU})
+	if err == nil {
+		b.cgroupID, err = b.g.id()
+	}
+	return root, err
+}
+
+// enclose starts the launcher and returns once it has mounted everything and
+// confined itself.
+func (b *Box) enclose(ctx context.Context, s *Spec, root *confine.Root) (err error) {
+	cmd := exec.Command(b.l.opt.Launcher, "init")
+	cmd.Stdin = strings.NewReader("") // a pipe at its end: package exec would open the host's /dev/null
+	cmd.Stdout, cmd.Stderr = output(s.Stdout), output(s.Stderr)
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
+		Setsid:     true,
+	}
+	if b.p, err = b.l.start(cmd); err != nil {
+		return err
+	}
+	if err := b.g.add(b.PID()); err != nil {
+		return err
+	}
+	if err := confine.Send(b.p.control, root); err != nil {
+		return err
+	}
+	got, err := b.p.control.answer(ctx)
+	if err != nil {
+		return err
+	}
+	if got != confine.Mounted {
+		return fmt.Errorf("launcher answered %q, want %q: do daemon and launcher come from one release?", got, confine.Mounted)
+	}
+	return nil
+}
+
+func (b *Box) compile(s *Spec) (*compiled, error) {
+	v, err := lookInto(b.PID())
+	if err != nil {
+		return nil, err
+	}
+	defer v.close()
+	return compile(v, s, b.uid, b.l.abi)
+}
+
+// attach connects the sandbox to the guard first, so that no moment exists in
+// which it has a network and no witness.
+func (b *Box) attach(ctx context.Context, s *Spec, c *compiled) error {
+	if s.Guard != nil {
+		sc, err := b.scope(c.exec)
+		if err != nil {
+			return err
+		}
+		if b.guard, err = s.Guard(sc); err != nil {
+			return fmt.Errorf("guard: %w", err)
+		}
+	}
+	if s.Network == nil {
+		return nil
+	}
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", b.PID()))
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	if b.network, err = s.Network(ctx, b.PID(), ns); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	return nil
+}
+
+func (b *Box) scope(exec []string) (guard.Scope, error) {
+	sc := guard.Scope{ID: b.name, CgroupID: b.cgroupID}
+	for _, p := range exec {
+		n, err := guard.Lookup(b.PID(), p)
+		if err != nil {
+			return sc, err
+		}
+		sc.Exec = append(sc.Exec, n)
+	}
+	return sc, nil
+}
+
+// launch sends the Spec and returns once the program runs.
+func (p *launcher) launch(ctx context.Context, s *confine.Spec) error {
+	if err := confine.Send(p.spec, s); err != nil {
+		return err
+	}
+	got, err := p.spec.answer(ctx)
+	if err == nil && got != "" {
+		err = fmt.Errorf("launcher answered %q, want its end", got)
+	}
+	return err
+}
+
+// PID is the host's number for the sandbox's first process, the launcher.
+func (b *Box) PID() int { return b.p.cmd.Process.Pid }
+
+// UID is the agent's user id, on the host as in the sandbox.
+func (b *Box) UID() int { return b.uid }
+
+// CgroupID is the id of the sandbox's cgroup v2 node.
+func (b *Box) CgroupID() uint64 { return b.cgroupID }
+
+// Notes tell what the policy names and the image lacks; nothing was granted
+// for it.
+func (b *Box) Notes() []string { return slices.Clone(b.notes) }
+
+// Stats reports what the sandbox uses now.
+func (b *Box) Stats() (Stats, error) { return b.g.stats() }
+
+// Wait returns when nothing of the sandbox is left: the agent's exit status
+// (128 plus the signal's number when one ended it) and why it ended.
+func (b *Box) Wait() (code int, why string) {
+	<-b.gone
+	return b.code, b.why
+}
+
+// Stop asks the agent to end (SIGTERM), and after grace ends everything. It
+// returns when nothing of the sandbox is left, also when ctx is done before.
+func (b *Box) Stop(ctx context.Context, grace time.Duration) error {
+	b.because("stopped by an operator")
+	if err := b.p.signal(unix.SIGTERM); err != nil {
+		return err
+	}
+	t := time.NewTimer(grace)
+	defer t.Stop()
+	select {
+	case <-b.gone:
+		return b.err
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	if err := b.kill(); err != nil {
+		return err
+	}
+	<-b.gone
+	return b.err
+}
+
+// because keeps the first reason.
+func (b *Box) because(why string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.why == "" {
+		b.why = why
+	}
+}
+
+// kill ends PID 1, and with it the kernel ends its namespace; the cgroup ends
+// what might be on its way in.
+func (b *Box) kill() error {
+	return errors.Join(b.p.signal(unix.SIGKILL), b.g.kill())
+}
+
+// watch accompanies the sandbox to its end.
+func (b *Box) watch(p policies.Budgets) {
+	wall := time.NewTimer(p.WallTime)
+	defer wall.Stop()
+	poll := time.NewTicker(500 * time.Millisecond)
+	defer poll.Stop()
+	var seen strikes
+	for {
+		select {
+		case <-poll.C:
+			b.report(&seen)
+			continue
+		case <-wall.C:
+			why := fmt.Sprintf("budget wallTime: it ran for %v", p.WallTime)
+			b.because(why)
+			b.event(Event{Budget: "wallTime", Count: 1, Detail: why})
+			b.kill()
+			continue
+		case <-b.p.done:
+		}
+		break
+	}
+	b.report(&seen)
+	b.code = b.p.code()
+	b.because(fmt.Sprintf("exited with status %d", b.code))
+	b.teardown()
+}
+
+// report tells what budgets were hit since the last time.
+func (b *Box) report(seen *strikes) {
+	now, err := b.g.strikes()
+	if err != nil {
+		return
+	}
+	if n := now.tasks - seen.tasks; n > 0 {
+		b.event(Event{"processes", n, fmt.Sprintf("%d times a process or thread was refused", n)})
+	}
+	if n := now.memory - seen.memory; n > 0 {
+		b.event(Event{"memory", n, fmt.Sprintf("the kernel ended %d processes for lack of memory", n)})
+	}
+	*seen = now
+}
+
+// teardown ends and removes whatever there is, in the reverse order of start:
+// the guard is the last to look away.
+func (b *Box) teardown() {
+	var errs []error
+	if b.g != nil {
+		errs = append(errs, b.g.kill())
+	}
+	if b.p != nil {
+		errs = append(errs, b.p.signal(unix.SIGKILL))
+		<-b.p.done
+	}
+	for _, c := range []io.Closer{b.network, b.guard} {
+		if c != nil {
+			errs = append(errs, c.Close())
+		}
+	}
+	if b.g != nil {
+		errs = append(errs, b.g.remove(5*time.Second))
+	}
+	if b.p != nil {
+		b.p.close()
+	}
+	if b.skeleton != "" {
+		errs = append(errs, os.RemoveAll(b.skeleton))
+	}
+	b.err = errors.Join(errs...)
+	b.l.release(b.name)
+	close(b.gone)
+}

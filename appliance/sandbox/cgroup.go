@@ -1,0 +1,334 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// controllers are those that a sandbox needs.
+var controllers = []string{"pids", "memory", "cpu"}
+
+// hierarchies is where cgroups are made: all in one tree (v2), or limits in
+// the v1 tree of each controller and a v2 node that carries no limit. The v2
+// node exists always: its id is the sandbox's name to the guard, and
+// cgroup.kill ends it at once.
+//
+// opencontainers/cgroups would do this, too; what is needed of it are the file
+// names in the two tables below, and it brings systemd, D-Bus and a device
+// filter along.
+type hierarchies struct {
+	v2 string            // mount point of the cgroup2 file system
+	v1 map[string]string // controller to mount point, for those that v2 lacks
+}
+
+// findHierarchies reads the mount table and refuses a host that lacks a
+// controller.
+func findHierarchies() (*hierarchies, error) {
+	ms, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
+	if err != nil {
+		return nil, err
+	}
+	h := &hierarchies{v1: map[string]string{}}
+	for _, m := range ms {
+		if m.FSType == "cgroup2" && h.v2 == "" {
+			h.v2 = m.Mountpoint
+		}
+		for _, o := range strings.Split(m.VFSOptions, ",") {
+			if m.FSType == "cgroup" {
+				h.v1[o] = m.Mountpoint
+			}
+		}
+	}
+	if h.v2 == "" {
+		return nil, errors.New("no cgroup2 file system is mounted, the guard needs one: mount -t cgroup2 none /sys/fs/cgroup/unified")
+	}
+	return h, h.check()
+}
+
+// check leaves in v1 only what v2 does not have.
+func (h *hierarchies) check() error {
+	b, err := os.ReadFile(filepath.Join(h.v2, "cgroup.controllers"))
+	if err != nil {
+		return err
+	}
+	v1 := map[string]string{}
+	have := " " + strings.TrimSpace(string(b)) + " "
+	for _, c := range controllers {
+		if strings.Contains(have, " "+c+" ") {
+			continue
+		}
+		if h.v1[c] == "" {
+			return fmt.Errorf("cgroup controller %q is in no hierarchy (v2 at %s has%s): enable it on the kernel's command line, such as cgroup_enable=%s", c, h.v2, have, c)
+		}
+		v1[c] = h.v1[c]
+	}
+	h.v1 = v1
+	return nil
+}
+
+// base returns the directory below which controller's cgroups are made.
+func (h *hierarchies) base(controller string) string {
+	if d := h.v1[controller]; d != "" {
+		return d
+	}
+	return h.v2
+}
+
+// roots are the distinct mount points in use.
+func (h *hierarchies) roots() []string {
+	out := []string{h.v2}
+	for _, d := range h.v1 {
+		if !slices.Contains(out, d) { // controllers can share a mount: cpu,cpuacct
+			out = append(out, d)
+		}
+	}
+	return out
+}
+
+// knob is one file to write: in the v1 or the v2 form of a controller.
+type knob struct {
+	controller string
+	v1, v2     string // file name; empty: no such file in this version
+	value1     string
+	value2     string
+	optional   bool // kernels without swap accounting lack it
+}
+
+const cpuPeriod = 100_000 // microseconds, the kernel's default
+
+// Limits bound a sandbox as a whole.
+type limits struct {
+	tasks  int
+	memory int64   // bytes, swap included
+	cpu    float64 // cores; 0: no bound
+}
+
+func (l limits) knobs() []knob {
+	mem := strconv.FormatInt(l.memory, 10)
+	tasks := strconv.Itoa(l.tasks)
+	ks := []knob{
+		{"pids", "pids.max", "pids.max", tasks, tasks, false},
+		{"memory", "memory.limit_in_bytes", "memory.max", mem, mem, false},
+		{"memory", "memory.memsw.limit_in_bytes", "memory.swap.max", mem, "0", true},
+	}
+	if l.cpu > 0 {
+		quota := strconv.Itoa(int(l.cpu * cpuPeriod))
+		ks = append(ks, knob{"cpu", "cpu.cfs_quota_us", "cpu.max", quota, quota + " " + strconv.Itoa(cpuPeriod), false})
+	}
+	return ks
+}
+
+// group is the cgroup of one sandbox, in each hierarchy in use.
+type group struct {
+	h    *hierarchies
+	path string // below each mount point
+}
+
+// newGroup makes a fresh cgroup with limits. It must not have been used
+// before: a cgroup that was killed kills what enters it later.
+func (h *hierarchies) newGroup(parent, name string, l limits) (_ *group, err error) {
+	g := &group{h, filepath.Join(parent, name)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, g.remove(0))
+		}
+	}()
+	if err := h.delegate(parent); err != nil {
+		return nil, err
+	}
+	for _, r := range h.roots() {
+		if err := os.MkdirAll(filepath.Join(r, g.path), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	for _, k := range l.knobs() {
+		if err := g.set(k); err != nil {
+			return nil, err
+		}
+	}
+	return g, nil
+}
+
+// delegate passes the v2 controllers down to parent's children.
+func (h *hierarchies) delegate(parent string) error {
+	var on []string
+	for _, c := range controllers {
+		if h.v1[c] == "" {
+			on = append(on, "+"+c)
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(h.v2, parent), 0o755); err != nil || len(on) == 0 {
+		return err
+	}
+	for _, d := range []string{h.v2, filepath.Join(h.v2, parent)} {
+		if err := write(filepath.Join(d, "cgroup.subtree_control"), strings.Join(on, " ")); err != nil {
+			return fmt.Errorf("enable cgroup controllers: %w", err)
+		}
+	}
+	return nil
+}
+
+func (g *group) set(k knob) error {
+	file, value := k.v2, k.value2
+	if g.h.v1[k.controller] != "" {
+		file, value = k.v1, k.value1
+	}
+	err := write(g.file(k.controller, file), value)
+	if k.optional && errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("limit %s to %s: %w", file, value, err)
+	}
+	return nil
+}
+
+func write(file, value string) error {
+	f, err := os.OpenFile(file, os.O_WRONLY, 0) // never create: a typo must not succeed
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
+}
+
+func (g *group) file(controller, name string) string {
+	return filepath.Join(g.h.base(controller), g.path, name)
+}
+
+// id is what the guard knows the sandbox by.
+func (g *group) id() (uint64, error) {
+	var st unix.Stat_t
+	err := unix.Stat(filepath.Join(g.h.v2, g.path), &st)
+	return st.Ino, err
+}
+
+// add moves a process, with all its threads, into the group.
+func (g *group) add(pid int) error {
+	for _, r := range g.h.roots() {
+		if err := write(filepath.Join(r, g.path, "cgroup.procs"), strconv.Itoa(pid)); err != nil {
+			return fmt.Errorf("place process %d: %w", pid, err)
+		}
+	}
+	return nil
+}
+
+// kill ends every process of the group.
+func (g *group) kill() error {
+	err := write(filepath.Join(g.h.v2, g.path, "cgroup.kill"), "1")
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return g.killEach() // before Linux 5.14, or already gone
+}
+
+func (g *group) killEach() error {
+	for _, r := range g.h.roots() {
+		b, err := os.ReadFile(filepath.Join(r, g.path, "cgroup.procs"))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for _, p := range strings.Fields(string(b)) {
+			if pid, err := strconv.Atoi(p); err == nil && pid > 0 {
+				unix.Kill(pid, unix.SIGKILL)
+			}
+		}
+	}
+	return nil
+}
+
+// remove deletes the group in every hierarchy, waiting up to patience for the
+// kernel to let go of processes that have just died.
+func (g *group) remove(patience time.Duration) error {
+	var errs []error
+	end := time.Now().Add(patience)
+	for _, r := range g.h.roots() {
+		errs = append(errs, rmdir(filepath.Join(r, g.path), end))
+	}
+	return errors.Join(errs...)
+}
+
+func rmdir(dir string, end time.Time) error {
+	for {
+		err := unix.Rmdir(dir)
+		switch {
+		case err == nil || errors.Is(err, fs.ErrNotExist):
+			return nil
+		case !errors.Is(err, unix.EBUSY) || time.Now().After(end):
+			return &fs.PathError{Op: "rmdir", Path: dir, Err: err}
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// Stats is what a sandbox uses at this moment.
+type Stats struct {
+	Tasks  int64         // processes and threads, the launcher's included
+	Memory int64         // bytes, page cache included
+	CPU    time.Duration // since the start
+}
+
+func (g *group) stats() (Stats, error) {
+	mem := "memory.current"
+	if g.h.v1["memory"] != "" {
+		mem = "memory.usage_in_bytes"
+	}
+	var s Stats
+	var err, errs error
+	s.Tasks, errs = number(g.file("pids", "pids.current"))
+	s.Memory, err = number(g.file("memory", mem))
+	errs = errors.Join(errs, err)
+	// cpu.stat's times exist in every v2 cgroup, with or without controller.
+	us, err := field(filepath.Join(g.h.v2, g.path, "cpu.stat"), "usage_usec")
+	s.CPU = time.Duration(us) * time.Microsecond
+	return s, errors.Join(errs, err)
+}
+
+// strikes counts how often a budget was hit since the start.
+type strikes struct{ tasks, memory int64 }
+
+func (g *group) strikes() (s strikes, err error) {
+	oom := "memory.events"
+	if g.h.v1["memory"] != "" {
+		oom = "memory.oom_control"
+	}
+	var e error
+	s.tasks, err = field(g.file("pids", "pids.events"), "max")
+	s.memory, e = field(g.file("memory", oom), "oom_kill")
+	return s, errors.Join(err, e)
+}
+
+func number(file string) (int64, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+}
+
+// field reads the value behind key in a file of "key value" lines.
+func field(file, key string) (int64, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, key+" "); ok {
+			return strconv.ParseInt(strings.TrimSpace(v), 10, 64)
+		}
+	}
+	return 0, fmt.Errorf("%s has no line %q", file, key)
+}

@@ -1,0 +1,48 @@
+// Package sandbox runs agents: it turns a policy and an image into a
+// confine.Root and a confine.Spec, and accompanies the launcher that obeys
+// them from its start to the removal of its last cgroup.
+//
+//	images, err := sandbox.OpenImages(state, store) // content.Store
+//	local, err := sandbox.Open(sandbox.Options{State: state, Launcher: "/…/clawbox-launch", UIDBase: 600000})
+//	img, err := images.Prepare(ctx, "openclaw")
+//	box, err := local.Start(ctx, sandbox.Spec{
+//		Name: "openclaw-1", Image: img, Policy: policy, Stdout: log, Stderr: log,
+//		Guard:   func(s guard.Scope) (io.Closer, error) { return g.Watch(s) },
+//		Network: func(ctx context.Context, _ int, ns *os.File) (io.Closer, error) { return proxy.Attach(ctx, agent, ns) },
+//		Event:   func(e sandbox.Event) { /* ledger */ },
+//	})
+//	code, why := box.Wait()
+//
+// What an agent finds: the image, read-only; its writable folders, which
+// survive; /tmp in memory; its own processes; a loopback interface. It runs
+// under a user id of its own that no one else on the host has.
+//
+// How a policy's words become the kernel's:
+//
+//   - filesystem.read: Landlock read below the path, links resolved inside the
+//     image. A path that the image lacks is no error, because a preset names
+//     the folders of several distributions; Box.Notes lists it.
+//   - filesystem.write: a folder of the host, one per path, owned by the
+//     agent's user, nosuid, nodev and noexec. It begins empty: what the image
+//     has there is hidden. /tmp and /dev/shm are memory, bounded.
+//   - process.exec: Landlock execute, and the inode for the guard. The entry
+//     point and its "#!" interpreter are always in. An ELF interpreter gets
+//     Landlock's right, which the kernel asks for, but is not in the guard's
+//     list: run directly it would load any file that can be read.
+//   - process.spawn false: system call profile "strict".
+//   - budgets: cgroups (tasks, memory, cpu), tmpfs size, rlimit, a timer.
+//
+// On disk, below the state directory: layers/<diff id> (unpacked once, shared,
+// complete if present), agents/<name>/files/<path> (what the agent wrote),
+// uids.json, sandbox.lock. In each cgroup hierarchy in use:
+// clawbox-<hash of the state directory>/<name>-<random>.
+//
+// When the daemon dies its sandboxes die: the launcher watches a socket and
+// has the kernel's parent death signal besides. Open removes what is left.
+//
+// Limits. The size of writable folders is not bounded. Where no guard runs
+// (tier T4), an ELF interpreter can run any program of the image that the
+// policy lets the agent read; it can never run what the agent wrote. A
+// program that joins by Exec is in a Landlock domain beside the agent's, so
+// neither can signal the other.
+package sandbox

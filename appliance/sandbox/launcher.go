@@ -1,0 +1,199 @@
+package sandbox
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/clawbox/clawbox/appliance/confine"
+)
+
+// patience bounds one step of the launcher. A mount takes milliseconds; in an
+// emulated virtual machine, a hundred times that.
+const patience = 30 * time.Second
+
+// launcher is a running clawbox-launch and the two channels to it.
+type launcher struct {
+	cmd     *exec.Cmd
+	control *channel
+	spec    *channel
+	done    chan struct{} // closed once it is reaped
+
+	mu    sync.Mutex // guards pidfd
+	pidfd int        // -1 once closed
+}
+
+// channel is the daemon's end of a socket pair.
+type channel struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+// newChannel returns the daemon's end and the launcher's.
+func newChannel() (*channel, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "channel"), os.NewFile(uintptr(fds[1]), "channel")
+	defer ours.Close()
+	c, err := net.FileConn(ours)
+	if err != nil {
+		theirs.Close()
+		return nil, nil, err
+	}
+	return &channel{c, bufio.NewReaderSize(c, 4096)}, theirs, nil
+}
+
+// answer reads one line. A line that begins with "error: " is an error, and
+// so is silence. At end of file the answer is empty.
+func (c *channel) answer(ctx context.Context) (string, error) {
+	stop := context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if err := c.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		return "", err
+	}
+	line, err := c.r.ReadString('\n')
+	if msg, ok := strings.CutPrefix(strings.TrimSpace(line), "error: "); ok {
+		return "", fmt.Errorf("launcher: %s", msg)
+	}
+	switch {
+	case errors.Is(err, io.EOF) && line == "":
+		return "", nil
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return "", errors.Join(fmt.Errorf("launcher gave no answer within %v", patience), ctx.Err())
+	}
+	return line, err
+}
+
+// start runs the launcher in mode with attr. files follow its two channels.
+func (l *Local) start(cmd *exec.Cmd, files ...*os.File) (_ *launcher, err error) {
+	p := &launcher{cmd: cmd, pidfd: -1, done: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	var ctl, spec *os.File
+	if p.control, ctl, err = newChannel(); err != nil {
+		return nil, err
+	}
+	defer ctl.Close()
+	if p.spec, spec, err = newChannel(); err != nil {
+		return nil, err
+	}
+	defer spec.Close()
+	cmd.ExtraFiles = append([]*os.File{ctl, spec}, files...)
+	cmd.Env = []string{} // nothing of the daemon's
+	cmd.Dir = "/"
+	cmd.WaitDelay = patience
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	cmd.SysProcAttr.PidFD = &p.pidfd
+	started := make(chan error, 1)
+	go p.run(started)
+	if err := <-started; err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// run starts and reaps on a thread of its own: the kernel delivers the parent
+// death signal when the thread ends that started the child, and Go ends idle
+// threads.
+func (p *launcher) run(started chan<- error) {
+	runtime.LockOSThread() // never unlocked: the thread ends with this function
+	err := p.cmd.Start()
+	started <- err
+	if err != nil {
+		return
+	}
+	p.cmd.Wait() // the exit status is in ProcessState; pipe errors are the reader's business
+	close(p.done)
+}
+
+// signal reaches the launcher itself, never a process that got its number.
+// One that has ended needs no signal.
+func (p *launcher) signal(sig unix.Signal) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pidfd < 0 {
+		return nil
+	}
+	err := unix.PidfdSendSignal(p.pidfd, sig, nil, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	return err
+}
+
+// handle returns a copy of the pidfd; an error when the launcher has ended.
+func (p *launcher) handle() (*os.File, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pidfd < 0 {
+		return nil, errEnded
+	}
+	if err := unix.PidfdSendSignal(p.pidfd, 0, nil, 0); err != nil {
+		return nil, errors.Join(errEnded, err)
+	}
+	fd, err := unix.FcntlInt(uintptr(p.pidfd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "pidfd"), nil
+}
+
+var errEnded = errors.New("the sandbox has ended")
+
+// close releases descriptors; the process must be gone or never have been.
+func (p *launcher) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pidfd >= 0 {
+		unix.Close(p.pidfd)
+		p.pidfd = -1
+	}
+	for _, c := range []*channel{p.control, p.spec} {
+		if c != nil {
+			c.Close()
+		}
+	}
+}
+
+// code is the exit status in a shell's terms; the process must be reaped.
+func (p *launcher) code() int {
+	ws, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	switch {
+	case !ok:
+		return confine.ExitFailed
+	case ws.Signaled():
+		return 128 + int(ws.Signal())
+	}
+	return ws.ExitStatus()
+}
+
+// plain hides what else w is: package exec would hand an *os.File to the
+// child, and a host file must not be open in a sandbox.
+type plain struct{ io.Writer }
+
+func output(w io.Writer) io.Writer {
+	if w == nil {
+		w = io.Discard // through a pipe, too: /dev/null of the host is a host file
+	}
+	return plain{w}
+}

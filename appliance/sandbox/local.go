@@ -1,0 +1,255 @@
+package sandbox
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/clawbox/clawbox/appliance/confine"
+	"github.com/clawbox/clawbox/internal/durable"
+)
+
+// Options say where a Local keeps things.
+type Options struct {
+	State    string // directory; one daemon at a time
+	Launcher string // the clawbox-launch binary, static
+	UIDBase  int    // first of uids user ids that no one else on the host has
+}
+
+// uids is how many agents a host can know at a time.
+const uids = 1024
+
+// Local runs sandboxes on this host.
+type Local struct {
+	opt    Options
+	h      *hierarchies
+	parent string // name of the cgroup that holds all boxes
+	abi    int    // of this kernel's Landlock, as far as it is used
+	lock   *os.File
+
+	mu    sync.Mutex // guards the rest
+	boxes map[string]bool
+	uid   map[string]int
+}
+
+// Open takes hold of the state directory and ends what a daemon that died has
+// left: its sandboxes, should any have outlived it, and their cgroups.
+func Open(o Options) (_ *Local, err error) {
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	l := &Local{opt: o, boxes: map[string]bool{}, uid: map[string]int{}}
+	if l.abi, err = confine.LandlockABI(); err != nil {
+		return nil, err
+	}
+	l.abi = min(l.abi, confine.MaxABI)
+	if l.h, err = findHierarchies(); err != nil {
+		return nil, err
+	}
+	if err := durable.MkdirAll(filepath.Join(o.State, "agents"), 0o711); err != nil {
+		return nil, err
+	}
+	// Two state directories are two daemons, such as a test beside a service.
+	sum := sha256.Sum256([]byte(o.State))
+	l.parent = "clawbox-" + hex.EncodeToString(sum[:4])
+	if err := l.takeLock(); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(l.loadUIDs(), l.sweep()); err != nil {
+		l.lock.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+func (o Options) check() error {
+	if !filepath.IsAbs(o.State) || filepath.Clean(o.State) != o.State {
+		return fmt.Errorf("state directory %q; want an absolute, clean path", o.State)
+	}
+	if o.UIDBase < 1000 || o.UIDBase > 1<<31-uids {
+		return fmt.Errorf("uidBase %d; want 1000 or more, and %d free user ids from there", o.UIDBase, uids)
+	}
+	st, err := os.Stat(o.Launcher)
+	if err != nil {
+		return fmt.Errorf("launcher: %w", err)
+	}
+	if !st.Mode().IsRegular() || st.Mode()&0o111 == 0 || st.Mode()&0o022 != 0 {
+		return fmt.Errorf("launcher %s has mode %v; want a program that only its owner can write", o.Launcher, st.Mode())
+	}
+	return nil
+}
+
+func (l *Local) takeLock() error {
+	f, err := os.OpenFile(filepath.Join(l.opt.State, "sandbox.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return fmt.Errorf("state directory %s is in use by another daemon: %w; stop that one first", l.opt.State, err)
+	}
+	l.lock = f
+	return nil
+}
+
+// Close lets go of the state directory. Sandboxes must have ended.
+func (l *Local) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.boxes) > 0 {
+		return fmt.Errorf("%d sandboxes still run; stop them first", len(l.boxes))
+	}
+	for _, r := range l.h.roots() {
+		unix.Rmdir(filepath.Join(r, l.parent)) // a later daemon makes it again
+	}
+	return l.lock.Close()
+}
+
+// sweep kills and removes every cgroup below ours. The launcher dies with its
+// daemon, so normally they are empty.
+func (l *Local) sweep() error {
+	var errs []error
+	for _, r := range l.h.roots() {
+		dirs, err := os.ReadDir(filepath.Join(r, l.parent))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		for _, d := range dirs {
+			if d.IsDir() {
+				g := &group{l.h, filepath.Join(l.parent, d.Name())}
+				errs = append(errs, g.kill(), g.killEach(), g.remove(5*time.Second))
+			}
+		}
+	}
+	left, err := filepath.Glob(filepath.Join(l.opt.State, "agents", "*", skeletonPrefix+"*"))
+	for _, d := range left {
+		errs = append(errs, os.RemoveAll(d))
+	}
+	return errors.Join(append(errs, err)...)
+}
+
+func (l *Local) uidFile() string { return filepath.Join(l.opt.State, "uids.json") }
+
+func (l *Local) loadUIDs() error {
+	b, err := os.ReadFile(l.uidFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &l.uid)
+	}
+	if err != nil {
+		return fmt.Errorf("user ids of the agents: %s: %w", l.uidFile(), err)
+	}
+	seen := map[int]string{}
+	for name, u := range l.uid {
+		if other, ok := seen[u]; ok || u < l.opt.UIDBase || u >= l.opt.UIDBase+uids {
+			return fmt.Errorf("%s gives %s user id %d (also: %q); want different ids from %d on: did uidBase change?", l.uidFile(), name, u, other, l.opt.UIDBase)
+		}
+		seen[u] = name
+	}
+	return nil
+}
+
+// userID returns the agent's user id, the same after every restart: its files
+// belong to it.
+func (l *Local) userID(name string) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if u, ok := l.uid[name]; ok {
+		return u, nil
+	}
+	taken := map[int]bool{}
+	for _, u := range l.uid {
+		taken[u] = true
+	}
+	for u := l.opt.UIDBase; u < l.opt.UIDBase+uids; u++ {
+		if taken[u] {
+			continue
+		}
+		l.uid[name] = u
+		if err := l.saveUIDs(); err != nil {
+			delete(l.uid, name)
+			return 0, err
+		}
+		return u, nil
+	}
+	return 0, fmt.Errorf("all %d user ids are taken; remove an agent", uids)
+}
+
+func (l *Local) saveUIDs() error {
+	b, err := json.MarshalIndent(l.uid, "", "  ")
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(l.uidFile(), append(b, '\n'), 0o600)
+}
+
+// Remove deletes what a stopped agent has written and gives its user id back,
+// in this order: the next owner of the id must find nothing.
+func (l *Local) Remove(name string) error {
+	if !validName.MatchString(name) {
+		return fmt.Errorf("name %q is not an agent's", name)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.boxes[name] {
+		return fmt.Errorf("agent %s runs; stop it first", name)
+	}
+	if err := os.RemoveAll(l.filesDir(name)); err != nil {
+		return err
+	}
+	if _, ok := l.uid[name]; !ok {
+		return nil
+	}
+	delete(l.uid, name)
+	return l.saveUIDs()
+}
+
+func (l *Local) agentDir(name string) string { return filepath.Join(l.opt.State, "agents", name) }
+func (l *Local) filesDir(name string) string { return filepath.Join(l.agentDir(name), "files") }
+
+// Files returns the host's directory behind a writable path of an agent.
+func (l *Local) Files(name, p string) string {
+	return filepath.Join(l.filesDir(name), url.PathEscape(strings.TrimPrefix(p, "/")))
+}
+
+// writable makes the directory behind p, owned by the agent.
+func (l *Local) writable(name, p string, uid int) (string, error) {
+	if err := durable.MkdirAll(l.filesDir(name), 0o700); err != nil {
+		return "", err
+	}
+	d := l.Files(name, p)
+	if err := os.Mkdir(d, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", err
+	}
+	return d, os.Lchown(d, uid, uid)
+}
+
+// claim reserves a name for one running sandbox.
+func (l *Local) claim(name string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.boxes[name] {
+		return fmt.Errorf("agent %s runs already; stop it first", name)
+	}
+	l.boxes[name] = true
+	return nil
+}
+
+func (l *Local) release(name string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.boxes, name)
+}

@@ -1,0 +1,310 @@
+package sandbox
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/clawbox/clawbox/bundle/content"
+	"github.com/clawbox/clawbox/policies"
+)
+
+var _ Blobs = (*content.Store)(nil)
+
+// programs holds the launcher and the probe, built once for all tests.
+var programs struct {
+	launcher, probe string
+	err             error
+}
+
+func TestMain(m *testing.M) {
+	if d := os.Getenv("CLAWBOX_TEST_DAEMON"); d != "" {
+		os.Exit(daemon(d))
+	}
+	dir, err := os.MkdirTemp("", "clawbox-sandbox-test-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	programs.launcher, programs.probe = filepath.Join(dir, "clawbox-launch"), filepath.Join(dir, "probe")
+	programs.err = build(programs.launcher, "../../cmd/clawbox-launch")
+	if programs.err == nil {
+		programs.err = build(programs.probe, "./testdata/probe")
+	}
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+func build(out, pkg string) error {
+	c := exec.Command("go", "build", "-o", out, pkg)
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if b, err := c.CombinedOutput(); err != nil {
+		return fmt.Errorf("build %s: %w\n%s", pkg, err, b)
+	}
+	return os.Chmod(out, 0o755)
+}
+
+// blobs is a store in memory, with files for what is open.
+type blobs struct {
+	dir  string
+	refs map[string]v1.Descriptor
+}
+
+func newBlobs(t testing.TB) *blobs { return &blobs{t.TempDir(), map[string]v1.Descriptor{}} }
+
+func (b *blobs) Resolve(ref string) (v1.Descriptor, error) {
+	d, ok := b.refs[ref]
+	if !ok {
+		return d, fs.ErrNotExist
+	}
+	return d, nil
+}
+
+func (b *blobs) Open(h v1.Hash) (*os.File, error) { return os.Open(filepath.Join(b.dir, h.Hex)) }
+
+func (b *blobs) put(t testing.TB, p []byte) v1.Descriptor {
+	t.Helper()
+	h, n, err := v1.SHA256(bytes.NewReader(p))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(b.dir, h.Hex), p, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return v1.Descriptor{Digest: h, Size: n}
+}
+
+// file is an entry of a layer. Mode 0 means 0644.
+type file struct {
+	name, data, link string
+	typ              byte
+	mode             int64
+}
+
+func layer(t testing.TB, files ...file) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, f := range files {
+		if f.typ == 0 {
+			f.typ = tar.TypeReg
+		}
+		if f.mode == 0 {
+			f.mode = 0o644
+		}
+		h := &tar.Header{Name: f.name, Typeflag: f.typ, Mode: f.mode, Size: int64(len(f.data)), Linkname: f.link, ModTime: time.Unix(1e9, 0)}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write([]byte(f.data)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func gz(t testing.TB, p []byte) []byte {
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	w.Write(p)
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// image stores an image of uncompressed layers, bottom first.
+func (b *blobs) image(t testing.TB, ref string, c v1.Config, layers ...[]byte) {
+	t.Helper()
+	cf := v1.ConfigFile{OS: "linux", Architecture: runtime.GOARCH, Config: c, RootFS: v1.RootFS{Type: "layers"}}
+	m := v1.Manifest{SchemaVersion: 2, MediaType: types.OCIManifestSchema1}
+	for _, l := range layers {
+		h, _, _ := v1.SHA256(bytes.NewReader(l))
+		cf.RootFS.DiffIDs = append(cf.RootFS.DiffIDs, h)
+		d := b.put(t, gz(t, l))
+		d.MediaType = types.OCILayer
+		m.Layers = append(m.Layers, d)
+	}
+	m.Config = b.json(t, cf)
+	m.Config.MediaType = types.OCIConfigJSON
+	d := b.json(t, m)
+	d.MediaType = types.OCIManifestSchema1
+	b.refs[ref] = d
+}
+
+func (b *blobs) json(t testing.TB, v any) v1.Descriptor {
+	t.Helper()
+	p, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.put(t, p)
+}
+
+// base is the image that most tests run: the probe under three names, a
+// script, and files that a policy may or may not let it read.
+func base(t testing.TB) [][]byte {
+	p, err := os.ReadFile(programs.probe)
+	if err != nil {
+		t.Fatal(err)
+	}
+	low := layer(t,
+		file{name: "bin/", typ: tar.TypeDir}, file{name: "bin/probe", data: string(p), mode: 0o755},
+		file{name: "usr/bin/hidden", data: string(p), mode: 0o755}, file{name: "tools/one", data: string(p), mode: 0o755},
+		file{name: "bin/script", data: "#!/bin/probe print=from\n", mode: 0o755},
+		file{name: "etc/passwd", data: "root:x:0:0:root:/root:/bin/sh\n"}, file{name: "etc/secret", data: "secret\n", mode: 0o600},
+		file{name: "data/in", data: "input\n"}, file{name: "private/key", data: "key\n"},
+		file{name: "gone", data: "x"}, file{name: "dir/old", data: "x"},
+	)
+	top := layer(t, file{name: ".wh.gone"}, file{name: "dir/.wh..wh..opq"}, file{name: "dir/new", data: "x"},
+		file{name: "tools/two", typ: tar.TypeSymlink, link: "/bin/probe"})
+	return [][]byte{low, top}
+}
+
+// bench is everything that a test of running sandboxes needs.
+type bench struct {
+	t     testing.TB
+	l     *Local
+	image Image
+	state string
+}
+
+// need skips where sandboxes cannot run, with the proof.
+func need(t testing.TB) {
+	t.Helper()
+	if programs.err != nil {
+		t.Fatal(programs.err)
+	}
+	if os.Geteuid() != 0 {
+		t.Skipf("sandboxes need root; euid is %d", os.Geteuid())
+	}
+}
+
+func newBench(t testing.TB) *bench {
+	t.Helper()
+	need(t)
+	state := t.TempDir()
+	b := &bench{t: t, state: state, image: prepared(t, state)}
+	var err error
+	b.l, err = Open(Options{State: state, Launcher: programs.launcher, UIDBase: 700_000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.l.Close(); err != nil {
+			t.Error(err)
+		}
+		left, _ := filepath.Glob("/sys/fs/cgroup/*/" + b.l.parent)
+		if len(left) > 0 {
+			t.Errorf("cgroups left behind: %v", left)
+		}
+	})
+	return b
+}
+
+func prepared(t testing.TB, state string) Image {
+	t.Helper()
+	bl := newBlobs(t)
+	bl.image(t, "probe", v1.Config{Entrypoint: []string{"/bin/probe"}, Env: []string{"FROM=image"}}, base(t)...)
+	im, err := OpenImages(state, bl)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := im.Prepare(context.Background(), "probe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+// policy is a complete policy that tests narrow or widen.
+func policy() *policies.Policy {
+	return &policies.Policy{
+		Name: "test",
+		Filesystem: policies.Filesystem{
+			Read: []string{"/bin", "/etc", "/proc", "/dev", "/data", "/tools", "/dir"}, Write: []string{"/workspace", "/tmp"}, Workdir: "/workspace",
+		},
+		Process: policies.Process{Exec: []string{"/bin/probe"}, Spawn: true, Seccomp: "default"},
+		Budgets: policies.Budgets{Processes: 40, Memory: 256 << 20, Scratch: 8 << 20, OpenFiles: 256, WallTime: time.Minute},
+		Require: policies.Require{Landlock: 3, Tier: "T4"},
+	}
+}
+
+// buffer takes output from several goroutines.
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// run starts an agent with probe arguments, waits, and returns its lines.
+func (b *bench) run(s Spec, args ...string) (map[string]string, int, string) {
+	b.t.Helper()
+	box, out := b.start(s, args...)
+	code, why := box.Wait()
+	if box.err != nil {
+		b.t.Errorf("end of sandbox: %v", box.err)
+	}
+	return answers(out.String()), code, why
+}
+
+func (b *bench) start(s Spec, args ...string) (*Box, *buffer) {
+	b.t.Helper()
+	out := &buffer{}
+	if s.Name == "" {
+		s.Name = "agent"
+	}
+	if s.Policy == nil {
+		s.Policy = policy()
+	}
+	s.Image, s.Args, s.Stdout, s.Stderr = b.image, args, out, out
+	box, err := b.l.Start(context.Background(), s)
+	if err != nil {
+		b.t.Fatalf("start: %v\noutput: %s", err, out)
+	}
+	b.t.Cleanup(func() { box.Stop(context.Background(), 0) })
+	return box, out
+}
+
+func answers(out string) map[string]string {
+	m := map[string]string{}
+	for l := range strings.Lines(out) {
+		if k, v, ok := strings.Cut(strings.TrimRight(l, "\r\n"), ": "); ok {
+			m[k] = strings.TrimSpace(v)
+		}
+	}
+	return m
+}
+
+// daemon is a process that the test kills: it runs a sandbox until then.
+func daemon(state string) int { return 0 }
