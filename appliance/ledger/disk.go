@@ -53,7 +53,7 @@ func (d *osDisk) do(o op) error {
 	case rename:
 		to := filepath.Join(d.dir, o.to)
 		if o.to == d.name {
-			if err := d.close(); err != nil {
+			if err := d.Close(); err != nil {
 				return err
 			}
 		}
@@ -76,7 +76,7 @@ func (d *osDisk) do(o op) error {
 
 func (d *osDisk) extend(o op) error {
 	if d.name != o.path {
-		if err := d.close(); err != nil {
+		if err := d.Close(); err != nil {
 			return err
 		}
 		f, err := os.OpenFile(filepath.Join(d.dir, o.path), os.O_WRONLY|os.O_APPEND|unix.O_NOFOLLOW, 0)
@@ -92,7 +92,7 @@ func (d *osDisk) extend(o op) error {
 	return err
 }
 
-func (d *osDisk) close() error {
+func (d *osDisk) Close() error {
 	if d.tail == nil {
 		return nil
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -191,8 +192,8 @@ func (l *Log) Close() error {
 	if err := l.Err(); failed == nil && !errors.Is(err, ErrClosed) {
 		failed = err
 	}
-	if d, ok := l.w.disk.(*osDisk); ok {
-		failed = errors.Join(failed, d.close())
+	if d, ok := l.w.disk.(io.Closer); ok {
+		failed = errors.Join(failed, d.Close())
 	}
 	return errors.Join(failed, l.dirs.Close())
 }

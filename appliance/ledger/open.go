@@ -24,6 +24,10 @@ import (
 // wal, the right edge of the tiles) is found here, all other by Verify.
 func Open(dir string, s note.Signer, v note.Verifier) (*Log, error) {
 	dir = filepath.Clean(dir)
+	return openOn(&osDisk{dir: dir}, dir, s, v)
+}
+
+func openOn(d disk, dir string, s note.Signer, v note.Verifier) (*Log, error) {
 	if s.Name() != v.Name() || s.KeyHash() != v.KeyHash() {
 		return nil, fmt.Errorf("open ledger: signing key is %s+%08x, verifier is %s+%08x: use one pair", s.Name(), s.KeyHash(), v.Name(), v.KeyHash())
 	}
@@ -31,7 +35,7 @@ func Open(dir string, s note.Signer, v note.Verifier) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
-	w, dropped, err := load(&osDisk{dir: dir}, dir, s, v)
+	w, dropped, err := load(d, dir, s, v)
 	if err == nil {
 		err = w.settle(dropped)
 	}
@@ -145,7 +149,7 @@ type tear struct {
 func (t *tear) record() Record {
 	r := Record{
 		Time: time.Now(), Kind: KindService, Reason: "ledger.recovered",
-		Detail: fmt.Sprintf("cut %d bytes of a commit that was not finished, after entry %d: %v", t.bytes, t.end-1, t.why),
+		Detail: fmt.Sprintf("cut %d bytes of a commit that was not finished, at entry %d: %v", t.bytes, t.end, t.why),
 		Attrs:  map[string]any{"dropped_bytes": t.bytes},
 	}
 	if t.signed.Checkpoint != nil {
@@ -165,7 +169,7 @@ func torn(w *walImage, open opener) (*tear, error) {
 	if len(w.rest) == 0 {
 		return nil, nil
 	}
-	t := &tear{bytes: len(w.rest), why: w.why, end: w.head().Size}
+	t := &tear{bytes: len(w.rest), why: w.why, end: w.bad}
 	if w.full() {
 		return nil, &Fault{walFile, t.end, fmt.Sprintf("%d bytes follow a full bundle", t.bytes), restore}
 	}
@@ -201,11 +205,11 @@ func covers(w *walImage, cp Head) error {
 	if cp.Size <= end {
 		return nil
 	}
-	what := fmt.Sprintf("ends at entry %d, the signed checkpoint file says %d entries", end, cp.Size)
+	what := fmt.Sprintf("has %d entries under signed checkpoints, the checkpoint file says %d", end, cp.Size)
 	if w.why != nil {
 		what += fmt.Sprintf(" (%v)", w.why)
 	}
-	return &Fault{walFile, end, what, restore}
+	return &Fault{walFile, w.bad, what, restore}
 }
 
 func readCheckpoint(dir string, open opener) (Head, error) {

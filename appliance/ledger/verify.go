@@ -151,7 +151,7 @@ func (f *verifier) atRest(cp Head) error {
 	case f.live:
 		return nil
 	case len(w.rest) > 0:
-		return &Fault{walFile, w.head().Size, fmt.Sprintf("%d bytes at the end are under no signed checkpoint (%v)", len(w.rest), w.why), startOnce}
+		return &Fault{walFile, w.bad, fmt.Sprintf("%d bytes at the end are under no signed checkpoint (%v)", len(w.rest), w.why), startOnce}
 	case w.full():
 		return &Fault{walFile, -1, "holds a full bundle that was not moved to its tile", startOnce}
 	case cp.Size != w.head().Size:
@@ -206,11 +206,10 @@ func (f *verifier) tile(level int, n int64, hs []tlog.Hash) error {
 	if err != nil {
 		return err
 	}
-	span := int64(1) << (8 * level)
 	for i, h := range hs {
 		at := i * tlog.HashSize
 		if len(b) < at+tlog.HashSize || !bytes.Equal(b[at:at+tlog.HashSize], h[:]) {
-			return &Fault{name, (n*width + int64(i)) * span, fmt.Sprintf("hash %d is not that of the %d entries under it", i, span), restore}
+			return mismatch(level, n, i)
 		}
 	}
 	if len(b) != tileSize {
@@ -226,6 +225,17 @@ func (f *verifier) tile(level int, n int64, hs []tlog.Hash) error {
 	}
 	hs, f.levels[level] = f.levels[level], nil
 	return f.tile(level+1, n/width, hs)
+}
+
+// mismatch names the entry, or the first of the entries, that a tile's hash i
+// isn't the hash of. Which of the two files was changed can't be told from
+// them alone.
+func mismatch(level int, n int64, i int) error {
+	if level == 0 {
+		return &Fault{tilePath(-1, n), n*width + int64(i), "entry does not have the hash that " + tilePath(0, n) + " holds", restore}
+	}
+	span := int64(1) << (8 * level)
+	return &Fault{tilePath(level, n), (n*width + int64(i)) * span, fmt.Sprintf("hash %d is not that of the %d entries from here on", i, span), restore}
 }
 
 // readTile reads a regular file of at most the largest bundle's size.

@@ -76,6 +76,7 @@ type walImage struct {
 	good    []byte      // the bytes up to and with the last commit
 	rest    []byte      // the bytes after it
 	why     error       // why rest isn't a commit; nil when it is empty
+	bad     int64       // the entry where that was found
 }
 
 func (w *walImage) start() int64 { return w.commits[0].Size }
@@ -114,14 +115,13 @@ func scanWal(b []byte, open opener) (*walImage, error) {
 }
 
 // started refuses a wal without its first checkpoint: it was written in one
-// piece with a rename, so no crash can tear it. n entries hang loose.
+// piece with a rename, so no crash can tear it. n entries were read after the
+// last one.
 func (w *walImage) started(n int) error {
 	if len(w.commits) == 0 {
 		return errors.Join(errors.New("first frame is not a whole checkpoint"), w.why)
 	}
-	if len(w.rest) > 0 {
-		w.why = fmt.Errorf("entry %d: %w", w.head().Size+int64(n), w.why)
-	}
+	w.bad = w.head().Size + int64(n)
 	return nil
 }
 
@@ -166,7 +166,7 @@ func (w *walImage) checkCommits(p *peaks, seen func(size int64, p *peaks) error)
 			}
 		}
 		if got := p.root(); got != c.Root {
-			return &Fault{walFile, from, fmt.Sprintf("entries %d to %d have root %v, the signed checkpoint of size %d says %v", from, c.Size-1, got, c.Size, c.Root), restore}
+			return &Fault{walFile, from, fmt.Sprintf("the first %d entries (of which the commit added %d) have root %v, the signed checkpoint says %v", c.Size, c.Size-from, got, c.Root), restore}
 		}
 	}
 	return nil
