@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -82,7 +81,7 @@ func policyFor(r Release, image string) string {
 	ps := r.kind("policy")
 	for _, p := range ps {
 		if p.Name == image || p.Name == image+"-policy" {
-			return path.Base(p.place())
+			return p.PolicyName()
 		}
 	}
 	return "sandbox"

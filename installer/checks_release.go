@@ -114,7 +114,7 @@ func agentsExist(q question) Finding {
 func policiesExist(q question) Finding {
 	names := policies.Presets()
 	for _, it := range q.r.kind("policy") {
-		names = append(names, path.Base(it.place()))
+		names = append(names, it.PolicyName())
 	}
 	var miss []string
 	for _, a := range q.a.Agents {

@@ -32,7 +32,7 @@ type Finding struct {
 }
 
 func (f Finding) String() string {
-	s := fmt.Sprintf("%-8s %-14s got %s", f.Severity, f.Check, f.Got)
+	s := fmt.Sprintf("%-8s %-16s got %s", f.Severity, f.Check, f.Got)
 	if f.Severity == OK || f.Wanted == "" {
 		return s
 	}

@@ -78,6 +78,9 @@ func (it Item) place() string {
 	return path.Join("files", it.Name)
 }
 
+// PolicyName is how a configuration names a policy item: its file's name.
+func (it Item) PolicyName() string { return path.Base(it.place()) }
+
 // perm is an item's mode in the slot: never writable by others, never setuid.
 func (it Item) perm() fs.FileMode {
 	if it.Mode == 0 {
