@@ -114,6 +114,10 @@ func TestDecide(t *testing.T) {
 		{conn("::ffff:10.1.2.3", 443), Allow, ReasonNet, "t.yaml:16: allow 10.1.0.0/16:443"},
 		{conn("[::ffff:10.1.9.3]", 443), Deny, ReasonDenied, "t.yaml:24: deny 10.1.9.0/24"},
 		{conn("10.1.9.3", 443), Deny, ReasonDenied, "t.yaml:24: deny 10.1.9.0/24"},
+		{conn("10.1.0.0", 443), Allow, ReasonNet, "t.yaml:16: allow 10.1.0.0/16:443"},
+		{conn("10.1.255.255", 443), Allow, ReasonNet, "t.yaml:16: allow 10.1.0.0/16:443"},
+		{conn("10.0.255.255", 443), Hold, ReasonUnlisted, ""},
+		{conn("10.2.0.0", 443), Hold, ReasonUnlisted, ""},
 		{conn("10.2.0.1", 443), Hold, ReasonUnlisted, ""},
 		{conn("10.1.2.3.nip.example", 443), Hold, ReasonUnlisted, ""},
 		{conn("192.0.2.7", 80), Allow, ReasonNet, "t.yaml:17: allow 192.0.2.7"},
@@ -154,6 +158,37 @@ func TestDecide(t *testing.T) {
 			t.Errorf("%+v is explained as %q", c.r, text)
 		}
 	}
+}
+
+// Rules that Parse would refuse, in a policy made by hand, match no address
+// by its text and never panic.
+func TestDecideHandmadeRules(t *testing.T) {
+	for _, r := range []HostRule{{}, {Domain: "0.0.1"}, {Host: "*.0.0.1"}, {CIDR: "10.0.0.1"}, {CIDR: "x"}, {Host: "**"}, {Domain: "."}} {
+		p := &Policy{Network: Network{Allow: []HostRule{r}}}
+		if d := p.Decide(Request{Action: Connect, Host: "10.0.0.1", Port: 443}); d.Verdict != Deny {
+			t.Errorf("%+v: got %+v", r, d)
+		}
+	}
+}
+
+func BenchmarkDecide(b *testing.B) {
+	p := mustParse(b, rich)
+	for _, r := range []Request{
+		{Action: Read, Path: "/usr/lib/x"}, {Action: Exec, Path: "/opt/tools/jq"},
+		{Action: Connect, Host: "api.example.com", Port: 443}, {Action: Connect, Host: "nobody.example", Port: 443}, {Action: Infer, Model: "big"},
+	} {
+		b.Run(r.String(), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				p.Decide(r)
+			}
+		})
+	}
+	b.Run("parse", func(b *testing.B) {
+		for b.Loop() {
+			mustParse(b, rich)
+		}
+	})
 }
 
 func TestDecideStrip(t *testing.T) {

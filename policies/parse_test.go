@@ -352,6 +352,8 @@ func TestParseBad(t *testing.T) {
 		{"negative size", head + "budgets: {memory: -2GiB}\n", "4:19", `"-2GiB"`, "512MiB"},
 		{"too little", head + "budgets: {memory: 1KiB}\n", "4:19", `"1KiB"`, "512MiB"},
 		{"too much", head + "budgets: {memory: 99999999TiB}\n", "4:19", `"99999999TiB"`, "512MiB"},
+		{"just too much", head + "budgets: {memory: 1025TiB}\n", "4:19", `"1025TiB"`, "512MiB"},
+		{"wraps round to 1TiB", head + "budgets: {memory: 16777217TiB}\n", "4:19", `"16777217TiB"`, "512MiB"},
 		{"zero processes", head + "budgets: {processes: 0}\n", "4:22", "got 0", "in that range"},
 		{"negative processes", head + "budgets: {processes: -1}\n", "4:22", "got -1", "in that range"},
 		{"octal", head + "budgets: {processes: 0100}\n", "4:22", `"0100"`, "digits only"},

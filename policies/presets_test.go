@@ -2,6 +2,7 @@ package policies
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -157,7 +158,9 @@ func TestWithAllow(t *testing.T) {
 			t.Errorf("%+v was added:\n%s", r, q.YAML())
 		}
 	}
-	// Two copies of one policy do not write into each other.
+	// Two copies of one policy do not write into each other, even where the
+	// list has room to grow in place.
+	q.Network.Allow = slices.Grow(q.Network.Allow, 8)
 	a, b := q.WithAllow(HostRule{Host: "a.example"}), q.WithAllow(HostRule{Host: "b.example"})
 	hosts := func(p *Policy) string { return p.Network.Allow[len(p.Network.Allow)-1].Host }
 	if hosts(a) != "a.example" || hosts(b) != "b.example" {
