@@ -85,7 +85,8 @@ func build(dir string, h Head) error {
 	if err := flushDir(tmp); err != nil {
 		return err
 	}
-	if err := os.Rename(tmp, dir); err != nil {
+	// rename(2) takes the place of an empty directory; os.Rename refuses to.
+	if err := unix.Rename(tmp, dir); err != nil {
 		return err
 	}
 	return flushDir(filepath.Dir(dir))
