@@ -237,3 +237,12 @@ type counter struct{ n int64 }
 func (c *counter) Start(string, int64) Task { return c }
 func (c *counter) Add(n int64)              { c.n += n }
 func (c *counter) Done(error)               {}
+
+func newStoreAt(t testing.TB, dir string) *content.Store {
+	t.Helper()
+	s, err := content.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}

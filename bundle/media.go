@@ -302,6 +302,9 @@ func (m *Media) stream(ctx context.Context, blobs []manifest.Blob, each func(chu
 	}()
 	var err error
 	for c := range full {
+		if err = ctx.Err(); err != nil { // not the chunks that were read ahead either
+			break
+		}
 		if err = each(c); err != nil {
 			break
 		}
