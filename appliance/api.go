@@ -1,0 +1,178 @@
+package appliance
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+
+	"github.com/clawbox/clawbox/appliance/control"
+)
+
+// maxRequest bounds a control request's body, in bytes.
+const maxRequest = 4 << 20
+
+// controlHandler serves the control socket.
+func (a *Appliance) controlHandler() http.Handler {
+	m := http.NewServeMux()
+	m.HandleFunc("GET /v1/status", answer(func(*http.Request) (any, error) { return a.Status(), nil }))
+	m.HandleFunc("GET /v1/agents", answer(func(*http.Request) (any, error) { return a.agentStatuses(), nil }))
+	m.HandleFunc("POST /v1/agents", answer(a.handleLaunch))
+	m.HandleFunc("GET /v1/agents/{name}", answer(a.handleAgent))
+	m.HandleFunc("POST /v1/agents/{name}/stop", answer(a.handleStop))
+	m.HandleFunc("DELETE /v1/agents/{name}", answer(a.handleRemove))
+	m.HandleFunc("PUT /v1/agents/{name}/policy", answer(a.handlePolicy))
+	m.HandleFunc("GET /v1/agents/{name}/logs", a.handleLogs)
+	m.HandleFunc("POST /v1/agents/{name}/exec", a.handleExec)
+	m.HandleFunc("GET /v1/approvals", answer(a.handlePending))
+	m.HandleFunc("POST /v1/approvals/{id}", answer(a.handleAnswer))
+	m.HandleFunc("GET /v1/ledger/checkpoint", answer(a.handleCheckpoint))
+	return m
+}
+
+// healthHandler serves the health socket: 200 once the appliance does its
+// work, 503 with the reason when it refuses to.
+func (a *Appliance) healthHandler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		st := a.Status()
+		if st.Error != "" {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		json.NewEncoder(w).Encode(map[string]any{"release": st.Release, "sequence": st.Sequence, "error": st.Error})
+	})
+}
+
+// answer adapts a function to HTTP: its value as JSON, or its refusal.
+func answer(f func(*http.Request) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		v, err := f(r)
+		if err != nil {
+			refuse(w, err)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(v)
+	}
+}
+
+var httpStatus = map[string]int{
+	"not_found": http.StatusNotFound,
+	"conflict":  http.StatusConflict,
+	"invalid":   http.StatusBadRequest,
+	"refused":   http.StatusForbidden,
+}
+
+func refuse(w http.ResponseWriter, err error) {
+	var e *control.Error
+	if !errors.As(err, &e) {
+		e = &control.Error{Code: "internal", Detail: err.Error()}
+	}
+	code, ok := httpStatus[e.Code]
+	if !ok {
+		code = http.StatusInternalServerError
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	json.NewEncoder(w).Encode(e)
+}
+
+// decode reads a request's body strictly.
+func decode(r *http.Request, into any) error {
+	d := json.NewDecoder(io.LimitReader(r.Body, maxRequest))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		return control.Errorf("invalid", "request body: %v", err)
+	}
+	if d.More() {
+		return control.Errorf("invalid", "request body: more than one value")
+	}
+	return nil
+}
+
+func (a *Appliance) handleLaunch(r *http.Request) (any, error) {
+	var q control.LaunchRequest
+	if err := decode(r, &q); err != nil {
+		return nil, err
+	}
+	// The agent outlives the request, so only its values are kept.
+	return a.Launch(context.WithoutCancel(r.Context()), q)
+}
+
+func (a *Appliance) handleAgent(r *http.Request) (any, error) {
+	ag, err := a.agent(r.PathValue("name"))
+	if err != nil {
+		return nil, err
+	}
+	return ag.status(), nil
+}
+
+func (a *Appliance) handleStop(r *http.Request) (any, error) {
+	var q control.StopRequest
+	if err := decode(r, &q); err != nil {
+		return nil, err
+	}
+	return struct{}{}, a.Stop(r.Context(), r.PathValue("name"), q.Grace)
+}
+
+func (a *Appliance) handleRemove(r *http.Request) (any, error) {
+	return struct{}{}, a.Remove(r.Context(), r.PathValue("name"))
+}
+
+func (a *Appliance) handlePolicy(r *http.Request) (any, error) {
+	var q control.PolicyRequest
+	if err := decode(r, &q); err != nil {
+		return nil, err
+	}
+	return a.Reload(r.Context(), r.PathValue("name"), q)
+}
+
+func (a *Appliance) handleCheckpoint(*http.Request) (any, error) {
+	return a.log.Head().Checkpoint, nil
+}
+
+// handleLogs streams an agent's output; with ?follow=1 until it stops.
+func (a *Appliance) handleLogs(w http.ResponseWriter, r *http.Request) {
+	ag, err := a.agent(r.PathValue("name"))
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	f, err := os.Open(ag.logPath())
+	if err != nil {
+		refuse(w, control.Errorf("not_found", "agent %s has no output yet: %v", ag.Name, err))
+		return
+	}
+	defer f.Close()
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	if r.URL.Query().Get("follow") == "" {
+		io.Copy(w, f)
+		return
+	}
+	follow(r.Context(), w, f, ag.gone())
+}
+
+// serveUnix answers on a Unix socket that only root may open.
+func serveUnix(path string, mode os.FileMode, h http.Handler) (*http.Server, net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, nil, err
+	}
+	// A socket of a daemon that died stays behind; Run holds the ledger's lock,
+	// so no living daemon can own this one.
+	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+		return nil, nil, err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, nil, fmt.Errorf("listen on %s (a socket's path may have 107 bytes): %w", path, err)
+	}
+	if err := os.Chmod(path, mode); err != nil {
+		l.Close()
+		return nil, nil, err
+	}
+	return &http.Server{Handler: h}, l, nil
+}

@@ -1,0 +1,249 @@
+// Package appliance is the governed host: it wires the store, the registry,
+// the model engine, the guard, the sandboxes, the way out and the ledger
+// together, and answers on two sockets.
+//
+//	a, err := appliance.New(cfg, version)
+//	err = a.Run(ctx)
+//
+// Everything fails closed. If the ledger cannot take a record, what the record
+// describes does not happen; if a record of something that did happen cannot be
+// kept, every agent is stopped and the appliance refuses work until it is
+// started again. When the daemon ends, its sandboxes end with it.
+//
+// Today all of it is one root process; separating the privileges is planned
+// (docs/threat-model.md).
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/clawbox/clawbox/appliance/config"
+	"github.com/clawbox/clawbox/appliance/control"
+	"github.com/clawbox/clawbox/appliance/egress"
+	"github.com/clawbox/clawbox/appliance/engine"
+	"github.com/clawbox/clawbox/appliance/guard"
+	"github.com/clawbox/clawbox/appliance/ledger"
+	"github.com/clawbox/clawbox/appliance/router"
+	"github.com/clawbox/clawbox/appliance/sandbox"
+	"github.com/clawbox/clawbox/bundle/content"
+	"github.com/clawbox/clawbox/registry"
+)
+
+// Appliance is a running appliance.
+type Appliance struct {
+	cfg     config.Config
+	version string
+	started time.Time
+
+	log    *ledger.Log
+	store  *content.Store
+	guard  *guard.Guard
+	boxes  *sandbox.Local
+	images *sandbox.Images
+	router *router.Router
+	holds  *egress.Holds
+	proxy  *egress.Proxy
+
+	launching sync.Mutex // held for a whole launch or removal
+
+	mu         sync.Mutex // guards the rest
+	agents     map[string]*agent
+	engine     *engine.Engine
+	engineWhy  string // why there is no engine
+	weakenings []string
+	failure    error // why work is refused
+}
+
+// New opens everything that the configuration names. Nothing listens yet.
+func New(cfg config.Config, version string) (_ *Appliance, err error) {
+	a := &Appliance{cfg: cfg, version: version, started: time.Now().UTC(), agents: map[string]*agent{}}
+	defer func() {
+		if err != nil {
+			a.close()
+		}
+	}()
+	for _, open := range []func() error{a.openLedger, a.openStore, a.openGuard, a.openBoxes, a.openEgress, a.loadAgents} {
+		if err := open(); err != nil {
+			return nil, err
+		}
+	}
+	return a, nil
+}
+
+func (a *Appliance) openStore() (err error) {
+	a.store, err = content.Open(a.cfg.Paths.Store)
+	return err
+}
+
+// openGuard loads the guard. A host that gives less than the operator accepted
+// is refused; one that gives less than T3 is a weakening, recorded at each start.
+func (a *Appliance) openGuard() (err error) {
+	if a.guard, err = guard.Load(); err != nil {
+		return err
+	}
+	tier, accept := string(a.guard.Tier()), a.cfg.AcceptTier
+	if accept == "" {
+		accept = "T3"
+	}
+	if tier > accept {
+		return fmt.Errorf("the guard reaches tier %s here (%s), and the operator accepted %s or better; use a kernel with BPF tracing, or install with 'accept: [tier-%s]'",
+			tier, a.guard.Why(), accept, tier)
+	}
+	if tier > "T3" {
+		return a.weaken("guard.tier", fmt.Sprintf("guard tier %s: %s", tier, a.guard.Why()))
+	}
+	return nil
+}
+
+// weaken records that protection is lower than the default, and remembers it
+// for status.
+func (a *Appliance) weaken(reason, detail string) error {
+	a.mu.Lock()
+	a.weakenings = append(a.weakenings, detail)
+	a.mu.Unlock()
+	return a.log.Record(context.Background(), ledger.Record{Kind: ledger.KindWeakening, Verdict: ledger.Allowed, Reason: reason, Detail: detail})
+}
+
+// fail makes the appliance refuse work and stops every agent.
+func (a *Appliance) fail(err error) {
+	a.mu.Lock()
+	first := a.failure == nil
+	if first {
+		a.failure = err
+	}
+	a.mu.Unlock()
+	if !first {
+		return
+	}
+	slog.Error("failing closed: all agents are stopped", "error", err)
+	a.stopAll(0)
+}
+
+// refusal says why work is refused now, if it is.
+func (a *Appliance) refusal() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.failure == nil {
+		return nil
+	}
+	return control.Errorf("refused", "the appliance refuses work: %v; see what 'clawbox audit verify' says, then restart 'clawbox serve'", a.failure)
+}
+
+// Run serves until ctx ends, then stops every agent and closes the ledger.
+func (a *Appliance) Run(ctx context.Context) error {
+	defer a.close()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stop, err := a.listen(cancel)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	if err := a.startEngine(ctx); err != nil {
+		return err
+	}
+	go a.witness()
+	rec := ledger.Record{Kind: ledger.KindService, Verdict: ledger.Allowed, Reason: "service.started",
+		Detail: "guard tier " + string(a.guard.Tier()), Attrs: map[string]any{"version": a.version, "release": a.cfg.Release.Version}}
+	if err := a.log.Record(ctx, rec); err != nil {
+		return err
+	}
+	a.ready()
+	<-ctx.Done()
+	a.stopAll(5 * time.Second)
+	err = a.log.Record(context.Background(), ledger.Record{Kind: ledger.KindService, Verdict: ledger.Allowed, Reason: "service.stopped"})
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		err = errors.Join(cause, err)
+	}
+	return err
+}
+
+// listen opens the registry's port and the two sockets.
+func (a *Appliance) listen(cancel context.CancelCauseFunc) (stop func(), err error) {
+	var servers []*http.Server
+	stop = func() {
+		for _, s := range servers {
+			s.Close()
+		}
+	}
+	serve := func(s *http.Server, l net.Listener) {
+		servers = append(servers, s)
+		go func() {
+			if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				cancel(err)
+			}
+		}()
+	}
+	l, err := net.Listen("tcp", a.cfg.Registry)
+	if err != nil {
+		return nil, fmt.Errorf("registry: %w", err)
+	}
+	serve(&http.Server{Handler: registry.New(a.store, registry.Options{}), ReadHeaderTimeout: 10 * time.Second}, l)
+	sockets := []struct {
+		name string
+		mode os.FileMode
+		h    http.Handler
+	}{
+		{"control.sock", 0o600, a.controlHandler()},
+		{"health.sock", 0o666, a.healthHandler()},
+	}
+	for _, so := range sockets {
+		s, l, err := serveUnix(filepath.Join(a.cfg.Paths.Run, so.name), so.mode, so.h)
+		if err != nil {
+			stop()
+			return nil, err
+		}
+		serve(s, l)
+	}
+	return stop, nil
+}
+
+// ready tells a person at the terminal, and systemd where it started us.
+func (a *Appliance) ready() {
+	slog.Info("the appliance is ready", "release", a.cfg.Release.Version, "tier", string(a.guard.Tier()),
+		"registry", a.cfg.Registry, "control", filepath.Join(a.cfg.Paths.Run, "control.sock"))
+}
+
+// stopAll stops every running agent, at the same time.
+func (a *Appliance) stopAll(grace time.Duration) {
+	a.mu.Lock()
+	all := make([]*agent, 0, len(a.agents))
+	for _, ag := range a.agents {
+		all = append(all, ag)
+	}
+	a.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), grace+10*time.Second)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, ag := range all {
+		wg.Go(func() {
+			var e *control.Error
+			if err := a.Stop(ctx, ag.Name, grace); err != nil && !errors.As(err, &e) {
+				slog.Error("agent did not stop", "agent", ag.Name, "error", err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// close releases what New opened, in reverse.
+func (a *Appliance) close() {
+	if a.engine != nil {
+		a.engine.Close()
+	}
+	if a.guard != nil {
+		a.guard.Close()
+	}
+	if a.log != nil {
+		a.log.Close()
+	}
+}

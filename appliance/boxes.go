@@ -1,0 +1,126 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/clawbox/clawbox/appliance/config"
+	"github.com/clawbox/clawbox/appliance/control"
+	"github.com/clawbox/clawbox/appliance/egress"
+	"github.com/clawbox/clawbox/appliance/guard"
+	"github.com/clawbox/clawbox/appliance/router"
+	"github.com/clawbox/clawbox/appliance/sandbox"
+)
+
+// openBoxes opens the sandbox driver, which ends what a dead daemon left.
+func (a *Appliance) openBoxes() (err error) {
+	a.boxes, err = sandbox.Open(sandbox.Options{
+		State: a.cfg.Paths.State, Launcher: filepath.Join(a.cfg.Paths.Slot, "bin", "clawbox-launch"), UIDBase: a.cfg.UIDBase,
+	})
+	if err != nil {
+		return err
+	}
+	a.images, err = sandbox.OpenImages(a.cfg.Paths.State, a.store)
+	return err
+}
+
+// openEgress opens the way out and the model router behind it.
+func (a *Appliance) openEgress() (err error) {
+	a.holds, err = egress.OpenHolds(egress.HoldsConfig{
+		File: filepath.Join(a.cfg.Paths.State, "approvals.json"), Recorder: a.log, Timeout: time.Duration(a.cfg.HoldSeconds) * time.Second,
+	})
+	if err != nil {
+		return err
+	}
+	ups := maps.Clone(a.cfg.Upstreams)
+	if ups == nil {
+		ups = map[string]config.Upstream{}
+	}
+	if a.cfg.Engine.Binary != "" {
+		ups["local"] = config.Upstream{URL: "http://" + a.cfg.Engine.Listen + "/v1", Local: true}
+	}
+	if a.router, err = router.New(router.Config{Upstreams: ups, Recorder: a.log}); err != nil {
+		return err
+	}
+	c := egress.Config{Recorder: a.log, Holds: a.holds, Hosts: a.cfg.Hosts}
+	c.Models = func(ag egress.Agent) http.Handler { return a.router.Handler(ag) }
+	if a.guard.Tier() != guard.TierNone {
+		c.Steer = func(ns *os.File, tcp syscall.RawConn) (io.Closer, error) { return a.guard.Steer(ns, tcp) }
+	}
+	a.proxy, err = egress.New(c)
+	return err
+}
+
+// sandbox starts an agent's sandbox with everything attached.
+func (a *Appliance) sandbox(ctx context.Context, ag *agent, out io.Writer) (*sandbox.Box, func(), error) {
+	img, err := a.images.Prepare(ctx, ag.Image)
+	if err != nil {
+		return nil, nil, err
+	}
+	spec := sandbox.Spec{
+		Name: ag.Name, Image: img, Policy: ag.policy(), Args: ag.Args, Env: ag.Env, Stdout: out, Stderr: out,
+		Network: func(ctx context.Context, _ int, ns *os.File) (io.Closer, error) {
+			return a.proxy.Attach(ctx, egress.Agent{ID: ag.Name, Policy: ag.policy}, ns)
+		},
+		Event: func(e sandbox.Event) { a.budgetRecord(ag, e.Budget, e.Detail) },
+	}
+	if a.guard.Tier() != guard.TierNone {
+		spec.Guard = func(s guard.Scope) (io.Closer, error) {
+			// Names that do not exist are reported too: a host file is such a name.
+			s.AuditENOENT = true
+			return a.guard.Watch(s)
+		}
+	}
+	box, err := a.boxes.Start(ctx, spec)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, n := range box.Notes() {
+		slog.Warn("policy and image differ", "agent", ag.Name, "note", n)
+	}
+	return box, func() { a.router.Forget(ag.Name) }, nil
+}
+
+func (a *Appliance) handlePending(*http.Request) (any, error) {
+	out := []control.Pending{}
+	for _, p := range a.holds.List() {
+		out = append(out, control.Pending{
+			ID: p.ID, Agent: p.Agent, Host: p.Host, Port: p.Port, Process: p.Process, Since: p.Since, Waiting: p.Waiting, Change: p.Change,
+		})
+	}
+	return out, nil
+}
+
+func (a *Appliance) handleAnswer(r *http.Request) (any, error) {
+	var q control.AnswerRequest
+	if err := decode(r, &q); err != nil {
+		return nil, err
+	}
+	ans := egress.Answer{Allow: q.Allow, Scope: egress.Scope(q.Scope), Operator: q.Operator}
+	id := r.PathValue("id")
+	err := a.holds.Answer(r.Context(), id, ans)
+	if errors.Is(err, egress.ErrNoPending) {
+		return nil, control.Errorf("not_found", "nothing is held under %q; it may have timed out, and 'clawbox approve' lists what is held", id)
+	}
+	if err != nil {
+		return nil, control.Errorf("invalid", "%v", err)
+	}
+	return struct{}{}, nil
+}
+
+// landlock describes the kernel's Landlock for status.
+func landlock(abi int, err error) int {
+	if err != nil {
+		return 0
+	}
+	return abi
+}
+

@@ -1,0 +1,88 @@
+package appliance
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+)
+
+// maxOutput bounds an agent's output file, in bytes. When it is full it
+// becomes FILE.1, replacing the previous one: an agent that floods its output
+// takes at most twice this much.
+const maxOutput = 16 << 20
+
+// outputFile is an agent's bounded output. It is safe for concurrent use.
+type outputFile struct {
+	path string
+
+	mu sync.Mutex
+	f  *os.File
+	n  int64
+}
+
+func openOutput(path string) (*outputFile, error) {
+	o := &outputFile{path: path}
+	return o, o.open(os.O_APPEND)
+}
+
+func (o *outputFile) open(flag int) error {
+	f, err := os.OpenFile(o.path, os.O_CREATE|os.O_WRONLY|flag, 0o600)
+	if err != nil {
+		return err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return err
+	}
+	o.f, o.n = f, st.Size()
+	return nil
+}
+
+// Write appends p, turning the file over first when it is full.
+func (o *outputFile) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.n >= maxOutput {
+		o.f.Close()
+		if err := os.Rename(o.path, o.path+".1"); err != nil {
+			return 0, err
+		}
+		if err := o.open(os.O_TRUNC); err != nil {
+			return 0, err
+		}
+	}
+	n, err := o.f.Write(p)
+	o.n += int64(n)
+	return n, err
+}
+
+// Close closes the file.
+func (o *outputFile) Close() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.f.Close()
+}
+
+// follow copies f to w, and what is appended to it, until done is closed.
+func follow(ctx context.Context, w http.ResponseWriter, f io.Reader, done <-chan struct{}) {
+	rc := http.NewResponseController(w)
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for last := false; ; {
+		if _, err := io.Copy(w, f); err != nil || last {
+			return
+		}
+		rc.Flush()
+		select {
+		case <-ctx.Done():
+			return
+		case <-done:
+			last = true
+		case <-tick.C:
+		}
+	}
+}

@@ -1,0 +1,47 @@
+package appliance
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/clawbox/clawbox/appliance/confine"
+	"github.com/clawbox/clawbox/appliance/control"
+)
+
+// Status is the appliance's account of itself.
+func (a *Appliance) Status() control.Status {
+	head := a.log.Head()
+	st := control.Status{
+		Version: a.version, Release: a.cfg.Release.Name + " " + a.cfg.Release.Version, Sequence: a.cfg.Release.Sequence,
+		Started: a.started, Tier: string(a.guard.Tier()), TierWhy: a.guard.Why(), Lost: a.guard.Lost(),
+		Landlock: landlock(confine.LandlockABI()), Registry: a.cfg.Registry, Agents: a.agentStatuses(),
+		Pending: len(a.holds.List()), LedgerSize: uint64(head.Size), LedgerRoot: head.Root.String(),
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	st.Weakenings = slices.Clone(a.weakenings)
+	st.Engine, st.Models = a.cfg.Engine.Listen, a.cfg.Engine.Models
+	if a.engine == nil {
+		st.Engine = "none: " + a.engineWhy
+	}
+	if a.failure != nil {
+		st.Error = a.failure.Error()
+	}
+	return st
+}
+
+// agentStatuses describes all agents, by name.
+func (a *Appliance) agentStatuses() []control.AgentStatus {
+	a.mu.Lock()
+	all := make([]*agent, 0, len(a.agents))
+	for _, ag := range a.agents {
+		all = append(all, ag)
+	}
+	a.mu.Unlock()
+	out := make([]control.AgentStatus, 0, len(all))
+	for _, ag := range all {
+		out = append(out, ag.status())
+	}
+	slices.SortFunc(out, func(x, y control.AgentStatus) int { return cmp.Compare(x.Name, y.Name) })
+	return out
+}

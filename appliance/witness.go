@@ -1,0 +1,171 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/clawbox/clawbox/appliance/guard"
+	"github.com/clawbox/clawbox/appliance/ledger"
+	"github.com/clawbox/clawbox/policies"
+)
+
+// Events are recorded in batches: one durable write for up to maxBatch events
+// or for what comes within linger, whichever is first.
+const (
+	maxBatch = 512
+	linger   = 2 * time.Millisecond
+)
+
+// witness puts what the guard sees on the ledger until the guard closes. An
+// event that can't be kept stops every agent.
+func (a *Appliance) witness() {
+	var lost uint64
+	for e := range a.guard.Events() {
+		rs := a.batch(e)
+		if n := a.guard.Lost(); n != lost {
+			rs = append(rs, ledger.Record{
+				Kind: ledger.KindWeakening, Verdict: ledger.Denied, Reason: "guard.lost",
+				Detail: fmt.Sprintf("%d events found no room; programs among them were killed, refusals are not recorded", n-lost),
+			})
+			lost = n
+		}
+		if len(rs) == 0 {
+			continue
+		}
+		if err := a.log.Record(context.Background(), rs...); err != nil {
+			a.fail(fmt.Errorf("an event could not be recorded: %w", err))
+			return
+		}
+	}
+}
+
+// batch collects the events that are there already, or come at once.
+func (a *Appliance) batch(first guard.Event) []ledger.Record {
+	rs := a.observe(nil, first)
+	after := time.NewTimer(linger)
+	defer after.Stop()
+	for len(rs) < maxBatch {
+		select {
+		case e, ok := <-a.guard.Events():
+			if !ok {
+				return rs
+			}
+			rs = a.observe(rs, e)
+		case <-after.C:
+			return rs
+		}
+	}
+	return rs
+}
+
+// observe turns an event into a record, and leaves out what is no news: names
+// that do not exist where the policy lets the agent look.
+func (a *Appliance) observe(rs []ledger.Record, e guard.Event) []ledger.Record {
+	r := ledger.Record{
+		Time: e.Time, Agent: e.Scope, Verdict: ledger.Denied,
+		Process: ledger.Process{PID: e.PID, PPID: e.PPID, UID: e.UID, Comm: e.Comm},
+		Path:    absolute(e.Dir, e.Path), Attrs: map[string]any{"parent": e.Parent},
+	}
+	var p *policies.Policy
+	if ag, err := a.agent(e.Scope); err == nil {
+		p = ag.policy()
+		r.Policy = p.Digest()
+	}
+	if e.Skipped > 0 {
+		r.Attrs["skipped"] = e.Skipped
+	}
+	if e.Kind == guard.Exec {
+		return append(rs, executed(r, e))
+	}
+	if e.Errno == syscall.ENOENT && p != nil && visible(p, r.Path) {
+		return rs
+	}
+	return append(rs, refused(r, e))
+}
+
+// executed records a program start that happened, or was cut short.
+func executed(r ledger.Record, e guard.Event) ledger.Record {
+	r.Kind, r.Verdict, r.Reason = ledger.KindExec, ledger.Allowed, policies.ReasonExec
+	r.Attrs["file"], r.Attrs["inode"] = e.File, strconv.FormatUint(e.Inode.Ino, 10)
+	if e.Killed {
+		r.Verdict, r.Reason = ledger.Denied, policies.ReasonUnexecutable
+		r.Detail = "killed before its first instruction"
+	}
+	return r
+}
+
+// callKinds maps what a refused system call is about; any other is a service
+// of the kernel that the sandbox has no use for.
+var callKinds = map[string]ledger.Kind{
+	"execve": ledger.KindExec, "execveat": ledger.KindExec,
+	"connect": ledger.KindConnect, "bind": ledger.KindConnect, "sendto": ledger.KindConnect, "sendmsg": ledger.KindConnect, "socket": ledger.KindConnect,
+}
+
+// refused records a system call that the kernel refused.
+func refused(r ledger.Record, e guard.Event) ledger.Record {
+	r.Kind = ledger.KindFile
+	if k, ok := callKinds[e.Syscall]; ok {
+		r.Kind = k
+	}
+	r.Reason = "kernel." + strings.ToLower(errnoName(e.Errno))
+	r.Detail = e.Syscall + " refused: " + e.Errno.Error()
+	r.Attrs["syscall"] = e.Syscall
+	if e.Path2 != "" {
+		r.Attrs["path2"] = absolute(e.Dir, e.Path2)
+	}
+	if e.Addr != "" {
+		r.Host = e.Addr
+	}
+	if r.Path == "" && r.Host == "" {
+		r.Attrs["args"] = fmt.Sprintf("%#x", e.Args)
+	}
+	return r
+}
+
+// errnoName is the symbol of the errors that the guard reports.
+func errnoName(e syscall.Errno) string {
+	names := map[syscall.Errno]string{
+		syscall.EPERM: "EPERM", syscall.ENOENT: "ENOENT", syscall.ESRCH: "ESRCH", syscall.EACCES: "EACCES", syscall.EROFS: "EROFS",
+	}
+	if n, ok := names[e]; ok {
+		return n
+	}
+	return strconv.Itoa(int(e))
+}
+
+// absolute joins a path with what it was relative to, as far as that is known.
+func absolute(dir, p string) string {
+	if p == "" || strings.HasPrefix(p, "/") || dir == "" {
+		return p
+	}
+	return path.Join(dir, p)
+}
+
+// visible says whether the policy lets the agent look at a path: then a name
+// that does not exist there is an ordinary miss, not an attempt.
+func visible(p *policies.Policy, file string) bool {
+	file = path.Clean(file)
+	if !strings.HasPrefix(file, "/") {
+		return true // relative to a folder that is gone; the agent was inside its own view
+	}
+	for _, act := range []policies.Action{policies.Read, policies.Exec} {
+		if p.Decide(policies.Request{Action: act, Path: file}).Verdict == policies.Allow {
+			return true
+		}
+	}
+	return false
+}
+
+// budgetRecord tells that a sandbox ran into a limit.
+func (a *Appliance) budgetRecord(ag *agent, what, detail string) {
+	rec := a.lifecycle(ag, ledger.Denied, "budget."+what, detail)
+	if err := a.log.Record(context.Background(), rec); err != nil && !errors.Is(err, context.Canceled) {
+		a.fail(fmt.Errorf("a budget event could not be recorded: %w", err))
+	}
+}

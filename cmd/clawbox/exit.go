@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"github.com/clawbox/clawbox/appliance/control"
+	"github.com/clawbox/clawbox/appliance/ledger"
+	"github.com/clawbox/clawbox/bundle/manifest"
+	"github.com/clawbox/clawbox/installer"
+)
+
+// The exit statuses, documented by `clawbox help exit-status`.
+const (
+	exitOK          = 0
+	exitFailure     = 1
+	exitUsage       = 2
+	exitUntrusted   = 3
+	exitRefused     = 4
+	exitNotFound    = 5
+	exitUnreachable = 6
+	exitInterrupted = 130
+)
+
+const exitHelp = `  0    done
+  1    failed; standard error says what, and what to do next
+  2    the command line, a recipe, an answers file or a policy is wrong
+  3    not trusted: a signature, a digest or the ledger does not hold
+  4    refused: by preflight, by the appliance's state or by an operator
+  5    what was named does not exist
+  6    no appliance answers on the control socket
+  130  interrupted
+'agent connect' ends with the status of the program that it ran.
+`
+
+// usageError marks an error as the caller's: bad flags or bad input text.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// untrusted marks an error as a proof that does not hold.
+type untrusted struct{ error }
+
+func (e untrusted) Unwrap() error { return e.error }
+
+// exitCode is the status of a program that ran for us; nothing is printed.
+type exitCode int
+
+func (e exitCode) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+// report prints err once and maps it to an exit status.
+func report(ctx context.Context, w io.Writer, err error) int {
+	var code exitCode
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &code):
+		return int(code)
+	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
+		fmt.Fprintln(w, "clawbox: interrupted")
+		return exitInterrupted
+	}
+	fmt.Fprintf(w, "clawbox: %v\n", err)
+	return status(err)
+}
+
+// status maps an error to its exit status.
+func status(err error) int {
+	var usage usageError
+	var refusal *control.Error
+	var proof untrusted
+	var fault *ledger.Fault
+	var preflight *installer.ErrPreflight
+	switch {
+	case errors.As(err, &usage):
+		return exitUsage
+	case errors.Is(err, manifest.ErrUntrusted), errors.Is(err, manifest.ErrTampered),
+		errors.As(err, &proof), errors.As(err, &fault):
+		return exitUntrusted
+	case errors.As(err, &preflight), errors.Is(err, manifest.ErrRollback):
+		return exitRefused
+	case errors.Is(err, control.ErrUnreachable):
+		return exitUnreachable
+	case errors.As(err, &refusal):
+		return refusalStatus[refusal.Code]
+	case errors.Is(err, fs.ErrNotExist):
+		return exitNotFound
+	}
+	return exitFailure
+}
+
+// refusalStatus maps the control socket's codes; an unknown one is refused.
+var refusalStatus = map[string]int{
+	"not_found": exitNotFound,
+	"invalid":   exitUsage,
+	"conflict":  exitRefused,
+	"refused":   exitRefused,
+	"internal":  exitFailure,
+}

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/clawbox/clawbox/bundle"
+	"github.com/clawbox/clawbox/bundle/content"
+	"github.com/clawbox/clawbox/bundle/manifest"
+	"github.com/clawbox/clawbox/installer"
+	"github.com/clawbox/clawbox/installer/host"
+	"github.com/clawbox/clawbox/installer/wizard"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+// installFlags are the options of install.
+type installFlags struct {
+	keys      []string
+	threshold int
+	answers   string
+	dryRun    bool
+	deep      bool
+}
+
+func installCmd(a *app) *cobra.Command {
+	var f installFlags
+	c := &cobra.Command{
+		Use:   "install MEDIA...",
+		Short: "Turn this offline host into an appliance",
+		Long: `Turn this offline host into an appliance.
+
+MEDIA are the directories of one bundle; with several sticks name them all. The
+signature is checked before anything else is read, and nothing is touched until
+signature, sizes and preflight hold. Without --answers a wizard asks. An
+installation that was interrupted continues when the same command is run again.`,
+		Args: usageArgs(cobra.MinimumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error { return install(cmd, a, f, args) },
+	}
+	fl := c.Flags()
+	fl.StringArrayVar(&f.keys, "key", nil, "file with a public key that the release must be signed by (repeatable; not needed once installed)")
+	fl.IntVar(&f.threshold, "threshold", 0, "how many of the keys must have signed (default 1)")
+	fl.StringVar(&f.answers, "answers", "", "file with the wizard's answers")
+	fl.BoolVar(&f.dryRun, "dry-run", false, "print the plan and stop")
+	fl.BoolVar(&f.deep, "deep", false, "read and verify all of the media before anything is touched")
+	return c
+}
+
+func install(cmd *cobra.Command, a *app, f installFlags, dirs []string) error {
+	trust, _, err := installer.Trust(a.root, f.threshold, f.keys...)
+	if err != nil {
+		return err
+	}
+	m, err := bundle.OpenMedia(trust, dirs...)
+	if err != nil {
+		return err
+	}
+	rel, err := installer.FromManifest(m.Release(), m.Digest().String(), m.Signers())
+	if err != nil {
+		return err
+	}
+	facts := host.Gather(a.root)
+	ans, err := answers(cmd, a, f, facts, rel)
+	if err != nil {
+		return err
+	}
+	plan, err := installer.NewPlan(facts, ans, rel)
+	if err != nil {
+		return err
+	}
+	if f.dryRun {
+		return a.print(cmd.OutOrStdout(), plan, func(w io.Writer) { plan.Print(w) })
+	}
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("install needs root, got uid %d; --dry-run does not", os.Geteuid())
+	}
+	res, err := installer.Run(cmd.Context(), plan, environment(cmd, f, trust, m))
+	if err != nil {
+		return err
+	}
+	return a.print(cmd.OutOrStdout(), res, func(w io.Writer) { printInstalled(w, res) })
+}
+
+// answers reads the file, or asks the person at the terminal.
+func answers(cmd *cobra.Command, a *app, f installFlags, facts host.Facts, rel installer.Release) (installer.Answers, error) {
+	if f.answers == "" {
+		if !term.IsTerminal(int(os.Stdin.Fd())) {
+			return installer.Answers{}, usageError{errors.New("standard input is no terminal, so the wizard can't ask; give --answers FILE")}
+		}
+		return wizard.Ask(cmd.Context(), facts, rel, cmd.InOrStdin(), cmd.OutOrStdout())
+	}
+	ans, err := installer.LoadAnswers(f.answers, rel)
+	if err != nil {
+		return ans, usageError{err}
+	}
+	if cmd.Flags().Changed("root") {
+		ans.Root = a.root
+	}
+	return ans, nil
+}
+
+// environment connects the installer to the media and to the terminal.
+func environment(cmd *cobra.Command, f installFlags, trust manifest.Trust, m *bundle.Media) installer.Env {
+	w := cmd.ErrOrStderr()
+	p := bundle.NewProgress(w, isTerminal(w))
+	env := installer.Env{
+		Trust: trust,
+		Load:  func(ctx context.Context, s *content.Store) error { return m.Load(ctx, s, p) },
+		Progress: func(e installer.Event) {
+			if e.What != "start" {
+				fmt.Fprintf(w, "%-5s %s: %s\n", e.What, e.Title, e.Detail)
+			}
+		},
+	}
+	if f.deep {
+		env.Verify = func(ctx context.Context) error { return m.Verify(ctx, p) }
+	}
+	return env
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+func printInstalled(w io.Writer, r installer.Result) {
+	fmt.Fprintf(w, "%s: %s (sequence %d)\n", r.Mode, r.Release, r.Sequence)
+	if r.Mode == "verified" && len(r.Changed) == 0 {
+		fmt.Fprintln(w, "nothing to repair")
+	}
+	fmt.Fprintln(w, r.Next)
+}

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/clawbox/clawbox/appliance/control"
+	"github.com/spf13/cobra"
+)
+
+func statusCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Say what runs, how it is protected and what is weaker than it should be",
+		Args:  usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			st, err := cl.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.print(cmd.OutOrStdout(), st, func(w io.Writer) { printStatus(w, st) })
+		},
+	}
+}
+
+func printStatus(w io.Writer, st control.Status) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "release\t%s (sequence %d), clawbox %s, up %s\n", st.Release, st.Sequence, st.Version, time.Since(st.Started).Round(time.Second))
+	fmt.Fprintf(t, "guard\ttier %s: %s\n", st.Tier, st.TierWhy)
+	fmt.Fprintf(t, "landlock\tABI %d\n", st.Landlock)
+	fmt.Fprintf(t, "lost events\t%d\n", st.Lost)
+	fmt.Fprintf(t, "registry\t%s\n", st.Registry)
+	fmt.Fprintf(t, "engine\t%s %s\n", st.Engine, strings.Join(st.Models, ", "))
+	fmt.Fprintf(t, "ledger\t%d entries, root %s\n", st.LedgerSize, st.LedgerRoot)
+	fmt.Fprintf(t, "held\t%d\n", st.Pending)
+	for _, weak := range st.Weakenings {
+		fmt.Fprintf(t, "WEAKENED\t%s\n", weak)
+	}
+	if st.Error != "" {
+		fmt.Fprintf(t, "REFUSING WORK\t%s\n", st.Error)
+	}
+	t.Flush()
+	fmt.Fprintln(w)
+	printAgents(w, st.Agents)
+}
+
+// size prints bytes for a person, in binary units.
+func size(n int64) string {
+	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
+	f, i := float64(n), 0
+	for f >= 1024 && i < len(units)-1 {
+		f, i = f/1024, i+1
+	}
+	if i == 0 {
+		return fmt.Sprintf("%d B", n)
+	}
+	return fmt.Sprintf("%.1f %s", f, units[i])
+}
+
+// short cuts a digest to what a person compares.
+func short(digest string) string {
+	_, hex, ok := strings.Cut(digest, ":")
+	if !ok || len(hex) < 12 {
+		return digest
+	}
+	return hex[:12]
+}
