@@ -102,8 +102,8 @@ func execDaemon(args []string) error {
 	return c.Start()
 }
 
-// execOverlay runs name from a read-only overlay in its own mount namespace,
-// after the parent has looked at it.
+// execOverlay runs name from a read-only overlay in a mount namespace that
+// helper made, after the parent has looked at it.
 func execOverlay(dir, name string) error {
 	for _, m := range [][4]string{
 		{"none", "/", "", ""},
@@ -128,9 +128,6 @@ func execOverlay(dir, name string) error {
 // beRefused gives up root and tries what nobody may.
 func beRefused(dir string) error {
 	if err := os.Chdir(dir); err != nil {
-		return err
-	}
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return err
 	}
 	if err := errors.Join(
@@ -192,6 +189,9 @@ func helper(t *testing.T, dir string, args ...string) *exec.Cmd {
 	c.Env = append(os.Environ(), helperEnv+"=1")
 	c.Stderr = os.Stderr
 	c.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cg.Fd())}
+	if args[0] == "overlay" || args[0] == "refused" { // they mount
+		c.SysProcAttr.Cloneflags = unix.CLONE_NEWNS
+	}
 	return c
 }
 

@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // Steer makes one listener answer every TCP connection of a network namespace,
@@ -16,11 +17,13 @@ import (
 // exception: a server inside the namespace is no longer reached. UDP is not
 // touched.
 //
-// tcp is a listening socket, of whatever namespace. To answer IPv6 as well it
-// must be an IPv6 socket without IPV6_V6ONLY, as net.Listen("tcp", ":0") makes;
-// to a listener of the wrong family, and after the listener was closed,
-// connections are refused. LocalAddr of an accepted connection is the
-// destination that the client asked for.
+// tcp is a listening socket that was made inside netns: the kernel answers from
+// the listener's namespace, so one from outside would never get a handshake
+// done. It is no multipath socket as net.Listen makes since Go 1.24: use
+// net.ListenConfig.SetMultipathTCP(false). To answer IPv6 as well it must be
+// an IPv6 socket without IPV6_V6ONLY, as the address ":0" gives. To a listener
+// of the wrong family, or one closed since, connections are refused. LocalAddr
+// of an accepted connection is the destination that the client asked for.
 func (g *Guard) Steer(netns *os.File, tcp syscall.RawConn) (io.Closer, error) {
 	s := new(steering)
 	if err := loadSteerObjects(&s.objs, nil); err != nil {
@@ -41,13 +44,21 @@ type steering struct {
 }
 
 func (s *steering) begin(netns *os.File, tcp syscall.RawConn) error {
-	err := control(tcp, func(fd int) error { return s.objs.Listener.Put(uint32(0), uint64(fd)) })
-	if err != nil {
-		return fmt.Errorf("take the listener (want a listening TCP socket): %w", err)
-	}
 	raw, err := netns.SyscallConn()
 	if err != nil {
 		return err
+	}
+	err = control(tcp, func(fd int) error {
+		if err := plainListener(fd); err != nil {
+			return err
+		}
+		if err := sameNamespace(fd, raw); err != nil {
+			return err
+		}
+		return s.objs.Listener.Put(uint32(0), uint64(fd))
+	})
+	if err != nil {
+		return fmt.Errorf("take the listener: %w", err)
 	}
 	err = control(raw, func(fd int) error {
 		s.link, err = link.AttachNetNs(fd, s.objs.Steer)
@@ -55,6 +66,47 @@ func (s *steering) begin(netns *os.File, tcp syscall.RawConn) error {
 	})
 	if err != nil {
 		return fmt.Errorf("attach to network namespace %s: %w", netns.Name(), err)
+	}
+	return nil
+}
+
+// plainListener refuses sockets that the map would take and the kernel then
+// not assign.
+func plainListener(fd int) error {
+	proto, err1 := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	listens, err2 := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	switch {
+	case proto == unix.IPPROTO_MPTCP:
+		return errors.New("got a multipath TCP socket, want plain TCP: net.ListenConfig.SetMultipathTCP(false)")
+	case proto != unix.IPPROTO_TCP || listens == 0:
+		return fmt.Errorf("got a socket of protocol %d (listening: %t), want a listening TCP socket", proto, listens != 0)
+	}
+	return nil
+}
+
+// sameNamespace tells whether socket fd belongs to netns.
+func sameNamespace(fd int, netns syscall.RawConn) error {
+	own, err := unix.IoctlRetInt(fd, unix.SIOCGSKNS) // a descriptor, since Linux 4.9
+	if err != nil {
+		return fmt.Errorf("ask for the listener's network namespace: %w", err)
+	}
+	defer unix.Close(own)
+	var a, b unix.Stat_t
+	var fs unix.Statfs_t
+	err = control(netns, func(ns int) error {
+		return errors.Join(unix.Fstat(own, &a), unix.Fstat(ns, &b), unix.Fstatfs(ns, &fs))
+	})
+	if err != nil {
+		return err
+	}
+	if fs.Type != unix.NSFS_MAGIC {
+		return errors.New("want an open /proc/PID/ns/net for the namespace, got another file")
+	}
+	if a.Dev != b.Dev || a.Ino != b.Ino {
+		return fmt.Errorf("the listener is of another network namespace (net:[%d], want net:[%d]): make it inside", a.Ino, b.Ino)
 	}
 	return nil
 }
