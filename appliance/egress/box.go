@@ -1,0 +1,257 @@
+package egress
+
+import (
+	"context"
+	"errors"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"io"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/clawbox/clawbox/appliance/ledger"
+	"github.com/clawbox/clawbox/policies"
+)
+
+// maxConns bounds what one sandbox may have open; further connections wait in
+// the listener's queue.
+const maxConns = 512
+
+// box is one attached sandbox.
+type box struct {
+	proxy  *Proxy
+	agent  Agent
+	names  *names
+	said   once // used by the DNS goroutine alone
+	ctx    context.Context
+	cancel context.CancelFunc
+	slots  chan struct{}
+	wg     sync.WaitGroup
+	shut   sync.Once
+
+	// Set by open, then read only.
+	netns *os.File
+	lns   []*net.TCPListener
+	dns   net.PacketConn
+	steer io.Closer
+	hints sync.Mutex // guards diag
+	diag  *netlink.Handle
+
+	models *queue // connections for the router; nil: no models
+
+	mu      sync.Mutex // guards the rest
+	conns   map[*conn]bool
+	changed chan struct{} // closed by recheck
+	digPol  *policies.Policy
+	dig     string // digest of digPol
+}
+
+func newBox(p *Proxy, a Agent) *box {
+	b := &box{
+		proxy: p, agent: a, names: newNames(a.ID), slots: make(chan struct{}, maxConns),
+		conns: map[*conn]bool{}, changed: make(chan struct{}),
+	}
+	b.ctx, b.cancel = context.WithCancel(context.Background())
+	return b
+}
+
+// start serves what open made.
+func (b *box) start() {
+	b.wg.Go(func() { b.serveDNS(b.dns) })
+	for _, l := range b.lns {
+		b.wg.Go(func() { b.accept(l) })
+	}
+	if b.proxy.c.Models != nil {
+		b.models = newQueue()
+		srv := &http.Server{
+			Handler: b.proxy.c.Models(b.agent), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+			ErrorLog: log.New(io.Discard, "", 0), // what an agent sends wrongly is answered, not logged
+		}
+		b.wg.Go(func() { _ = srv.Serve(b.models) }) // ends with the queue
+		context.AfterFunc(b.ctx, func() { srv.Close() })
+	}
+}
+
+func (b *box) accept(l *net.TCPListener) {
+	for {
+		select {
+		case b.slots <- struct{}{}:
+		case <-b.ctx.Done():
+			return
+		}
+		c, err := l.AcceptTCP()
+		if err != nil {
+			<-b.slots
+			if b.ctx.Err() != nil || !temporary(err) {
+				return
+			}
+			time.Sleep(10 * time.Millisecond) // out of descriptors, most likely
+			continue
+		}
+		b.wg.Go(func() {
+			defer func() { <-b.slots }()
+			b.serve(c)
+		})
+	}
+}
+
+// temporary says whether a socket can still be used after err.
+func temporary(err error) bool { return !errors.Is(err, net.ErrClosed) }
+
+// Close ends every connection, forgets the agent's approvals for the session
+// and gives the namespace back as it was.
+func (b *box) Close() error {
+	var errs []error
+	b.shut.Do(func() {
+		b.proxy.mu.Lock()
+		delete(b.proxy.boxes, b)
+		b.proxy.mu.Unlock()
+		b.cancel()
+		errs = b.closeSockets()
+		b.wg.Wait()
+		b.proxy.c.Holds.Forget(b.agent.ID)
+		if b.diag != nil {
+			b.diag.Close()
+		}
+		if b.netns != nil {
+			errs = append(errs, within(b.netns, func() error { return routes(false) }), b.netns.Close())
+		}
+	})
+	return errors.Join(errs...)
+}
+
+func (b *box) closeSockets() (errs []error) {
+	if b.steer != nil {
+		errs = append(errs, b.steer.Close())
+	}
+	for _, l := range b.lns {
+		errs = append(errs, l.Close())
+	}
+	if b.dns != nil {
+		errs = append(errs, b.dns.Close())
+	}
+	if b.models != nil {
+		b.models.Close()
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for c := range b.conns {
+		c.abort()
+	}
+	return errs
+}
+
+// add makes c known to recheck and Close; not ok when the box is closing.
+func (b *box) add(c *conn) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ctx.Err() != nil {
+		return false
+	}
+	b.conns[c] = true
+	return true
+}
+
+func (b *box) remove(c *conn) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.conns, c)
+}
+
+// changes returns a channel that the next recheck closes.
+func (b *box) changes() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.changed
+}
+
+func (b *box) recheck() {
+	b.mu.Lock()
+	close(b.changed)
+	b.changed = make(chan struct{})
+	var cs []*conn
+	for c := range b.conns {
+		cs = append(cs, c)
+	}
+	b.mu.Unlock()
+	for _, c := range cs {
+		c.recheck()
+	}
+}
+
+// digest is the present policy's, computed once for each policy.
+func (b *box) digest() string {
+	p := b.agent.Policy()
+	if p == nil {
+		return ""
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.digPol != p {
+		b.digPol, b.dig = p, p.Digest()
+	}
+	return b.dig
+}
+
+// unsteered says what is missing without steering.
+func (b *box) unsteered() ledger.Record {
+	return ledger.Record{
+		Kind: ledger.KindWeakening, Verdict: ledger.Allowed, Agent: b.agent.ID, Policy: b.digest(), Reason: "net.unsteered",
+		Detail: "without BPF only the listed ports are answered; attempts on others fail unrecorded, and ports added by a policy reload wait for the next launch",
+		Attrs:  map[string]any{"ports": b.ports()},
+	}
+}
+
+// queue is a listener that hands out connections accepted elsewhere.
+type queue struct {
+	c    chan net.Conn
+	done chan struct{}
+	once sync.Once
+}
+
+func newQueue() *queue { return &queue{c: make(chan net.Conn), done: make(chan struct{})} }
+
+func (q *queue) Accept() (net.Conn, error) {
+	select {
+	case c := <-q.c:
+		return c, nil
+	case <-q.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (q *queue) Close() error {
+	q.once.Do(func() { close(q.done) })
+	return nil
+}
+
+func (q *queue) Addr() net.Addr { return &net.TCPAddr{} }
+
+// put serves c and returns when it is closed.
+func (q *queue) put(c net.Conn) {
+	w := &waited{Conn: c, done: make(chan struct{})}
+	select {
+	case q.c <- w:
+		<-w.done
+	case <-q.done:
+		c.Close()
+	}
+}
+
+// waited tells when it is closed.
+type waited struct {
+	net.Conn
+	once sync.Once
+	done chan struct{}
+}
+
+func (w *waited) Close() error {
+	err := w.Conn.Close()
+	w.once.Do(func() { close(w.done) })
+	return err
+}

@@ -1,0 +1,285 @@
+package egress
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/clawbox/clawbox/appliance/ledger"
+	"github.com/clawbox/clawbox/policies"
+)
+
+// conn is one connection out of a sandbox.
+type conn struct {
+	box  *box
+	id   string // links its records
+	in   *net.TCPConn
+	host string // name or address
+	addr netip.Addr
+	port int
+	name bool              // host is a name
+	kind kind              // what its first bytes are
+	by   policies.Decision // what allowed it
+	proc ledger.Process
+
+	mu     sync.Mutex // guards the rest
+	out    net.Conn
+	once   bool     // admitted by an answer for this connection alone
+	ended  *refusal // why it was closed from here
+	closed bool
+}
+
+// serve takes a connection through all of its life.
+func (b *box) serve(in *net.TCPConn) {
+	c := &conn{box: b, id: rand.Text(), in: in, proc: ledger.Process{UID: b.agent.UID}}
+	defer in.Close()
+	if !b.add(c) {
+		return
+	}
+	defer b.remove(c)
+	why := c.target()
+	if why == nil && c.host == InferenceHost {
+		if why = c.infer(); why == nil {
+			return
+		}
+	}
+	if why == nil {
+		why = c.admit()
+	}
+	if why == nil && !c.write(ledger.Allowed, c.by.Reason, "", map[string]any{"rule": c.by.Rule}) {
+		why = noLedger()
+	}
+	if why != nil {
+		c.deny(why)
+		return
+	}
+	c.forward()
+}
+
+// target finds where the client wants to go.
+func (c *conn) target() *refusal {
+	dst, err := netip.ParseAddrPort(c.in.LocalAddr().String())
+	if err != nil {
+		return refuse("net.address", "connect to a name or an address", "no destination address")
+	}
+	c.addr, c.port = dst.Addr().Unmap().WithZone(""), int(dst.Port())
+	c.host = c.addr.String()
+	if fakes.Contains(c.addr) {
+		c.host, c.name = c.box.names.name(c.addr)
+		if !c.name {
+			c.host = c.addr.String()
+			return refuse("net.ssrf", "resolve the name again and connect to the answer", "%s stands for no name", c.addr)
+		}
+		return nil
+	}
+	return c.box.proxy.guard(c.addr)
+}
+
+// guard refuses addresses that no policy can open.
+func (p *Proxy) guard(a netip.Addr) *refusal {
+	why := forbidden(a)
+	if why == "" && p.own.has(a) {
+		why = "an address of this host"
+	}
+	if why == "" {
+		return nil
+	}
+	return refuse("net.ssrf", "use a destination outside this host", "%s is %s: refused whatever the policy says", a, why)
+}
+
+// infer hands the connection to the router.
+func (c *conn) infer() *refusal {
+	if c.box.models == nil {
+		return refuse("infer.none", "ask the operator for a model engine", "this appliance answers no model calls")
+	}
+	if c.port != 80 {
+		return refuse("infer.port", "use http://"+InferenceHost+"/v1", "%s answers on port 80, got port %d", InferenceHost, c.port)
+	}
+	c.box.models.put(c.in)
+	return nil
+}
+
+// admit asks policy, operator and the connection's own first bytes.
+func (c *conn) admit() *refusal {
+	if why := c.decide(); why != nil {
+		return why
+	}
+	if !c.name {
+		return nil
+	}
+	s, err := c.sniff(c.patience())
+	if err != nil {
+		return refuse("net.sniff", "send a complete TLS or HTTP greeting", "%v", err)
+	}
+	c.kind = s.kind
+	return c.same(s)
+}
+
+// decide runs until the policy, or an operator, has said yes or no.
+func (c *conn) decide() *refusal {
+	for {
+		changed := c.box.changes()
+		d := c.policy()
+		switch d.Verdict {
+		case policies.Allow:
+			c.by = d
+			return nil
+		case policies.Hold:
+		default:
+			return c.denied(d)
+		}
+		c.hint()
+		a := c.hold(changed)
+		switch {
+		case a.again:
+			continue
+		case a.why != nil:
+			return a.why
+		}
+		c.by.Reason = "approval." + string(a.scope)
+		c.mu.Lock()
+		c.once = a.scope == Once
+		c.mu.Unlock()
+		return nil
+	}
+}
+
+func (c *conn) policy() policies.Decision {
+	return c.box.agent.Policy().Decide(policies.Request{Action: policies.Connect, Host: c.host, Port: c.port})
+}
+
+func (c *conn) denied(d policies.Decision) *refusal {
+	r := refuse(d.Reason, "ask the operator to allow it: "+c.change(), "the policy does not allow %s port %d", c.host, c.port)
+	if d.Reason == policies.ReasonDenied {
+		r.remedy = "a deny rule names it; only a changed policy can allow it"
+	}
+	r.rule = d.Rule
+	return r
+}
+
+// change is the policy change that would allow the connection.
+func (c *conn) change() string { return change(c.host, c.port) }
+
+// hold waits for the operator. The client hanging up ends the wait.
+func (c *conn) hold(changed <-chan struct{}) answered {
+	ctx, cancel := context.WithCancel(c.box.ctx)
+	stop := onHangUp(c.in, cancel)
+	defer func() { stop(); cancel() }()
+	q := question{key: key{c.box.agent.ID, c.host, c.port}, digest: c.box.digest(), proc: c.proc}
+	if p := c.box.agent.Policy(); p != nil {
+		q.policy = p.Name
+	}
+	return c.box.proxy.c.Holds.ask(ctx, q, changed)
+}
+
+// recheck closes the connection if it is not allowed any more.
+func (c *conn) recheck() {
+	c.mu.Lock()
+	live, once := c.out != nil, c.once
+	c.mu.Unlock()
+	if !live {
+		return // still being decided
+	}
+	if why := c.standing(once); why != nil {
+		c.end(why)
+	}
+}
+
+// standing says whether an open connection may stay open.
+func (c *conn) standing(once bool) *refusal {
+	d := c.policy()
+	switch {
+	case d.Verdict == policies.Allow:
+		return nil
+	case d.Verdict == policies.Hold && once:
+		return nil
+	case d.Verdict == policies.Hold && c.box.proxy.c.Holds.standing(key{c.box.agent.ID, c.host, c.port}, c.box.agent.Policy().Name):
+		return nil
+	}
+	r := c.denied(d)
+	r.reason, r.detail = "net.policy_changed", r.detail+" any more"
+	return r
+}
+
+// end closes an open connection for a reason, which is recorded.
+func (c *conn) end(why *refusal) {
+	c.mu.Lock()
+	first := c.ended == nil
+	if first {
+		c.ended = why
+	}
+	c.mu.Unlock()
+	if first {
+		c.abort()
+		c.write(ledger.Denied, why.reason, why.detail, nil)
+	}
+}
+
+// abort resets both sides.
+func (c *conn) abort() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	reset(c.in)
+	if c.out != nil {
+		reset(c.out)
+	}
+}
+
+func reset(c net.Conn) {
+	if t, ok := c.(*net.TCPConn); ok {
+		_ = t.SetLinger(0)
+	}
+	c.Close()
+}
+
+// deny records the refusal and tells the client, in its own protocol where
+// that is HTTP.
+func (c *conn) deny(why *refusal) {
+	c.hint()
+	if !c.write(ledger.Denied, why.reason, why.detail, map[string]any{"rule": why.rule}) {
+		why = noLedger()
+	}
+	c.tell(403, why)
+}
+
+// tell answers an HTTP client, and resets any other.
+func (c *conn) tell(status int, why *refusal) {
+	if c.kind == silent && c.port != 443 {
+		s, _ := c.sniff(300 * time.Millisecond)
+		c.kind = s.kind
+	}
+	if c.kind != http1 {
+		c.abort()
+		return
+	}
+	e := map[string]any{"code": why.reason, "host": c.host, "port": c.port, "detail": why.detail, "remedy": why.remedy}
+	body, _ := json.Marshal(map[string]any{"error": e}) // strings and numbers always encode
+	text := map[int]string{403: "Forbidden", 502: "Bad Gateway"}[status]
+	_ = c.in.SetDeadline(time.Now().Add(2 * time.Second))
+	fmt.Fprintf(c.in, "HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", status, text, len(body), body)
+	_ = c.in.CloseWrite()
+	_, _ = io.CopyN(io.Discard, c.in, 1<<20) // unread bytes would turn the close into a reset
+}
+
+// write records what happened to the connection and says whether it could.
+func (c *conn) write(v ledger.Verdict, reason, detail string, attrs map[string]any) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
+	defer cancel()
+	as := map[string]any{"conn": c.id}
+	for k, x := range attrs {
+		if x != "" {
+			as[k] = x
+		}
+	}
+	return c.box.proxy.c.Recorder.Record(ctx, ledger.Record{
+		Kind: ledger.KindConnect, Verdict: v, Agent: c.box.agent.ID, Policy: c.box.digest(), Reason: reason, Detail: detail,
+		Process: c.proc, Host: c.host, Port: c.port, Attrs: as,
+	}) == nil
+}

@@ -1,0 +1,203 @@
+// Package egress is a sandbox's only way out.
+//
+// The sandbox's network namespace holds nothing but lo. Attach makes every
+// address local to it (AnyIP routes), steers every TCP port to one listener
+// that this process holds, and answers DNS on 127.0.0.53 with addresses from
+// 198.18.0.0/15 (RFC 2544) that stand for the names asked for. So a plain
+// connect() in the sandbox arrives here with its name, no packet leaves the
+// namespace, and no proxy variable is needed:
+//
+//	holds, err := egress.OpenHolds(egress.HoldsConfig{File: state + "/approvals.json", Recorder: ledger, Timeout: 2 * time.Minute})
+//	p, err := egress.New(egress.Config{Recorder: ledger, Holds: holds, Models: models, Steer: guard.Steer})
+//	c, err := p.Attach(ctx, agent, netns) // before the agent runs
+//	defer c.Close()                       // closes its connections, forgets its session approvals
+//
+// # One connection
+//
+// Address guard → policy → (hold until an operator answers) → the first bytes
+// must name the same host → ledger → dial → bytes both ways → ledger. A record
+// that can't be written stops the connection. A refusal is an HTTP 403 with a
+// JSON body where the client speaks HTTP, else a TCP reset.
+//
+// What is refused whatever a policy or an operator says: loopback, link-local,
+// metadata services, multicast, unspecified addresses and this host's own,
+// also when a name resolves to them. Private addresses need an entry in
+// Config.Hosts, or an allow rule that names the address. The address that was
+// checked is the one dialled, so a name can't be rebound in between.
+//
+// A name is sent to the outside only after a connection to it was allowed:
+// DNS questions end here, whatever they carry, and an agent may ask for 300
+// new names a minute.
+//
+// # The same host
+//
+// A connection made to a name must say the same name: TLS by its server name
+// (SNI), HTTP/1 by Host. Port 443 takes only TLS and port 80 only HTTP; on
+// other ports anything else passes, and a client that is silent for 300 ms is
+// taken for one that waits for the server (SSH, SMTP): the server's bytes flow,
+// and the client's first ones are still checked when they come. An allow rule
+// for an address has no name to compare.
+//
+// Limits: what is inside TLS is not seen, so a host that serves several names
+// can be asked for another one there (also by an encrypted client hello); of a
+// kept-alive plain HTTP connection only the first request is compared. UDP
+// other than DNS, and DNS over TCP, are refused by the empty namespace.
+//
+// # Hold
+//
+// A connection that the policy wants to hold waits, open and silent, until
+// Holds gets an answer or the time is over. See Holds.
+package egress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/clawbox/clawbox/appliance/ledger"
+	"github.com/clawbox/clawbox/appliance/router"
+	"github.com/clawbox/clawbox/policies"
+)
+
+// Agent is whom a sandbox belongs to.
+type Agent = router.Agent
+
+// InferenceHost is the name of the model router, on port 80.
+const InferenceHost = "inference.local"
+
+// Config is what a Proxy needs.
+type Config struct {
+	Recorder ledger.Recorder
+	Holds    *Holds
+	// Models answers an agent's model calls; nil: there are none.
+	Models func(Agent) http.Handler
+	// Hosts maps names to addresses that are used instead of DNS, and that
+	// may be private.
+	Hosts map[string]string
+	// Steer sends every TCP port of a namespace to one listener
+	// (guard.Guard.Steer). Without it only ports 80, 443 and those that the
+	// policy names at Attach are heard, which is recorded as a weakening.
+	Steer func(netns *os.File, tcp syscall.RawConn) (io.Closer, error)
+	// Dial connects to a checked "address:port"; nil: from this process.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Lookup resolves an allowed name; nil: the host's resolver.
+	Lookup func(ctx context.Context, host string) ([]netip.Addr, error)
+}
+
+// Proxy serves the sandboxes of one host. It is safe for concurrent use.
+type Proxy struct {
+	c     Config
+	hosts map[string]netip.Addr
+	own   ownAddrs
+
+	mu    sync.Mutex // guards boxes
+	boxes map[*box]bool
+}
+
+// New checks c and returns a Proxy.
+func New(c Config) (*Proxy, error) {
+	if c.Recorder == nil || c.Holds == nil {
+		return nil, errors.New("egress: want a ledger recorder and Holds, got none: no event, no action")
+	}
+	p := &Proxy{c: c, hosts: map[string]netip.Addr{}, boxes: map[*box]bool{}}
+	for name, addr := range c.Hosts {
+		if err := p.addHost(name, addr); err != nil {
+			return nil, err
+		}
+	}
+	if c.Dial == nil {
+		p.c.Dial = (&net.Dialer{}).DialContext
+	}
+	if c.Lookup == nil {
+		p.c.Lookup = func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", host+".") // the dot: no search domains
+		}
+	}
+	return p, nil
+}
+
+func (p *Proxy) addHost(name, addr string) error {
+	n, err := policies.NormalizeHost(name)
+	if err != nil {
+		return fmt.Errorf("egress: hosts: %w", err)
+	}
+	a, err := netip.ParseAddr(addr)
+	if err != nil {
+		return fmt.Errorf("egress: hosts: got %q for %s, want an IP address", addr, name)
+	}
+	if why := forbidden(a); why != "" {
+		return fmt.Errorf("egress: hosts: %s for %s is refused always: %s; use an address of another machine", addr, name, why)
+	}
+	if _, twice := p.hosts[n]; twice || n == InferenceHost {
+		return fmt.Errorf("egress: hosts: %s is set twice, or is the appliance's own name", n)
+	}
+	p.hosts[n] = a.Unmap()
+	return nil
+}
+
+// Attach makes the namespace ready and serves it until Close. It is to be
+// called before the agent's first program runs. ctx bounds the set-up only.
+func (p *Proxy) Attach(ctx context.Context, a Agent, netns *os.File) (io.Closer, error) {
+	if a.ID == "" || a.Policy == nil || a.Policy() == nil {
+		return nil, errors.New("egress: attach: want an agent with an id and a policy")
+	}
+	b := newBox(p, a)
+	if err := b.open(netns); err != nil {
+		return nil, errors.Join(fmt.Errorf("egress: attach %s: %w", a.ID, err), b.Close())
+	}
+	if b.steer == nil {
+		if err := p.c.Recorder.Record(ctx, b.unsteered()); err != nil {
+			return nil, errors.Join(fmt.Errorf("egress: attach %s: ledger: %w", a.ID, err), b.Close())
+		}
+	}
+	p.mu.Lock()
+	p.boxes[b] = true
+	p.mu.Unlock()
+	b.start()
+	return b, nil
+}
+
+// Recheck applies the agent's present policy to what is open: connections that
+// it no longer allows are closed, held ones are decided anew, the rest stays.
+// To be called after a policy was reloaded or an approval revoked.
+func (p *Proxy) Recheck(agentID string) {
+	p.mu.Lock()
+	var bs []*box
+	for b := range p.boxes {
+		if b.agent.ID == agentID {
+			bs = append(bs, b)
+		}
+	}
+	p.mu.Unlock()
+	for _, b := range bs {
+		b.recheck()
+	}
+}
+
+// refusal is why a connection does not go on.
+type refusal struct {
+	reason string // stable code
+	detail string // for a person
+	remedy string // what would change it
+	rule   string
+}
+
+func refuse(reason, remedy, format string, args ...any) *refusal {
+	return &refusal{reason: reason, remedy: remedy, detail: fmt.Sprintf(format, args...)}
+}
+
+// noLedger is the refusal when a record could not be written.
+func noLedger() *refusal {
+	return refuse("ledger.unavailable", "ask the operator to look at the appliance's disk", "the ledger did not take the record")
+}
+
+// recordTimeout bounds records of what is already over.
+const recordTimeout = 10 * time.Second

@@ -1,0 +1,165 @@
+package egress
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/clawbox/clawbox/appliance/ledger"
+	"github.com/clawbox/clawbox/policies"
+)
+
+// dialTimeout bounds resolving and connecting together.
+const dialTimeout = 15 * time.Second
+
+// forward connects an allowed connection and carries its bytes. The record
+// that allows it is already written.
+func (c *conn) forward() {
+	start := time.Now()
+	out, to, why := c.dial()
+	if why != nil {
+		v := ledger.Denied
+		if why.reason == "net.unreachable" {
+			v = ledger.Allowed // and yet it came to nothing
+		}
+		c.write(v, why.reason, why.detail, nil)
+		c.tell(502, why)
+		return
+	}
+	defer out.Close()
+	c.mu.Lock()
+	c.out = out
+	gone := c.closed
+	c.mu.Unlock()
+	if gone {
+		return
+	}
+	c.recheck() // the policy may have changed since decide
+	up, down := c.splice(out)
+	c.mu.Lock()
+	ended := c.ended
+	c.mu.Unlock()
+	reason := "net.closed"
+	if ended != nil {
+		reason = ended.reason
+	}
+	c.write(ledger.Allowed, reason, "", map[string]any{
+		"address": to.String(), "bytes_sent": up, "bytes_received": down, "duration_ms": time.Since(start).Milliseconds(),
+	})
+}
+
+// dial resolves, checks every address and connects to one that was checked.
+func (c *conn) dial() (net.Conn, netip.AddrPort, *refusal) {
+	ctx, cancel := context.WithTimeout(c.box.ctx, dialTimeout)
+	defer cancel()
+	as, why := c.addresses(ctx)
+	if why != nil {
+		return nil, netip.AddrPort{}, why
+	}
+	var errs []error
+	for _, a := range as[:min(len(as), 4)] {
+		to := netip.AddrPortFrom(a, uint16(c.port))
+		out, err := c.box.proxy.c.Dial(ctx, "tcp", to.String())
+		if err == nil {
+			return out, to, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, netip.AddrPort{}, refuse("net.unreachable", "try again later", "%s port %d does not answer: %v", c.host, c.port, errors.Join(errs...))
+}
+
+// addresses are where c may be connected to. One bad address refuses them all:
+// a resolver that mixes them is not to be trusted.
+func (c *conn) addresses(ctx context.Context) ([]netip.Addr, *refusal) {
+	p := c.box.proxy
+	if !c.name {
+		return []netip.Addr{c.addr}, nil // guarded, and allowed by a rule that names it
+	}
+	if a, ok := p.hosts[c.host]; ok {
+		if why := p.guard(a); why != nil {
+			return nil, why
+		}
+		return []netip.Addr{a}, c.unlisted(a)
+	}
+	as, err := p.c.Lookup(ctx, c.host)
+	if err != nil || len(as) == 0 {
+		return nil, refuse("net.unreachable", "check the name; a site without DNS lists it in hosts of appliance.yaml", "%s does not resolve", c.host)
+	}
+	for i, a := range as {
+		as[i] = a.Unmap().WithZone("")
+		if why := p.guard(as[i]); why != nil {
+			return nil, why
+		}
+		if why := c.unlisted(as[i]); why != nil {
+			return nil, why
+		}
+		if private(as[i]) && !c.names(as[i]) {
+			return nil, refuse("net.ssrf", "add the name to hosts in appliance.yaml, or allow {cidr: …} in the policy",
+				"%s resolves to the private address %s", c.host, as[i])
+		}
+	}
+	return as, nil
+}
+
+// unlisted refuses an address that a deny rule names.
+func (c *conn) unlisted(a netip.Addr) *refusal {
+	rule, denied := c.box.agent.Policy().DenyAddr(a, c.port)
+	if !denied {
+		return nil
+	}
+	r := refuse(policies.ReasonDenied, "only a changed policy can allow it", "%s resolves to %s, which a deny rule names", c.host, a)
+	r.rule = rule
+	return r
+}
+
+// names says whether an allow rule names the address itself; "*" never does.
+func (c *conn) names(a netip.Addr) bool {
+	return c.box.agent.Policy().Decide(policies.Request{Action: policies.Connect, Host: a.String(), Port: c.port}).Verdict == policies.Allow
+}
+
+// splice carries bytes both ways until both ends are done or one breaks, and
+// returns how many. A client that was silent so far is checked when it speaks.
+func (c *conn) splice(out net.Conn) (up, down int64) {
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if c.name && c.kind == silent {
+			if why := c.late(); why != nil {
+				c.end(why)
+				return
+			}
+		}
+		up = copyHalf(out, c.in)
+	})
+	wg.Go(func() { down = copyHalf(c.in, out) })
+	wg.Wait()
+	return up, down
+}
+
+// late checks the first bytes of a client that let the server speak first.
+func (c *conn) late() *refusal {
+	s, err := c.sniff(0)
+	if errors.Is(err, errGreeting) {
+		return refuse("net.sniff", "send a complete TLS or HTTP greeting", "%v", err)
+	}
+	if c.kind = s.kind; c.kind == silent {
+		return nil // the client ended without a word
+	}
+	return c.same(s)
+}
+
+// copyHalf copies until the source ends, then ends the destination's input;
+// an error on the way closes both.
+func copyHalf(dst, src net.Conn) int64 {
+	n, err := io.Copy(dst, src)
+	if w, ok := dst.(interface{ CloseWrite() error }); ok && err == nil {
+		_ = w.CloseWrite()
+		return n
+	}
+	reset(dst)
+	reset(src)
+	return n
+}

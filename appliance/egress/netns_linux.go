@@ -1,0 +1,174 @@
+package egress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// within runs f in a network namespace, on a thread that is thrown away. The
+// main thread is not used: /proc/self shows its namespaces as the process's.
+func within(netns *os.File, f func() error) error {
+	done := make(chan error, 1)
+	go enter(netns, f, done)
+	return <-done
+}
+
+func enter(netns *os.File, f func() error, done chan<- error) {
+	runtime.LockOSThread() // not unlocked below: the thread ends with this goroutine
+	if unix.Gettid() == unix.Getpid() {
+		again := make(chan error, 1)
+		go enter(netns, f, again) // on another thread, since this one is locked
+		done <- <-again
+		runtime.UnlockOSThread()
+		return
+	}
+	if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
+		done <- fmt.Errorf("enter network namespace %s: %w", netns.Name(), err)
+		return
+	}
+	done <- f()
+}
+
+// resolver is where the sandbox's resolv.conf points.
+const resolver = "127.0.0.53:53"
+
+// open makes the namespace ready and takes its sockets.
+func (b *box) open(netns *os.File) error {
+	fd, err := unix.FcntlInt(netns.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("keep network namespace %s: %w", netns.Name(), err)
+	}
+	b.netns = os.NewFile(uintptr(fd), netns.Name())
+	return within(b.netns, func() error {
+		if err := routes(true); err != nil {
+			return err
+		}
+		if err := b.listen(); err != nil {
+			return err
+		}
+		b.diag, _ = netlink.NewHandle(unix.NETLINK_INET_DIAG) // only for hints
+		return nil
+	})
+}
+
+// routes brings lo up and makes every address local (AnyIP), or undoes it.
+func routes(up bool) error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("netlink: %w", err)
+	}
+	defer h.Close()
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find lo: %w", err)
+	}
+	all := []string{"0.0.0.0/0"}
+	if hasIPv6() {
+		all = append(all, "::/0")
+	}
+	// Resolvers that ask only for families the machine has (AI_ADDRCONFIG)
+	// want an address besides 127.0.0.1.
+	addr := &netlink.Addr{IPNet: ipNet(self)}
+	if !up {
+		return unroute(h, lo, addr, all)
+	}
+	if err := h.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("bring lo up: %w", err)
+	}
+	if err := h.AddrReplace(lo, addr); err != nil {
+		return fmt.Errorf("give lo the address %s: %w", self, err)
+	}
+	for _, dst := range all {
+		if err := h.RouteReplace(anyIP(lo, dst)); err != nil {
+			return fmt.Errorf("route %s to lo: %w", dst, err)
+		}
+	}
+	return nil
+}
+
+// unroute takes back what routes did; what is gone already is fine.
+func unroute(h *netlink.Handle, lo netlink.Link, addr *netlink.Addr, all []string) error {
+	errs := []error{h.AddrDel(lo, addr)}
+	for _, dst := range all {
+		errs = append(errs, h.RouteDel(anyIP(lo, dst)))
+	}
+	gone := func(err error) bool { return errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EADDRNOTAVAIL) }
+	return errors.Join(slices.DeleteFunc(errs, gone)...)
+}
+
+func anyIP(lo netlink.Link, dst string) *netlink.Route {
+	return &netlink.Route{
+		LinkIndex: lo.Attrs().Index, Dst: ipNet(netip.MustParsePrefix(dst)),
+		Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Scope: unix.RT_SCOPE_HOST,
+	}
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// hasIPv6 says whether a program in this namespace can use IPv6 at all: the
+// kernel may lack it, or have it switched off.
+func hasIPv6() bool {
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	unix.Close(fd)
+	// /proc/sys/net shows the namespace of the thread that reads it.
+	off, err := os.ReadFile("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
+	return err != nil || string(off) != "1\n"
+}
+
+// listen opens the listeners and DNS. It runs in the namespace.
+func (b *box) listen() error {
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false) // sk_lookup can't steer to an MPTCP socket
+	host := "[::]:"
+	if !hasIPv6() {
+		host = "0.0.0.0:"
+	}
+	for _, port := range b.ports() {
+		l, err := lc.Listen(context.Background(), "tcp", host+strconv.Itoa(port))
+		if err != nil {
+			return fmt.Errorf("listen in the sandbox: %w", err)
+		}
+		b.lns = append(b.lns, l.(*net.TCPListener))
+	}
+	var err error
+	if b.dns, err = lc.ListenPacket(context.Background(), "udp4", resolver); err != nil {
+		return fmt.Errorf("answer DNS in the sandbox: %w", err)
+	}
+	if b.proxy.c.Steer == nil {
+		return nil
+	}
+	raw, err := b.lns[0].SyscallConn()
+	if err != nil {
+		return err
+	}
+	b.steer, err = b.proxy.c.Steer(b.netns, raw)
+	return err
+}
+
+// ports are those to listen on: one for all with steering, else the named ones.
+func (b *box) ports() []int {
+	if b.proxy.c.Steer != nil {
+		return []int{0}
+	}
+	ps := []int{80, 443}
+	for _, r := range b.agent.Policy().Network.Allow {
+		ps = append(ps, r.Ports...)
+	}
+	slices.Sort(ps)
+	return slices.Compact(ps)
+}

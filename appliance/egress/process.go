@@ -1,0 +1,90 @@
+package egress
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/clawbox/clawbox/appliance/ledger"
+)
+
+// hint fills in which process holds the client's end. It is asked only for
+// what is held or denied, once a connection, and it may find nothing: the
+// process can be gone already.
+func (c *conn) hint() {
+	if c.proc.PID != 0 {
+		return
+	}
+	b := c.box
+	b.hints.Lock()
+	defer b.hints.Unlock()
+	if b.diag == nil {
+		return
+	}
+	s, err := b.diag.SocketGet(c.in.RemoteAddr(), c.in.LocalAddr())
+	if err != nil || s.INode == 0 {
+		return
+	}
+	c.proc.UID = int(s.UID)
+	if pid := holder(s.INode, s.UID); pid != 0 {
+		c.proc = process(pid, int(s.UID))
+	}
+}
+
+// holder finds a process of uid that has the socket open, or 0.
+func holder(inode, uid uint32) int {
+	want := fmt.Sprintf("socket:[%d]", inode)
+	ps, _ := os.ReadDir("/proc")
+	for _, e := range ps {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		fi, err := os.Stat(filepath.Join("/proc", e.Name()))
+		if st, ok := sys(fi, err); !ok || st.Uid != uid {
+			continue
+		}
+		dir := filepath.Join("/proc", e.Name(), "fd")
+		fds, _ := os.ReadDir(dir)
+		for _, f := range fds {
+			if l, err := os.Readlink(filepath.Join(dir, f.Name())); err == nil && l == want {
+				return pid
+			}
+		}
+	}
+	return 0
+}
+
+func sys(fi os.FileInfo, err error) (*syscall.Stat_t, bool) {
+	if err != nil {
+		return nil, false
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	return st, ok
+}
+
+// process reads what /proc says of pid; fields that can't be read stay zero.
+func process(pid, uid int) ledger.Process {
+	p := ledger.Process{PID: pid, UID: uid}
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	for l := range strings.Lines(string(b)) {
+		k, v, _ := strings.Cut(strings.TrimSpace(l), ":\t")
+		switch k {
+		case "Name":
+			p.Comm = v
+		case "PPid":
+			p.PPID, _ = strconv.Atoi(v)
+		}
+	}
+	return p
+}
+
+func describe(p ledger.Process) string {
+	if p.PID == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s (pid %d)", p.Comm, p.PID)
+}

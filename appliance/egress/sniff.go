@@ -1,0 +1,268 @@
+package egress
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/clawbox/clawbox/policies"
+)
+
+// kind is what a client's first bytes are.
+type kind int
+
+const (
+	silent kind = iota // nothing came
+	tlsHello
+	http1
+	other
+)
+
+// seen is what the first bytes say.
+type seen struct {
+	kind kind
+	host string // SNI or Host, as sent; "" if absent
+	bad  error  // the greeting is not well formed
+}
+
+const (
+	maxPeek  = 32 << 10         // bytes of a greeting; a ClientHello with post-quantum keys has 2 KB
+	greeting = 10 * time.Second // for a greeting to be complete once it began
+)
+
+var errGreeting = errors.New("the first bytes are an incomplete TLS or HTTP greeting, or one longer than 32 KiB")
+
+// patience is how long a client may be silent before that means something.
+func (c *conn) patience() time.Duration {
+	if c.port == 80 || c.port == 443 {
+		return 30 * time.Second
+	}
+	return 300 * time.Millisecond
+}
+
+// sniff looks at the first bytes without taking them. wait bounds the silence
+// before them, 0 means for ever.
+func (c *conn) sniff(wait time.Duration) (seen, error) {
+	b, err := peek(c.in, wait, func(b []byte) bool { return len(b) > 0 })
+	if len(b) == 0 {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			err = nil
+		}
+		return seen{}, err
+	}
+	var s seen
+	done := false
+	_, err = peek(c.in, greeting, func(b []byte) bool {
+		s, done = classify(b)
+		return done
+	})
+	if !done {
+		return s, errGreeting
+	}
+	return s, err
+}
+
+// classify is pure: what the bytes are, and whether that is certain yet.
+func classify(b []byte) (seen, bool) {
+	if len(b) == 0 {
+		return seen{}, false
+	}
+	if b[0] == recordHandshake {
+		if len(b) > 1 && b[1] != 3 {
+			return seen{kind: other}, true
+		}
+		host, done, err := clientHello(b)
+		return seen{tlsHello, host, err}, done
+	}
+	return classifyHTTP(b)
+}
+
+// classifyHTTP knows HTTP/1 by its request line; "EHLO x" and the like end otherwise.
+func classifyHTTP(b []byte) (seen, bool) {
+	i := 0
+	for i < len(b) && i < 20 && b[i] >= 'A' && b[i] <= 'Z' {
+		i++
+	}
+	if i == len(b) && i < 20 {
+		return seen{}, false
+	}
+	if i < 3 || b[i] != ' ' {
+		return seen{kind: other}, true
+	}
+	line, rest, ok := bytes.Cut(b, []byte("\n"))
+	if !ok {
+		return seen{kind: other}, false
+	}
+	line = bytes.TrimSuffix(line, []byte("\r"))
+	if !bytes.HasSuffix(line, []byte(" HTTP/1.1")) && !bytes.HasSuffix(line, []byte(" HTTP/1.0")) {
+		return seen{kind: other}, true
+	}
+	end := bytes.Index(rest, []byte("\r\n\r\n"))
+	if bytes.HasPrefix(rest, []byte("\r\n")) {
+		end = 0 // no header at all
+	} else if end < 0 {
+		// A blank line in any other form: not ours to interpret.
+		if bytes.Contains(rest, []byte("\n\n")) || bytes.Contains(rest, []byte("\n\r\n")) {
+			return seen{http1, "", errors.New("header lines do not end in CR LF")}, true
+		}
+		return seen{kind: http1}, false
+	}
+	host, err := httpHost(string(line), string(rest[:end]))
+	return seen{http1, host, err}, true
+}
+
+// httpHost returns the one host that a request names.
+func httpHost(line, header string) (string, error) {
+	f := strings.Split(line, " ")
+	if len(f) != 3 {
+		return "", errors.New("the request line does not have three parts")
+	}
+	host, n := "", 0
+	for _, l := range strings.Split(header, "\r\n") {
+		name, v, ok := strings.Cut(l, ":")
+		if l == "" {
+			continue
+		}
+		if !ok || name == "" || strings.ContainsAny(name, " \t") || strings.ContainsAny(l, "\r\n\x00") {
+			return "", fmt.Errorf("header line %.40q is not well formed", l)
+		}
+		if strings.EqualFold(name, "Host") {
+			host, n = strings.Trim(v, " \t"), n+1
+		}
+	}
+	if n != 1 {
+		return "", fmt.Errorf("got %d Host headers, want one", n)
+	}
+	return host, targetAgrees(f[0], f[1], host)
+}
+
+// targetAgrees refuses a request target that names another host than Host.
+func targetAgrees(method, target, host string) error {
+	if strings.HasPrefix(target, "/") || target == "*" {
+		return nil
+	}
+	auth := target
+	if method != "CONNECT" {
+		_, rest, ok := strings.Cut(target, "://")
+		if !ok {
+			return errors.New("the request target is neither a path nor a URL")
+		}
+		auth, _, _ = strings.Cut(rest, "/")
+		auth, _, _ = strings.Cut(auth, "?")
+	}
+	if !strings.EqualFold(auth, host) {
+		return errors.New("the request target and Host differ")
+	}
+	return nil
+}
+
+// same compares what the client says inside its connection with the name that
+// the connection was made to.
+func (c *conn) same(s seen) *refusal {
+	want := map[int]kind{80: http1, 443: tlsHello}[c.port]
+	switch {
+	case want != silent && s.kind == silent:
+		return refuse("net.silent", "send the request at once", "nothing was sent on port %d for %v", c.port, c.patience())
+	case s.kind != silent && want != silent && s.kind != want:
+		return refuse("net.protocol", "use https on port 443, http on port 80", "port %d takes only %s here", c.port, map[kind]string{tlsHello: "TLS", http1: "HTTP/1"}[want])
+	case s.kind == tlsHello:
+		return c.match("net.sni_mismatch", "the server name (SNI)", s.host, s.bad)
+	case s.kind == http1:
+		host := s.host
+		if h, _, err := net.SplitHostPort(host); err == nil {
+			host = h
+		}
+		return c.match("net.host_mismatch", "the Host header", host, s.bad)
+	}
+	return nil
+}
+
+func (c *conn) match(reason, what, got string, bad error) *refusal {
+	name, err := policies.NormalizeHost(got)
+	if bad == nil && err == nil && name == c.host {
+		return nil
+	}
+	detail := fmt.Sprintf("%s is %.80q", what, got)
+	if got == "" {
+		detail = what + " is missing"
+	}
+	if bad != nil {
+		detail = bad.Error()
+	}
+	return refuse(reason, "connect to the host that the request is for", "made to %s, but %s", c.host, detail)
+}
+
+// peek shows what has arrived to enough, without taking it, until enough is
+// satisfied, maxPeek is reached, the client ends, or wait is over (0: never).
+// It returns what was there last.
+func peek(c *net.TCPConn, wait time.Duration, enough func([]byte) bool) ([]byte, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var until time.Time
+	if wait > 0 {
+		until = time.Now().Add(wait)
+	}
+	if err := c.SetReadDeadline(until); err != nil {
+		return nil, err
+	}
+	defer c.SetReadDeadline(time.Time{})
+	buf := make([]byte, 4<<10)
+	n, bad := 0, error(nil)
+	err = raw.Read(func(fd uintptr) bool {
+		for {
+			ended := hungUp(int(fd)) // asked first: what came before the end is then seen below
+			n, _, bad = unix.Recvfrom(int(fd), buf, unix.MSG_PEEK|unix.MSG_DONTWAIT)
+			if bad == unix.EAGAIN || bad == unix.EINTR {
+				n, bad = 0, nil
+				return false
+			}
+			if bad != nil || n == 0 || enough(buf[:n]) || ended || n >= maxPeek {
+				return true
+			}
+			if n < len(buf) {
+				return false // woken again when more arrives
+			}
+			buf = make([]byte, min(2*len(buf), maxPeek))
+		}
+	})
+	return buf[:max(n, 0)], errors.Join(err, bad)
+}
+
+// hungUp says whether the client has ended its side.
+func hungUp(fd int) bool {
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+	n, err := unix.Poll(p, 0)
+	return err == nil && n > 0 && p[0].Revents != 0
+}
+
+// onHangUp calls f when the client ends its side, until stop is called.
+func onHangUp(c *net.TCPConn, f func()) (stop func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		raw, err := c.SyscallConn()
+		if err != nil {
+			return
+		}
+		_ = raw.Read(func(fd uintptr) bool { // ends by the deadline that stop sets
+			if hungUp(int(fd)) {
+				f()
+				return true
+			}
+			return false
+		})
+	}()
+	return func() {
+		_ = c.SetReadDeadline(time.Unix(1, 0))
+		<-done
+		_ = c.SetReadDeadline(time.Time{})
+	}
+}
