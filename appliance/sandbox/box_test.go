@@ -1,11 +1,523 @@
 package sandbox
 
 import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/clawbox/clawbox/appliance/guard"
 )
 
-func TestHello(t *testing.T) {
+// TestInside looks at the world from inside. Each row is an attempt and the
+// outcome that it must have.
+func TestInside(t *testing.T) {
 	b := newBench(t)
-	got, code, why := b.run(Spec{}, "list=/", "status=CapEff,NoNewPrivs,Seccomp,Uid", "pids", "links", "mounts", "fds", "exit=3")
-	t.Log(got, code, why)
+	host := filepath.Join(t.TempDir(), "host-secret")
+	if err := os.WriteFile(host, []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p := policy()
+	p.Process.Exec = []string{"/bin/probe", "/tools/", "/bin/script"}
+	p.Filesystem.Read = append(p.Filesystem.Read, "/usr/share/absent")
+	tests := []struct{ try, want string }{
+		// What the policy gives.
+		{"read=/data/in", "ok input"},
+		{"write=/workspace/f", "ok"},
+		{"write=/tmp/f", "ok"},
+		{"cwd", "ok /workspace"},
+		{"env=HOME", "ok /workspace"},
+		{"env=FROM", "ok image"},
+		{"exec=/bin/probe print=x", "ok print=x: ok x"},
+		{"exec=/tools/one print=x", "ok print=x: ok x"},
+		{"exec=/tools/two print=x", "ok print=x: ok x"},
+		{"exec=/bin/script", "ok print=from: ok from"},
+		{"list=/dir", "ok new"},
+		{"limit", "ok 256/256"},
+		{"call=tcp", "ok"},
+		{"write=/dev/null", "ok"},
+		{"memfd=0x8", "EACCES"}, // made, but sealed against execution
+		// Files: listed nowhere, read-only, or the host's.
+		{"list=/", "EACCES"},
+		{"read=/private/key", "EACCES"},
+		{"read=" + host, "ENOENT"},
+		{"list=/sys", "ENOENT"},
+		{"mode=/gone", "ENOENT"},
+		{"mode=/data/in", "ok -rw-r--r--"},
+		{"write=/data/x", "EROFS"},
+		{"write=/etc/passwd", "EROFS"},
+		{"read=/etc/passwd", "ok agent:x:700000:700000:agent:/workspace:/bin/sh|root:x:0:0:root:/root:/bin/sh"},
+		{"append=/bin/probe", "EROFS"},
+		{"append=/proc/sys/kernel/hostname", "EACCES"},
+		{"read=/proc/sys/kernel/hostname", "ok agent"},
+		{"list=/dev", "ok fd full null ptmx pts random shm stderr stdin stdout tty urandom zero"},
+		{"read=/proc/self/cgroup", ""}, // checked below
+		// Programs: unlisted, written by the agent, in memory, the launcher.
+		{"exec=/usr/bin/hidden print=x", "EACCES"},
+		{"exec=/workspace/f", "EACCES"},
+		{"exec=/tmp/f", "EACCES"},
+		{"exec=/proc/1/exe", "ENOENT"},
+		{"memfd=0", "EPERM"},
+		{"memfd=0x10", "EPERM"},
+		// Processes: only the sandbox's own.
+		{"kill=" + strconv.Itoa(os.Getpid()), "ESRCH"},
+		{"signals=1", "EPERM"},
+		{"read=/proc/1/environ", "ENOENT"},
+		{"abstract=clawbox-sandbox-test", "ECONNREFUSED"},
+		// Network: loopback, and down.
+		{"links", "ok lo:loopback"},
+		// Kernel.
+		{"call=ptrace", "EPERM"},
+		{"call=mount", "EPERM"},
+		{"call=unshare", "EPERM"},
+		{"call=setns", "EPERM"},
+		{"call=chroot", "EPERM"},
+		{"call=bpf", "EPERM"},
+		{"call=io_uring", "EPERM"},
+		{"call=clone_ns", "EPERM"},
+		{"call=raw", "EPERM"},
+		{"call=packet", "EPERM"},
+		{"call=mptcp", "EPERM"},
+		{"call=vsock", "EPERM"},
+		{"call=netfilter", "EPERM"},
+		{"call=persona", "EPERM"},
+		{"call=keyctl", "EPERM"},
+		{"call=setuid", "EPERM"},
+		{"call=clone3", "ENOSYS"},
+		{"call=unknown", "ENOSYS"},
+		{"userns", "EPERM"},
+		{"status=CapInh,CapPrm,CapEff,CapBnd,CapAmb,NoNewPrivs,Seccomp,Groups", "ok Groups= CapInh=0000000000000000 CapPrm=0000000000000000 CapEff=0000000000000000 CapBnd=0000000000000000 CapAmb=0000000000000000 NoNewPrivs=1 Seccomp=2"},
+	}
+	ln, err := net.Listen("unix", "@clawbox-sandbox-test") // reachable only across namespaces
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	args := []string{"pids", "fds", "mounts"}
+	for _, x := range tests {
+		args = append(args, x.try)
+	}
+	box, out := b.start(Spec{Policy: p}, args...)
+	if code, why := box.Wait(); code != 0 {
+		t.Fatalf("status %d, %s; output:\n%s", code, why, out)
+	}
+	got := answers(out.String())
+	for _, x := range tests {
+		if x.want != "" && got[x.try] != x.want {
+			t.Errorf("%s: got %q, want %q", x.try, got[x.try], x.want)
+		}
+	}
+	if l := got["read=/proc/self/cgroup"]; !strings.HasPrefix(l, "ok ") || strings.Contains(l, "..") || strings.Contains(l, b.l.parent) {
+		t.Errorf("cgroups show the host's: %s", l)
+	}
+	if l := strings.Fields(got["pids"]); len(l) != 2 || !strings.HasSuffix(l[1], ":probe") {
+		t.Errorf("processes in sight: %q, want only itself", got["pids"])
+	}
+	for _, f := range strings.Fields(got["fds"]) {
+		_, to, _ := strings.Cut(f, "->")
+		if to != "" && !strings.HasPrefix(to, "pipe:") && !strings.HasPrefix(to, "anon_inode:[event") {
+			t.Errorf("descriptor %s is open in the sandbox", f)
+		}
+	}
+	if strings.Contains(got["mounts"], b.state) {
+		t.Errorf("mount table shows the host's state directory: %s", got["mounts"])
+	}
+	if n := box.Notes(); len(n) != 1 || !strings.Contains(n[0], "/usr/share/absent") {
+		t.Errorf("notes: %q, want one about /usr/share/absent", n)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(b.l.Files("agent", "/workspace")+"/f", &st); err != nil || int(st.Uid) != box.UID() {
+		t.Errorf("file written in /workspace: uid %d, %v; want uid %d", st.Uid, err, box.UID())
+	}
+}
+
+// TestStrict: spawn false leaves threads and takes processes.
+func TestStrict(t *testing.T) {
+	b := newBench(t)
+	p := policy()
+	p.Process.Spawn, p.Process.Seccomp = false, "default" // the tighter word wins
+	got, code, _ := b.run(Spec{Policy: p}, "exec=/bin/probe print=x", "sleep=0.01", "call=tcp", "links")
+	if code != 0 || got["exec=/bin/probe print=x"] != "EPERM" || got["call=tcp"] != "ok" || got["links"] == "ok lo:loopback" {
+		t.Errorf("status %d, %v", code, got)
+	}
+}
+
+func TestStatus(t *testing.T) {
+	b := newBench(t)
+	if _, code, why := b.run(Spec{}, "exit=3"); code != 3 || why != "exited with status 3" {
+		t.Errorf("exit: got %d, %q", code, why)
+	}
+	box, out := b.start(Spec{}, "trap")
+	await(t, "trap", func() bool { return strings.Contains(out.String(), "ready") })
+	if err := box.Stop(t.Context(), 10*time.Second); err != nil {
+		t.Error(err)
+	}
+	if code, why := box.Wait(); code != 7 || why != "stopped by an operator" {
+		t.Errorf("after SIGTERM: %d, %q; want the agent's own 7", code, why)
+	}
+	box, out = b.start(Spec{}, "ignore", "print=on", "sleep=60")
+	await(t, "start", func() bool { return strings.Contains(out.String(), "print=on") })
+	if err := box.Stop(t.Context(), 50*time.Millisecond); err != nil {
+		t.Error(err)
+	}
+	if code, _ := box.Wait(); code != 137 {
+		t.Errorf("after SIGKILL: %d, want 137", code)
+	}
+	if _, err := box.Exec(t.Context(), ExecSpec{Args: []string{"/bin/probe"}}); !errors.Is(err, errEnded) {
+		t.Errorf("exec in an ended sandbox: %v, want %v", err, errEnded)
+	}
+}
+
+func await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s: nothing after 20 s", what)
+		}
+	}
+}
+
+func TestBudgets(t *testing.T) {
+	b := newBench(t)
+	events := make(chan Event, 100)
+	spec := func(name string) Spec {
+		p := policy()
+		p.Budgets.Processes, p.Budgets.Memory = 60, 64<<20
+		return Spec{Name: name, Policy: p, Event: func(e Event) { events <- e }}
+	}
+	hit := func(want string) {
+		t.Helper()
+		select {
+		case e := <-events:
+			if e.Budget != want || e.Count < 1 {
+				t.Errorf("event %+v, want %s", e, want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("no event for %s", want)
+		}
+	}
+	t.Run("processes", func(t *testing.T) {
+		box, out := b.start(spec("a"), "forks=500", "print=over", "sleep=60")
+		await(t, "fork bomb", func() bool { return strings.Contains(out.String(), "print=over") })
+		st, err := box.Stats()
+		if err != nil || st.Tasks > 60+supervisorTasks || st.Tasks < 10 || st.Memory == 0 || st.CPU == 0 {
+			t.Errorf("stats %+v, %v; want at most %d tasks", st, err, 60+supervisorTasks)
+		}
+		if got := answers(out.String())["forks=500"]; got != "EAGAIN" {
+			t.Errorf("fork bomb ended with %q, want EAGAIN", got)
+		}
+		hit("processes")
+		if err := box.Stop(t.Context(), 0); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("memory", func(t *testing.T) {
+		if _, code, _ := b.run(spec("b"), "eat=200", "print=over"); code != 137 {
+			t.Errorf("memory bomb: status %d, want 137", code)
+		}
+		hit("memory")
+	})
+	t.Run("scratch", func(t *testing.T) {
+		s := spec("c")
+		s.Policy.Budgets.Scratch = 1 << 20
+		got, _, _ := b.run(s, "fill=/tmp/big")
+		if got["fill=/tmp/big"] != "ENOSPC" {
+			t.Errorf("filling /tmp: %v, want ENOSPC", got)
+		}
+	})
+	t.Run("wallTime", func(t *testing.T) {
+		s := spec("d")
+		s.Policy.Budgets.WallTime = 300 * time.Millisecond
+		_, code, why := b.run(s, "ignore", "sleep=60")
+		if code != 137 || !strings.HasPrefix(why, "budget wallTime") {
+			t.Errorf("wall time: %d, %q", code, why)
+		}
+		hit("wallTime")
+	})
+}
+
+// TestExec joins a running sandbox and finds the same confinement.
+func TestExec(t *testing.T) {
+	b := newBench(t)
+	box, _ := b.start(Spec{}, "sleep=60")
+	out := &buffer{}
+	run := func(e ExecSpec) (map[string]string, int) {
+		t.Helper()
+		out = &buffer{}
+		e.Stdout, e.Stderr = out, out
+		code, err := box.Exec(t.Context(), e)
+		if err != nil {
+			t.Fatalf("%v: %v; output %s", e.Args, err, out)
+		}
+		return answers(out.String()), code
+	}
+	tries := []string{"pids", "signals=1", "read=/private/key", "call=mount", "links", "cwd", "env=MORE", "list=/",
+		"status=CapEff,CapBnd,NoNewPrivs,Seccomp,Uid", "fds", "exit=5"}
+	got, code := run(ExecSpec{Args: append([]string{"probe"}, tries...), Env: []string{"MORE=x"}})
+	want := map[string]string{
+		"signals=1": "EPERM", "read=/private/key": "EACCES", "call=mount": "EPERM", "links": "ok lo:loopback", "cwd": "ok /workspace", "env=MORE": "ok x", "list=/": "EACCES",
+		tries[8]: "ok Uid=700000,700000,700000,700000 CapEff=0000000000000000 CapBnd=0000000000000000 NoNewPrivs=1 Seccomp=2",
+	}
+	for k, w := range want {
+		if got[k] != w {
+			t.Errorf("%s: got %q, want %q", k, got[k], w)
+		}
+	}
+	if code != 5 || len(strings.Fields(got["pids"])) != 2 {
+		t.Errorf("status %d, processes %q; want 5, and only itself: the agent is in another Landlock domain", code, got["pids"])
+	}
+	if strings.Contains(got["fds"], "pidfd") || strings.Contains(got["fds"], "socket") || strings.Contains(got["fds"], "/dev/null") {
+		t.Errorf("descriptors: %s", got["fds"])
+	}
+	if got, _ := run(ExecSpec{Args: []string{"/bin/probe", "cat"}, Stdin: strings.NewReader("hello\n")}); got["cat"] != "ok 6" {
+		t.Errorf("cat: %v", got)
+	}
+	if _, err := box.Exec(t.Context(), ExecSpec{Args: []string{"/usr/bin/hidden"}}); err == nil || !strings.Contains(err.Error(), "permission denied") {
+		t.Errorf("unlisted program: %v, want a refusal", err)
+	}
+	if _, err := box.Exec(t.Context(), ExecSpec{Args: []string{"nonesuch"}}); err == nil || !strings.Contains(err.Error(), `no program "nonesuch"`) {
+		t.Errorf("absent program: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if code, err := box.Exec(ctx, ExecSpec{Args: []string{"/bin/probe", "sleep=60"}}); code != 137 {
+		t.Errorf("cancelled: %d, %v; want 137", code, err)
+	}
+}
+
+func TestTerminal(t *testing.T) {
+	b := newBench(t)
+	box, _ := b.start(Spec{}, "sleep=60")
+	out := &buffer{}
+	sizes := make(chan Size, 1)
+	sizes <- Size{Rows: 40, Cols: 100}
+	r, w := io.Pipe()
+	defer w.Close()
+	go func() {
+		time.Sleep(50 * time.Millisecond)
+		w.Write([]byte("line\n\x04"))
+	}()
+	code, err := box.Exec(t.Context(), ExecSpec{Args: []string{"/bin/probe", "sleep=0.1", "cat", "tty"}, TTY: true, Stdin: r, Stdout: out, Resize: sizes})
+	got := answers(out.String())
+	if err != nil || code != 0 || got["cat"] != "ok 5" || got["tty"] != "ok /dev/pts/0 40x100 TIOCSTI=EPERM" {
+		t.Errorf("status %d, %v, output %q", code, err, out)
+	}
+}
+
+// TestGuarded runs under the real guard: the launcher needs no exception, and
+// what is not listed dies even where Landlock would let it run.
+func TestGuarded(t *testing.T) {
+	b := newBench(t)
+	g, err := guard.Load()
+	if err != nil {
+		t.Skipf("no guard on this host: %v", err)
+	}
+	defer g.Close()
+	if g.Tier() == guard.TierNone {
+		t.Skipf("no guard on this host: %s", g.Why())
+	}
+	var sc guard.Scope
+	watch := func(s guard.Scope) (io.Closer, error) {
+		sc = s
+		s.Exec = slices.DeleteFunc(slices.Clone(s.Exec), func(n guard.Inode) bool { return n == s.Exec[len(s.Exec)-1] })
+		return g.Watch(s)
+	}
+	p := policy()
+	p.Require.Tier = "T3"
+	p.Process.Exec = []string{"/bin/probe", "/tools/one"}
+	got, code, why := b.run(Spec{Policy: p, Guard: watch}, "exec=/bin/probe print=x", "exec=/tools/one print=x", "print=on")
+	if len(sc.Exec) != 2 || code != 0 {
+		t.Fatalf("scope %+v, status %d, %s", sc, code, why)
+	}
+	if got["exec=/bin/probe print=x"] != "ok print=x: ok x" || got["exec=/tools/one print=x"] != "signal: killed" || got["print=on"] != "ok on" {
+		t.Errorf("under guard: %v", got)
+	}
+}
+
+// TestStartFails: what cannot start says why and leaves nothing.
+func TestStartFails(t *testing.T) {
+	b := newBench(t)
+	tests := map[string]struct {
+		change func(*Spec)
+		want   string
+	}{
+		"name":        {func(s *Spec) { s.Name = "../x" }, `name "../x"; want`},
+		"no policy":   {func(s *Spec) { s.Policy = nil }, "no policy"},
+		"landlock":    {func(s *Spec) { s.Policy.Require.Landlock = 99 }, "requires Landlock ABI 99, this kernel has"},
+		"no guard":    {func(s *Spec) { s.Policy.Require.Tier = "T3" }, "requires guard tier T3"},
+		"entry point": {func(s *Spec) { s.Image.Entrypoint = []string{"nope"} }, `no program "nope"`},
+		"no entry":    {func(s *Spec) { s.Image.Entrypoint, s.Args = nil, nil }, "no entry point"},
+		"workdir":     {func(s *Spec) { s.Policy.Filesystem.Workdir = "/none" }, "filesystem.workdir"},
+		"limit":       {func(s *Spec) { s.Policy.Budgets.OpenFiles = 1 << 30 }, "nofile to 1073741824, hard limit is"},
+		"writable":    {func(s *Spec) { s.Policy.Filesystem.Write = []string{"/tools/two/x"} }, "symbolic link"},
+		"guard":       {func(s *Spec) { s.Guard = func(guard.Scope) (io.Closer, error) { return nil, errors.New("no eyes") } }, "guard: no eyes"},
+		"network": {func(s *Spec) {
+			s.Network = func(context.Context, int, *os.File) (io.Closer, error) { return nil, errors.New("no wire") }
+		}, "network: no wire"},
+		"exec format": {func(s *Spec) { s.Image.Entrypoint = []string{"/data/in"} }, `no program "/data/in"`},
+		"profile":     {func(s *Spec) { s.Policy.Process.Seccomp = "loose" }, `no system call profile "loose"`},
+		"environment": {func(s *Spec) { s.Env = []string{"X"} }, `environment entry "X"`},
+	}
+	for name, x := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := Spec{Name: "agent", Image: b.image, Policy: policy(), Args: []string{"print=ran"}}
+			out := &buffer{}
+			s.Stdout = out
+			x.change(&s)
+			box, err := b.l.Start(t.Context(), s)
+			if err == nil || !strings.Contains(err.Error(), x.want) {
+				t.Errorf("got %v, %v; want an error with %q", box, err, x.want)
+			}
+			if out.String() != "" {
+				t.Errorf("the agent ran: %s", out)
+			}
+		})
+	}
+	left, _ := filepath.Glob(filepath.Join(b.state, "agents", "*", skeletonPrefix+"*"))
+	for _, r := range b.l.h.roots() {
+		more, _ := filepath.Glob(filepath.Join(r, b.l.parent, "agent*"))
+		left = append(left, more...)
+	}
+	if len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// TestHooks: order, arguments and closing.
+func TestHooks(t *testing.T) {
+	b := newBench(t)
+	var log []string
+	hook := func(name string) closer { return func() error { log = append(log, "close "+name); return nil } }
+	s := Spec{
+		Guard: func(sc guard.Scope) (io.Closer, error) {
+			log = append(log, fmt.Sprintf("guard %s %d", sc.ID, len(sc.Exec)))
+			return hook("guard"), nil
+		},
+		Network: func(_ context.Context, pid int, ns *os.File) (io.Closer, error) {
+			own, _ := os.Readlink("/proc/self/ns/net")
+			in, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
+			log = append(log, fmt.Sprintf("network %v", ns != nil && in != "" && in != own))
+			return hook("network"), nil
+		},
+	}
+	b.run(s, "print=x")
+	if got := strings.Join(log, "; "); got != "guard agent 1; network true; close network; close guard" {
+		t.Error(got)
+	}
+}
+
+type closer func() error
+
+func (c closer) Close() error { return c() }
+
+// TestDaemonDies kills a daemon; its sandbox must not outlive it, and the next
+// daemon must find the state usable.
+func TestDaemonDies(t *testing.T) {
+	need(t)
+	state := t.TempDir()
+	img, err := shared()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command(os.Args[0])
+	c.Env = append(os.Environ(), "CLAWBOX_TEST_DAEMON="+state, "CLAWBOX_TEST_LAUNCHER="+programs.launcher, "CLAWBOX_TEST_LAYERS="+strings.Join(img.Layers, ":"))
+	var errs bytes.Buffer
+	c.Stderr = &errs
+	r, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var pid int
+	if _, err := fmt.Fscan(r, &pid); err != nil {
+		c.Process.Kill()
+		t.Fatalf("daemon: %v, %s", err, errs.String())
+	}
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pidfd)
+	if err := c.Process.Signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	c.Wait()
+	await(t, "death of the sandbox", func() bool { return unix.PidfdSendSignal(pidfd, 0, nil, 0) == unix.ESRCH })
+	l, err := Open(Options{State: state, Launcher: programs.launcher, UIDBase: 700_000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range l.h.roots() {
+		if left, _ := filepath.Glob(filepath.Join(r, l.parent, "*-*")); len(left) > 0 {
+			t.Errorf("left after sweep: %v", left)
+		}
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// daemon runs a sandbox until it is killed.
+func daemon(state string) int {
+	l, err := Open(Options{State: state, Launcher: os.Getenv("CLAWBOX_TEST_LAUNCHER"), UIDBase: 700_000})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	img := Image{Ref: "probe", Layers: filepath.SplitList(os.Getenv("CLAWBOX_TEST_LAYERS")), Entrypoint: []string{"/bin/probe"}}
+	box, err := l.Start(context.Background(), Spec{Name: "agent", Image: img, Policy: policy(), Args: []string{"ignore", "forks=3", "sleep=600"}})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	fmt.Println(box.PID())
+	select {}
+}
+
+func TestRemove(t *testing.T) {
+	b := newBench(t)
+	b.run(Spec{Name: "one"}, "write=/workspace/f")
+	b.run(Spec{Name: "two"}, "print=x")
+	got, _, _ := b.run(Spec{Name: "one"}, "mode=/workspace/f")
+	if !strings.HasPrefix(got["mode=/workspace/f"], "ok") || b.l.uid["one"] != 700_000 || b.l.uid["two"] != 700_001 {
+		t.Errorf("second run: %v, uids %v", got, b.l.uid)
+	}
+	if err := b.l.Remove("one"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(b.l.filesDir("one")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("files after removal: %v", err)
+	}
+	if err := b.l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l, err := Open(b.l.opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.l = l
+	if u, err := l.userID("two"); u != 700_001 || err != nil {
+		t.Errorf("uid after restart: %d, %v", u, err)
+	}
+	if u, err := l.userID("three"); u != 700_000 || err != nil {
+		t.Errorf("uid given back: %d, %v", u, err)
+	}
+	if _, err := Open(b.l.opt); err == nil || !strings.Contains(err.Error(), "in use by another daemon") {
+		t.Errorf("second daemon: %v", err)
+	}
 }

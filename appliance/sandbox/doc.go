@@ -44,5 +44,5 @@
 // (tier T4), an ELF interpreter can run any program of the image that the
 // policy lets the agent read; it can never run what the agent wrote. A
 // program that joins by Exec is in a Landlock domain beside the agent's, so
-// neither can signal the other.
+// neither can see or signal the other.
 package sandbox

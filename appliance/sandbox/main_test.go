@@ -6,6 +6,7 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -30,7 +31,25 @@ var _ Blobs = (*content.Store)(nil)
 var programs struct {
 	launcher, probe string
 	err             error
+	dir             string // kept for all tests
 }
+
+// shared is the image of base, unpacked once: layers are read-only anyway.
+var shared = sync.OnceValues(func() (Image, error) {
+	bl := &blobs{programs.dir, map[string]v1.Descriptor{}}
+	layers, err := base()
+	if err != nil {
+		return Image{}, err
+	}
+	if err := bl.image("probe", v1.Config{Entrypoint: []string{"/bin/probe"}, Env: []string{"FROM=image"}}, layers...); err != nil {
+		return Image{}, err
+	}
+	im, err := OpenImages(programs.dir, bl)
+	if err != nil {
+		return Image{}, err
+	}
+	return im.Prepare(context.Background(), "probe")
+})
 
 func TestMain(m *testing.M) {
 	if d := os.Getenv("CLAWBOX_TEST_DAEMON"); d != "" {
@@ -41,6 +60,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+	programs.dir = dir
 	programs.launcher, programs.probe = filepath.Join(dir, "clawbox-launch"), filepath.Join(dir, "probe")
 	programs.err = build(programs.launcher, "../../cmd/clawbox-launch")
 	if programs.err == nil {
@@ -66,7 +86,10 @@ type blobs struct {
 	refs map[string]v1.Descriptor
 }
 
-func newBlobs(t testing.TB) *blobs { return &blobs{t.TempDir(), map[string]v1.Descriptor{}} }
+func newBlobs(t testing.TB) *blobs {
+	t.Helper()
+	return &blobs{t.TempDir(), map[string]v1.Descriptor{}}
+}
 
 func (b *blobs) Resolve(ref string) (v1.Descriptor, error) {
 	d, ok := b.refs[ref]
@@ -78,16 +101,12 @@ func (b *blobs) Resolve(ref string) (v1.Descriptor, error) {
 
 func (b *blobs) Open(h v1.Hash) (*os.File, error) { return os.Open(filepath.Join(b.dir, h.Hex)) }
 
-func (b *blobs) put(t testing.TB, p []byte) v1.Descriptor {
-	t.Helper()
+func (b *blobs) put(p []byte) (v1.Descriptor, error) {
 	h, n, err := v1.SHA256(bytes.NewReader(p))
 	if err != nil {
-		t.Fatal(err)
+		return v1.Descriptor{}, err
 	}
-	if err := os.WriteFile(filepath.Join(b.dir, h.Hex), p, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return v1.Descriptor{Digest: h, Size: n}
+	return v1.Descriptor{Digest: h, Size: n}, os.WriteFile(filepath.Join(b.dir, h.Hex), p, 0o600)
 }
 
 // file is an entry of a layer. Mode 0 means 0644.
@@ -97,8 +116,7 @@ type file struct {
 	mode             int64
 }
 
-func layer(t testing.TB, files ...file) []byte {
-	t.Helper()
+func layer(files ...file) []byte {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for _, f := range files {
@@ -109,75 +127,76 @@ func layer(t testing.TB, files ...file) []byte {
 			f.mode = 0o644
 		}
 		h := &tar.Header{Name: f.name, Typeflag: f.typ, Mode: f.mode, Size: int64(len(f.data)), Linkname: f.link, ModTime: time.Unix(1e9, 0)}
-		if err := w.WriteHeader(h); err != nil {
-			t.Fatal(err)
+		if f.typ == tar.TypeReg {
+			h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": "x", "SCHILY.xattr.trusted.overlay.redirect": "/etc"}
 		}
-		if _, err := w.Write([]byte(f.data)); err != nil {
-			t.Fatal(err)
+		if err := errors.Join(w.WriteHeader(h), second(w.Write([]byte(f.data)))); err != nil {
+			panic(err)
 		}
 	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
+	w.Close()
 	return b.Bytes()
 }
 
-func gz(t testing.TB, p []byte) []byte {
+func second(_ int, err error) error { return err }
+
+func gz(p []byte) []byte {
 	var b bytes.Buffer
-	w := gzip.NewWriter(&b)
+	w, _ := gzip.NewWriterLevel(&b, gzip.BestSpeed)
 	w.Write(p)
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
+	w.Close()
 	return b.Bytes()
 }
 
 // image stores an image of uncompressed layers, bottom first.
-func (b *blobs) image(t testing.TB, ref string, c v1.Config, layers ...[]byte) {
-	t.Helper()
+func (b *blobs) image(ref string, c v1.Config, layers ...[]byte) error {
 	cf := v1.ConfigFile{OS: "linux", Architecture: runtime.GOARCH, Config: c, RootFS: v1.RootFS{Type: "layers"}}
 	m := v1.Manifest{SchemaVersion: 2, MediaType: types.OCIManifestSchema1}
 	for _, l := range layers {
 		h, _, _ := v1.SHA256(bytes.NewReader(l))
-		cf.RootFS.DiffIDs = append(cf.RootFS.DiffIDs, h)
-		d := b.put(t, gz(t, l))
+		d, err := b.put(gz(l))
+		if err != nil {
+			return err
+		}
 		d.MediaType = types.OCILayer
-		m.Layers = append(m.Layers, d)
+		cf.RootFS.DiffIDs, m.Layers = append(cf.RootFS.DiffIDs, h), append(m.Layers, d)
 	}
-	m.Config = b.json(t, cf)
-	m.Config.MediaType = types.OCIConfigJSON
-	d := b.json(t, m)
-	d.MediaType = types.OCIManifestSchema1
-	b.refs[ref] = d
+	var err error
+	if m.Config, err = b.json(cf, types.OCIConfigJSON); err != nil {
+		return err
+	}
+	b.refs[ref], err = b.json(m, types.OCIManifestSchema1)
+	return err
 }
 
-func (b *blobs) json(t testing.TB, v any) v1.Descriptor {
-	t.Helper()
+func (b *blobs) json(v any, mt types.MediaType) (v1.Descriptor, error) {
 	p, err := json.Marshal(v)
 	if err != nil {
-		t.Fatal(err)
+		return v1.Descriptor{}, err
 	}
-	return b.put(t, p)
+	d, err := b.put(p)
+	d.MediaType = mt
+	return d, err
 }
 
-// base is the image that most tests run: the probe under three names, a
+// base is the image that most tests run: the probe under several names, a
 // script, and files that a policy may or may not let it read.
-func base(t testing.TB) [][]byte {
+func base() ([][]byte, error) {
 	p, err := os.ReadFile(programs.probe)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	low := layer(t,
-		file{name: "bin/", typ: tar.TypeDir}, file{name: "bin/probe", data: string(p), mode: 0o755},
+	low := layer(
+		file{name: "bin/", typ: tar.TypeDir}, file{name: "bin/probe", data: string(p), mode: 0o4755},
 		file{name: "usr/bin/hidden", data: string(p), mode: 0o755}, file{name: "tools/one", data: string(p), mode: 0o755},
 		file{name: "bin/script", data: "#!/bin/probe print=from\n", mode: 0o755},
 		file{name: "etc/passwd", data: "root:x:0:0:root:/root:/bin/sh\n"}, file{name: "etc/secret", data: "secret\n", mode: 0o600},
 		file{name: "data/in", data: "input\n"}, file{name: "private/key", data: "key\n"},
 		file{name: "gone", data: "x"}, file{name: "dir/old", data: "x"},
 	)
-	top := layer(t, file{name: ".wh.gone"}, file{name: "dir/.wh..wh..opq"}, file{name: "dir/new", data: "x"},
+	top := layer(file{name: ".wh.gone"}, file{name: "dir/.wh..wh..opq"}, file{name: "dir/new", data: "x"},
 		file{name: "tools/two", typ: tar.TypeSymlink, link: "/bin/probe"})
-	return [][]byte{low, top}
+	return [][]byte{low, top}, nil
 }
 
 // bench is everything that a test of running sandboxes needs.
@@ -203,10 +222,12 @@ func newBench(t testing.TB) *bench {
 	t.Helper()
 	need(t)
 	state := t.TempDir()
-	b := &bench{t: t, state: state, image: prepared(t, state)}
+	b := &bench{t: t, state: state}
 	var err error
-	b.l, err = Open(Options{State: state, Launcher: programs.launcher, UIDBase: 700_000})
-	if err != nil {
+	if b.image, err = shared(); err != nil {
+		t.Fatal(err)
+	}
+	if b.l, err = Open(Options{State: state, Launcher: programs.launcher, UIDBase: 700_000}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -219,21 +240,6 @@ func newBench(t testing.TB) *bench {
 		}
 	})
 	return b
-}
-
-func prepared(t testing.TB, state string) Image {
-	t.Helper()
-	bl := newBlobs(t)
-	bl.image(t, "probe", v1.Config{Entrypoint: []string{"/bin/probe"}, Env: []string{"FROM=image"}}, base(t)...)
-	im, err := OpenImages(state, bl)
-	if err != nil {
-		t.Fatal(err)
-	}
-	img, err := im.Prepare(context.Background(), "probe")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return img
 }
 
 // policy is a complete policy that tests narrow or widen.
@@ -305,6 +311,3 @@ func answers(out string) map[string]string {
 	}
 	return m
 }
-
-// daemon is a process that the test kills: it runs a sandbox until then.
-func daemon(state string) int { return 0 }

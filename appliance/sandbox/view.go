@@ -82,23 +82,32 @@ func (v *view) walk(dir string, do func(entry) error) error {
 		return err
 	}
 	defer d.Close()
-	list, err := d.ReadDir(-1)
+	// Names only: File.ReadDir may look at entries by path, which is the host's.
+	names, err := d.Readdirnames(-1)
 	if err != nil {
 		return err
 	}
-	for _, de := range list {
-		if err := v.visit(path.Join(dir, de.Name()), de, do); err != nil {
+	for _, name := range names {
+		var st unix.Stat_t
+		if err := unix.Fstatat(int(d.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return &fs.PathError{Op: "stat in sandbox", Path: path.Join(dir, name), Err: err}
+		}
+		if err := v.visit(path.Join(dir, name), st.Mode, do); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (v *view) visit(p string, de fs.DirEntry, do func(entry) error) error {
-	switch {
-	case de.IsDir():
+func (v *view) visit(p string, mode uint32, do func(entry) error) error {
+	switch mode & unix.S_IFMT {
+	case unix.S_IFDIR:
 		return v.walk(p, do)
-	case de.Type()&fs.ModeSymlink != 0:
+	case unix.S_IFREG:
+		if e := (entry{p, fs.FileMode(mode & 0o777)}); e.program() {
+			return do(e)
+		}
+	case unix.S_IFLNK:
 		e, err := v.resolve(p)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ELOOP) {
 			return nil // a dangling link runs nothing
@@ -107,14 +116,6 @@ func (v *view) visit(p string, de fs.DirEntry, do func(entry) error) error {
 			return err
 		}
 		return do(e)
-	case de.Type().IsRegular():
-		st, err := de.Info()
-		if err != nil {
-			return err
-		}
-		if e := (entry{p, st.Mode()}); e.program() {
-			return do(e)
-		}
 	}
 	return nil
 }

@@ -28,13 +28,16 @@ var verbs = map[string]func(string) (string, error){
 	"call": call, "memfd": memfd, "forks": forks, "eat": eat, "sleep": sleep, "exit": exit, "pids": pids, "mounts": mounts,
 	"print": func(s string) (string, error) { return s, nil }, "env": func(s string) (string, error) { return os.Getenv(s), nil },
 	"ignore": ignore, "tty": tty, "cat": cat, "mode": mode, "lock": lock, "cwd": func(string) (string, error) { return os.Getwd() },
-	"abstract": abstract, "trap": trap, "fds": fds, "userns": userns, "signals": signals, "limit": limit,
+	"abstract": abstract, "trap": trap, "fds": fds, "userns": userns, "signals": signals, "limit": limit, "fill": fill,
 }
 
 func main() {
 	for _, a := range os.Args[1:] {
 		verb, arg, _ := strings.Cut(a, "=")
 		f := verbs[verb]
+		if strings.HasPrefix(a, "/") {
+			continue // the kernel names the script
+		}
 		if f == nil {
 			fmt.Printf("%s: no such verb\n", a)
 			os.Exit(2)
@@ -63,7 +66,7 @@ func list(p string) (string, error) {
 
 func read(p string) (string, error) {
 	b, err := os.ReadFile(p)
-	return strings.TrimSpace(strings.ReplaceAll(string(b), "\n", "|")), err
+	return strings.ReplaceAll(strings.TrimSpace(string(b)), "\n", "|"), err
 }
 
 func write(p string) (string, error) { return "", os.WriteFile(p, []byte("x"), 0o755) }
@@ -86,7 +89,7 @@ func appendTo(p string) (string, error) {
 func run(s string) (string, error) {
 	w := strings.Fields(s)
 	b, err := exec.Command(w[0], w[1:]...).CombinedOutput()
-	return strings.TrimSpace(strings.ReplaceAll(string(b), "\n", "|")), err
+	return strings.ReplaceAll(strings.TrimSpace(string(b)), "\n", "|"), err
 }
 
 func kill(s string) (string, error) {
@@ -305,3 +308,6 @@ func limit(string) (string, error) {
 	err := unix.Getrlimit(unix.RLIMIT_NOFILE, &r)
 	return fmt.Sprintf("%d/%d", r.Cur, r.Max), err
 }
+
+// fill writes 4 MiB.
+func fill(p string) (string, error) { return "", os.WriteFile(p, make([]byte, 4<<20), 0o600) }
