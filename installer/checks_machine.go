@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/clawbox/clawbox/appliance/config"
+	"github.com/clawbox/clawbox/bundle"
 )
 
 // What an appliance wants of a machine, sizes in bytes.
@@ -51,7 +52,7 @@ var machineChecks = []check{
 		return verdict(q.CPUs >= 2, Warning, strconv.Itoa(q.CPUs), "2 or more", "models will be slow")
 	}},
 	{"memory", "memory", "", func(q question) Finding {
-		f := verdict(q.Memory.Total >= goodMemory, Warning, size(q.Memory.Total), size(goodMemory), "add memory, or expect agents to hit their limits")
+		f := verdict(q.Memory.Total >= goodMemory, Warning, bundle.Size(q.Memory.Total), bundle.Size(goodMemory), "add memory, or expect agents to hit their limits")
 		if q.Memory.Total < minMemory {
 			f.Severity, f.Remedy = Refusal, "add memory"
 		}
@@ -62,7 +63,7 @@ var machineChecks = []check{
 		for _, it := range q.r.kind("model") {
 			need = max(need, it.Size)
 		}
-		return verdict(need < q.Memory.Total*8/10, Warning, size(q.Memory.Total)+" of memory, largest model "+size(need), "the largest model in 80% of memory", "the engine will read it from disk again and again; use a smaller model")
+		return verdict(need < q.Memory.Total*8/10, Warning, bundle.Size(q.Memory.Total)+" of memory, largest model "+bundle.Size(need), "the largest model in 80% of memory", "the engine will read it from disk again and again; use a smaller model")
 	}},
 	{"disk-space", "disk", "", diskSpace},
 	{"disk-inodes", "disk", "", func(q question) Finding {
@@ -125,8 +126,11 @@ var machineChecks = []check{
 
 // diskSpace wants room for what Run writes and for what serving unpacks.
 func diskSpace(q question) Finding {
-	need := spaceNeeded(q.r)
-	return verdict(q.Disk.Free >= need, Refusal, size(q.Disk.Free)+" free on "+q.Disk.Path, size(need), "free "+size(need-q.Disk.Free)+", or choose a root on another disk")
+	need := max(spaceNeeded(q.r)-q.Earlier.Stored, spareSpace)
+	if q.Earlier.Active { // a repair brings back single blobs; Load looks again
+		need = 0
+	}
+	return verdict(q.Disk.Free >= need, Refusal, bundle.Size(q.Disk.Free)+" free on "+q.Disk.Path, bundle.Size(need), "free "+bundle.Size(need-q.Disk.Free)+", or choose a root on another disk")
 }
 
 // spaceNeeded is the payload once, the slot's copies, images unpacked, and

@@ -87,6 +87,9 @@ func places(q question) Finding {
 		if path.IsAbs(p) || path.Clean(p) != p || p == ".." || len(p) > 3 && p[:3] == "../" {
 			return verdict(false, Refusal, fmt.Sprintf("%s at %q", it.Name, p), "a clean path inside the slot", "rebuild the bundle")
 		}
+		if it.Kind == "policy" && path.Dir(p) != "policies" {
+			return verdict(false, Refusal, fmt.Sprintf("%s at %q", it.Name, p), "policies below policies/, where the appliance looks", "rebuild the bundle")
+		}
 		if other, ok := seen[p]; ok {
 			return verdict(false, Refusal, other+" and "+it.Name+" both at "+p, "one item per path", "rebuild the bundle")
 		}

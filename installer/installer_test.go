@@ -259,7 +259,7 @@ func diffTrees(t *testing.T, got, want map[string]string) {
 	}
 }
 
-func empty(t *testing.T, dir string) {
+func untouched(t *testing.T, dir string) {
 	t.Helper()
 	es, err := os.ReadDir(dir)
 	if err != nil {

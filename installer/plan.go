@@ -8,6 +8,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/clawbox/clawbox/bundle"
 	"github.com/clawbox/clawbox/installer/host"
 )
 
@@ -88,7 +89,7 @@ func forecast(p Plan) Forecast {
 	}
 	secs := float64(f.Read)/float64(min(r, w)) + float64(f.Write-f.Read)/float64(w)
 	f.Time = time.Duration(secs * float64(time.Second)).Round(time.Second)
-	f.Basis = fmt.Sprintf("media %s/s, disk %s/s, measured just now", size(r), size(w))
+	f.Basis = fmt.Sprintf("media %s/s, disk %s/s, measured just now", bundle.Size(r), bundle.Size(w))
 	return f
 }
 
@@ -100,7 +101,7 @@ func (p Plan) Print(w io.Writer) error {
 	for i, s := range p.Steps {
 		pr.f("%3d. %s", i+1, s.Title)
 		if s.Bytes > 0 {
-			pr.f(" (%s)", size(s.Bytes))
+			pr.f(" (%s)", bundle.Size(s.Bytes))
 		}
 		pr.f("\n     %s\n", s.Why)
 	}
@@ -115,7 +116,7 @@ func (p Plan) Print(w io.Writer) error {
 }
 
 func (f Forecast) String() string {
-	s := fmt.Sprintf("reads %s, writes %s of %s free", size(f.Read), size(f.Write), size(f.Free))
+	s := fmt.Sprintf("reads %s, writes %s of %s free", bundle.Size(f.Read), bundle.Size(f.Write), bundle.Size(f.Free))
 	if f.Time > 0 {
 		s += fmt.Sprintf(", takes about %s", f.Time)
 	} else if f.Basis != "" && f.Read > 0 && f.Basis[0] != 'n' {

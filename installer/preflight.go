@@ -125,20 +125,6 @@ func (f Finding) weak(name string) Finding {
 	return f
 }
 
-// size prints bytes for people.
-func size(n int64) string {
-	u := []string{"B", "KiB", "MiB", "GiB", "TiB"}
-	v := float64(n)
-	i := 0
-	for ; v >= 1024 && i < len(u)-1; i++ {
-		v /= 1024
-	}
-	if i == 0 {
-		return fmt.Sprintf("%d B", n)
-	}
-	return fmt.Sprintf("%.1f %s", v, u[i])
-}
-
 func list(s []string) string {
 	if len(s) == 0 {
 		return "none"

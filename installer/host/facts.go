@@ -145,4 +145,6 @@ type Earlier struct {
 	Config  bool `json:"config"`  // etc/clawbox/appliance.yaml
 	Journal bool `json:"journal"` // an installer has run
 	Active  bool `json:"active"`  // opt/clawbox/current points somewhere
+	// Stored is how many bytes of blobs the store has already.
+	Stored int64 `json:"stored"`
 }

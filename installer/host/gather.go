@@ -124,12 +124,13 @@ func (g *gatherer) fips() error {
 	return err
 }
 
-// Where an installation keeps its three tell-tales, below the prefix.
+// Where an installation keeps its tell-tales, below the prefix.
 const (
 	configFile  = "etc/clawbox/appliance.yaml"
 	journalFile = "var/lib/clawbox/install/journal"
 	currentLink = "opt/clawbox/current"
 	stateDir    = "var/lib/clawbox"
+	blobsDir    = "var/lib/clawbox/store/blobs/sha256"
 )
 
 func (g *gatherer) earlier() error {
@@ -144,5 +145,21 @@ func (g *gatherer) earlier() error {
 		}
 		*t.set = err == nil
 	}
-	return nil
+	return g.stored()
+}
+
+// stored adds up the blobs that an interrupted installation has loaded.
+func (g *gatherer) stored() error {
+	es, err := os.ReadDir(filepath.Join(g.f.Root, blobsDir))
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil
+	}
+	for _, e := range es {
+		st, err := e.Info()
+		if err != nil {
+			return err
+		}
+		g.f.Earlier.Stored += st.Size()
+	}
+	return err
 }

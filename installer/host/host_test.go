@@ -142,8 +142,8 @@ func TestThisMachine(t *testing.T) {
 }
 
 func TestEarlier(t *testing.T) {
-	root := tree(t, map[string]string{configFile: "x", journalFile: "x"})
-	if f := gather("/", root); !f.Earlier.Config || !f.Earlier.Journal || f.Earlier.Active {
+	root := tree(t, map[string]string{configFile: "x", journalFile: "x", blobsDir + "/ab": "12345"})
+	if f := gather("/", root); !f.Earlier.Config || !f.Earlier.Journal || f.Earlier.Active || f.Earlier.Stored != 5 {
 		t.Errorf("got %+v", f.Earlier)
 	}
 	if err := os.MkdirAll(filepath.Join(root, "opt/clawbox"), 0o755); err != nil {
