@@ -1,0 +1,247 @@
+package confine
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+)
+
+// helpers run in a process of their own, because what they do cannot be
+// undone. Each prints one line.
+var helpers = map[string]func() error{}
+
+func TestMain(m *testing.M) {
+	name := os.Getenv("CLAWBOX_TEST_HELPER")
+	if name == "" {
+		os.Exit(m.Run())
+	}
+	runtime.LockOSThread()
+	if err := helpers[name](); err != nil {
+		fmt.Println(err)
+	}
+	os.Exit(0)
+}
+
+// help runs a helper and returns what it printed.
+func help(t *testing.T, name string) (string, *os.ProcessState) {
+	t.Helper()
+	c := exec.Command(os.Args[0])
+	c.Env = append(os.Environ(), "CLAWBOX_TEST_HELPER="+name, "CLAWBOX_TEST_DIR="+t.TempDir())
+	out, _ := c.CombinedOutput()
+	return strings.TrimSpace(string(out)), c.ProcessState
+}
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skipf("dropping privileges needs some; euid is %d", os.Geteuid())
+	}
+	if v, err := LandlockABI(); err != nil || v < 3 {
+		t.Skipf("Landlock ABI is %d, %v; want 3", v, err)
+	}
+}
+
+// spec allows reading one directory and nothing else.
+func spec(t testing.TB, dir string) *Spec {
+	f, err := Profile("default")
+	if err != nil {
+		panic(err)
+	}
+	v, err := LandlockABI()
+	if err != nil {
+		panic(err)
+	}
+	return &Spec{
+		Version: Version, Args: []string{"/bin/true"}, Dir: "/", UID: 65533, GID: 65532, Seccomp: f,
+		Limits:   []Limit{{"core", 1}, {"nofile", 64}},
+		Landlock: Landlock{ABI: min(v, MaxABI), Read: []string{dir}},
+	}
+}
+
+func init() {
+	helpers["apply"] = func() error {
+		dir := os.Getenv("CLAWBOX_TEST_DIR")
+		os.Chmod(filepath.Dir(dir), 0o755)
+		os.Chmod(dir, 0o755)
+		in, out := filepath.Join(dir, "in"), filepath.Join(dir, "out")
+		for _, d := range []string{in, out} {
+			if err := errors.Join(os.Mkdir(d, 0o777), os.WriteFile(d+"/f", nil, 0o666)); err != nil {
+				return err
+			}
+		}
+		if err := apply(spec(nil, in), extras{scope: true}); err != nil {
+			return err
+		}
+		open := func(p string, flags int) error {
+			fd, err := unix.Open(p, flags, 0)
+			if err == nil {
+				unix.Close(fd)
+			}
+			return err
+		}
+		var lim unix.Rlimit
+		unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &lim)
+		_, _, mount := unix.RawSyscall(unix.SYS_MOUNT, 0, 0, 0)
+		_, _, bound := unix.RawSyscall(unix.SYS_PRCTL, unix.PR_CAPBSET_READ, unix.CAP_SYS_ADMIN, 0)
+		b, _, _ := unix.RawSyscall(unix.SYS_PRCTL, unix.PR_CAPBSET_READ, unix.CAP_SYS_ADMIN, 0)
+		g, _ := unix.Getgroups()
+		return fmt.Errorf("in %v, in for writing %v, out %v, uid %d, gid %d, groups %v, nofile %d/%d, mount %v, sys_admin %d %d",
+			open(in+"/f", unix.O_RDONLY), open(in+"/f", unix.O_WRONLY), open(out+"/f", unix.O_RDONLY),
+			unix.Getuid(), unix.Getegid(), g, lim.Cur, lim.Max, mount, b, bound)
+	}
+	helpers["silent landlock"] = func() error { return probeLandlock(Landlock{}) }
+	helpers["unverified"] = func() error { return verify(spec(nil, "/")) }
+	helpers["x32"] = func() error {
+		if err := apply(spec(nil, "/usr"), extras{}); err != nil {
+			return err
+		}
+		unix.RawSyscall(0x40000000|unix.SYS_GETPID, 0, 0, 0)
+		return errors.New("survived")
+	}
+	helpers["high abi"] = func() error {
+		s := spec(nil, "/usr")
+		s.Landlock.ABI = 99
+		return apply(s, extras{})
+	}
+	helpers["link"] = func() error {
+		dir := os.Getenv("CLAWBOX_TEST_DIR")
+		if err := os.Symlink("/etc", dir+"/l"); err != nil {
+			return err
+		}
+		return apply(spec(nil, dir+"/l"), extras{})
+	}
+	helpers["exec"] = func() error {
+		s := spec(nil, "/usr")
+		s.Args = []string{"/proc/self/exe"} // not permitted by Landlock
+		return os.NewSyscallError("execve", errors.Join(apply(s, extras{}), syscall.Exec(s.Args[0], s.Args, nil)))
+	}
+}
+
+// TestApply restricts a process for real and looks at it from inside.
+func TestApply(t *testing.T) {
+	needRoot(t)
+	for name, want := range map[string]string{
+		"apply":           "in <nil>, in for writing permission denied, out permission denied, uid 65533, gid 65532, groups [], nofile 64/64, mount operation not permitted, sys_admin 0 0",
+		"silent landlock": "listing / succeeded after Landlock was applied: this kernel does not enforce it",
+		"high abi":        "spec requires 99",
+		"link":            "too many levels of symbolic links",
+		"unverified":      "kernel reports capabilities",
+		"exec":            "permission denied",
+	} {
+		if got, _ := help(t, name); !strings.Contains(got, want) {
+			t.Errorf("%s: got %q, want %q", name, got, want)
+		}
+	}
+	if runtime.GOARCH == "amd64" {
+		got, st := help(t, "x32")
+		if ws := st.Sys().(syscall.WaitStatus); !ws.Signaled() || ws.Signal() != unix.SIGSYS {
+			t.Errorf("x32 call: %v, %q; want death by SIGSYS", st, got)
+		}
+	}
+}
+
+func TestDecode(t *testing.T) {
+	type inner struct{ A int }
+	type doc struct {
+		A int
+		B []inner
+	}
+	tests := map[string]string{
+		`{"A":1,"B":[{"A":2}]}`:   "",
+		`{"A":1,"A":2}`:           `field "A" is given twice`,
+		`{"B":[{"A":1,"A":2}]}`:   `field "A" is given twice`,
+		`{"A":1,"C":2}`:           `unknown field "C"`,
+		`{"A":1} {"A":2}`:         "data after the end",
+		`{"A":1`:                  "EOF",
+		`{"A":"1"}`:               "cannot unmarshal",
+		`[]`:                      "cannot unmarshal",
+		`{"A":99999999999999999}`: "",
+	}
+	for in, want := range tests {
+		var d doc
+		err := decode([]byte(in), &d)
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", in, err, want)
+		}
+	}
+	var d doc
+	if err := receive(strings.NewReader(`{"A":1}`), &d); err == nil {
+		t.Error("a message without end was taken")
+	}
+	if err := receive(strings.NewReader(strings.Repeat("x", maxMessage+1)+"\n"), &d); err == nil || !strings.Contains(err.Error(), "limit") {
+		t.Errorf("too long: %v", err)
+	}
+}
+
+// TestWire sends every field through, so that a tag that two fields share, or
+// a field that JSON cannot carry, is seen.
+func TestWire(t *testing.T) {
+	s := Spec{
+		Version: Version, Args: []string{"/a", "b"}, Env: []string{"C=d"}, Dir: "/e", UID: 1, GID: 2, Limits: []Limit{{"core", 1}},
+		Landlock: Landlock{3, []string{"/r"}, []string{"/w"}, []string{"/x"}, []string{"/d"}}, Seccomp: []bpf.RawInstruction{{Op: 6, Jt: 1, Jf: 2, K: 3}}, TTY: true,
+	}
+	want := Root{Version: Version, Hostname: "h", Layers: []string{"/1", "/2"}, Binds: []Bind{{"/s", "/t", true, false}}, Scratch: 1, Shm: 2, Supervisor: s}
+	b, err := json.Marshal(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got Root
+	if err := decode(b, &got); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, %v; want %+v", got, err, want)
+	}
+	if err := want.Validate(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestValidate(t *testing.T) {
+	good := func() *Root {
+		return &Root{Version: Version, Hostname: "h", Layers: []string{"/1", "/2"}, Scratch: 1, Shm: 1, Supervisor: *spec(t, "/usr")}
+	}
+	if err := good().Validate(); err != nil {
+		t.Fatal(err)
+	}
+	tests := map[string]func(*Root){
+		"root has version 2":           func(r *Root) { r.Version = 2 },
+		"want at least 2":              func(r *Root) { r.Layers = r.Layers[:1] },
+		"sizes above 0":                func(r *Root) { r.Scratch = 0 },
+		"which the launcher mounts":    func(r *Root) { r.Binds = []Bind{{"/s", "/proc/sys", false, false}} },
+		"at or below /,":               func(r *Root) { r.Binds = []Bind{{"/s", "/", false, false}} },
+		"both writable and executable": func(r *Root) { r.Binds = []Bind{{"/s", "/t", true, true}} },
+		"not absolute and clean":       func(r *Root) { r.Binds = []Bind{{"/s/../x", "/t", true, false}} },
+		"spec has version 0":           func(r *Root) { r.Supervisor.Version = 0 },
+		"uid 0 and gid":                func(r *Root) { r.Supervisor.UID = 0 },
+		"and gid 0":                    func(r *Root) { r.Supervisor.GID = 0 },
+		"no system call filter":        func(r *Root) { r.Supervisor.Seccomp = nil },
+		"no program":                   func(r *Root) { r.Supervisor.Args = nil },
+		"wants Landlock ABI 0":         func(r *Root) { r.Supervisor.Landlock.ABI = 0 },
+		`unknown resource "cpu"`:       func(r *Root) { r.Supervisor.Limits = []Limit{{"cpu", 1}} },
+		`path "usr" is not`:            func(r *Root) { r.Supervisor.Landlock.Read = []string{"usr"} },
+		`path "/a/" is not`:            func(r *Root) { r.Supervisor.Landlock.Exec = []string{"/a/"} },
+	}
+	for want, spoil := range tests {
+		r := good()
+		spoil(r)
+		if err := r.Validate(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+}
+
+// TestLauncherByHand checks what the launcher says when started by hand.
+func TestLauncherByHand(t *testing.T) {
+	if got := Main([]string{"frobnicate"}); got != ExitFailed {
+		t.Errorf("status %d, want %d", got, ExitFailed)
+	}
+}
