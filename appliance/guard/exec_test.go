@@ -222,12 +222,8 @@ func TestDevices(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	id, _ := CgroupID(cg)
-	self, err := Lookup(os.Getpid(), must(os.Executable()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	w, err := g.Watch(Scope{ID: "dev", CgroupID: id, Exec: []Inode{self}, ExecDevices: []uint64{n.Dev}})
+	self := must(Lookup(os.Getpid(), must(os.Executable())))
+	w, err := g.Watch(Scope{ID: "dev", CgroupID: must(CgroupID(cg)), Exec: []Inode{self}, ExecDevices: []uint64{n.Dev}})
 	if err != nil {
 		t.Fatal(err)
 	}

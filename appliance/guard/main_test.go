@@ -54,6 +54,8 @@ func misbehave(how string, args []string) error {
 		return execOverlay(args[0], args[1])
 	case "refused":
 		return beRefused(args[0])
+	case "bench":
+		return benchHelper(args)
 	case "flood":
 		return flood(args)
 	}
@@ -178,7 +180,7 @@ func flood(args []string) error {
 }
 
 // helper prepares the test binary to misbehave inside the cgroup at dir.
-func helper(t *testing.T, dir string, args ...string) *exec.Cmd {
+func helper(t testing.TB, dir string, args ...string) *exec.Cmd {
 	t.Helper()
 	cg, err := os.Open(dir)
 	if err != nil {

@@ -56,6 +56,45 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestNoRefusals: a scope that wants none gets none, and alone costs the host
+// nothing.
+func TestNoRefusals(t *testing.T) {
+	g := load(t)
+	j := follow(g)
+	dir := t.TempDir()
+	chmod(t, dir)
+	secret := dir + "/secret"
+	if err := os.WriteFile(secret, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	quiet, loud := cgroup(t, ""), cgroup(t, "")
+	s := Scope{
+		ID: "quiet", CgroupID: must(CgroupID(quiet)), NoRefusals: true,
+		Exec: []Inode{must(Lookup(os.Getpid(), must(os.Executable())))},
+	}
+	w, err := g.Watch(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if g.exit != nil {
+		t.Error("sys_exit is attached though no scope wants refusals")
+	}
+	l := watch(t, g, loud)
+	for _, cg := range []string{quiet, loud} {
+		if err := helper(t, cg, "flood", secret, "1").Run(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	j.await(t, 2, func(e Event) bool { return e.Scope == filepath.Base(loud) && e.Path == secret })
+	if es := j.all(func(e Event) bool { return e.Scope == "quiet" && e.Kind == Refused }); len(es) > 0 {
+		t.Errorf("a quiet scope reported %+v", es)
+	}
+	if err := l.Close(); err != nil || g.exit != nil {
+		t.Errorf("with only the quiet scope left: %v, sys_exit attached: %v", err, g.exit != nil)
+	}
+}
+
 // checkRefused looks for what beRefused did. The exec is its last call.
 func (j *journal) checkRefused(t *testing.T, dir string, who Event, missing bool) {
 	t.Helper()
@@ -90,7 +129,7 @@ func (j *journal) checkRefused(t *testing.T, dir string, who Event, missing bool
 }
 
 // chmod opens the way to dir for everybody.
-func chmod(t *testing.T, dir string) {
+func chmod(t testing.TB, dir string) {
 	for d := dir; len(d) > len(os.TempDir()); d = filepath.Dir(d) {
 		if err := os.Chmod(d, 0o755); err != nil {
 			t.Fatal(err)

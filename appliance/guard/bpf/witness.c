@@ -22,7 +22,7 @@ enum { EXEC = 1, REFUSED = 2 };
 enum { KILLED = 1, FOREIGN = 2 };
 
 /* struct scope.flags; the same bits in watch.go */
-enum { AUDIT_MISSING = 1 };
+enum { AUDIT_MISSING = 1, NO_REFUSALS = 2 };
 
 /* struct shape.flags; the same bits in syscalls.go */
 enum { KNOWN = 1, MISSING = 2 };
@@ -318,7 +318,7 @@ int on_exit(__u64 *ctx)
 	if (ret != -ENOENT && ret != -EACCES && ret != -EPERM && ret != -EROFS)
 		return 0;
 	s = scope_of_current(&cgroup);
-	if (!s)
+	if (!s || s->flags & NO_REFUSALS)
 		return 0;
 	regs = (void *)ctx[0];
 	nr = syscall_nr(regs);

@@ -1,0 +1,147 @@
+package guard
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// What the guard costs the host and the agents: go test -bench . -run '^$'.
+// "free" is without it, "loaded" with no scope, "outside" while a scope is
+// watched that the process is not in, "inside" in the scope.
+
+// works are the loops that are timed; refused and missing fail on purpose.
+var works = map[string]func(dir string) error{
+	"getppid": func(string) error { unix.RawSyscall(unix.SYS_GETPPID, 0, 0, 0); return nil },
+	"read":    readFile,
+	"missing": func(dir string) error { return failsWith(dir+"/missing", unix.ENOENT) },
+	"refused": func(dir string) error { return failsWith(dir+"/secret", unix.EACCES) },
+	"exec":    func(string) error { return exec.Command("/bin/true").Run() },
+}
+
+func readFile(dir string) error {
+	fd, err := unix.Open(dir+"/file", unix.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	_, err = unix.Read(fd, make([]byte, 64))
+	return err
+}
+
+func failsWith(name string, want error) error {
+	if _, err := unix.Open(name, unix.O_RDONLY, 0); err != want {
+		return fmt.Errorf("open %s: got %v, want %v", name, err, want)
+	}
+	return nil
+}
+
+// repeat measures CPU time, which neighbours on a busy machine disturb less.
+func repeat(work, dir string, n int) (time.Duration, error) {
+	start := cpu()
+	for range n {
+		if err := works[work](dir); err != nil {
+			return 0, err
+		}
+	}
+	return cpu() - start, nil
+}
+
+// cpu is what this process and its children have used.
+func cpu() (d time.Duration) {
+	for _, who := range []int{unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN} {
+		var u unix.Rusage
+		if err := unix.Getrusage(who, &u); err != nil {
+			panic(err)
+		}
+		d += time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	return d
+}
+
+// benchHelper is repeat in another process, as nobody.
+func benchHelper(args []string) error {
+	n, err := strconv.Atoi(args[2])
+	if err != nil {
+		return err
+	}
+	if err := unix.Setuid(65534); err != nil {
+		return err
+	}
+	d, err := repeat(args[0], args[1], n)
+	fmt.Print(int64(d))
+	return err
+}
+
+func BenchmarkCost(b *testing.B) {
+	dir := b.TempDir()
+	chmod(b, dir)
+	for name, mode := range map[string]os.FileMode{"/file": 0o644, "/secret": 0o600} {
+		if err := os.WriteFile(dir+name, []byte("x"), mode); err != nil {
+			b.Fatal(err)
+		}
+	}
+	inside, outside := cgroup(b, ""), cgroup(b, "")
+	all := func(b *testing.B, cg string) {
+		for work := range works {
+			b.Run(work, func(b *testing.B) {
+				out, err := helper(b, cg, "bench", work, dir, strconv.Itoa(b.N)).Output()
+				if err != nil {
+					b.Fatal(err)
+				}
+				ns, err := strconv.ParseInt(string(out), 10, 64)
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.ReportMetric(float64(ns)/float64(b.N), "cpu-ns/op")
+			})
+		}
+	}
+	b.Run("free", func(b *testing.B) { all(b, outside) })
+	g := load(b)
+	follow(g)
+	b.Run("loaded", func(b *testing.B) { all(b, outside) })
+	watch(b, g, inside, "/bin/true")
+	b.Run("outside", func(b *testing.B) { all(b, outside) })
+	b.Run("inside", func(b *testing.B) { all(b, inside) })
+	b.Logf("lost %d", g.Lost())
+}
+
+// BenchmarkExec starts the smallest program in turn outside and inside a scope,
+// and reports the medians of the wall time from fork to reaped.
+func BenchmarkExec(b *testing.B) {
+	g := load(b)
+	follow(g)
+	cgs := []string{cgroup(b, ""), cgroup(b, "")}
+	f, err := place(probe(missingName, unix.O_RDONLY))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	s := Scope{ID: "bench", CgroupID: must(CgroupID(cgs[1])), Exec: []Inode{must(inodeOf(int(f.Fd()), "/proc/self/mountinfo"))}, NoRefusals: true}
+	w, err := g.Watch(s)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer w.Close()
+	var ds [2][]time.Duration
+	for b.Loop() {
+		for i, cg := range cgs {
+			start := time.Now()
+			if st, _, err := runIn(cg, f); err != nil || st.ExitStatus() != probeStatus {
+				b.Fatal(st, err)
+			}
+			ds[i] = append(ds[i], time.Since(start))
+		}
+	}
+	for i, name := range []string{"outside-ns", "inside-ns"} {
+		slices.Sort(ds[i])
+		b.ReportMetric(float64(ds[i][len(ds[i])/2]), name)
+	}
+}
