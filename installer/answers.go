@@ -3,6 +3,7 @@ package installer
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,17 +29,17 @@ type Answers struct {
 	Start    string   `yaml:"start" json:"start"`                       // "systemd" or "none"
 
 	Registry    string                     `yaml:"registry" json:"registry"`
-	Engine      EngineAnswers              `yaml:"engine,omitempty" json:"engine,omitzero"`
+	Engine      EngineAnswers              `yaml:"engine" json:"engine"`
 	HoldSeconds int                        `yaml:"holdSeconds" json:"holdSeconds"`
 	UIDBase     int                        `yaml:"uidBase" json:"uidBase"`
 	Hosts       map[string]string          `yaml:"hosts,omitempty" json:"hosts,omitempty"`
 	Upstreams   map[string]config.Upstream `yaml:"upstreams,omitempty" json:"upstreams,omitempty"`
-	Agents      []config.Agent             `yaml:"agents,omitempty" json:"agents,omitempty"`
+	Agents      []config.Agent             `yaml:"agents" json:"agents,omitempty"`
 }
 
 // EngineAnswers is about the embedded model engine, where a release has one.
 type EngineAnswers struct {
-	Listen string   `yaml:"listen,omitempty" json:"listen,omitempty"` // loopback address
+	Listen string   `yaml:"listen" json:"listen"`                     // loopback address; empty: no engine
 	Models []string `yaml:"models,omitempty" json:"models,omitempty"` // item names; empty: all of the release
 }
 
@@ -108,6 +109,18 @@ func LoadAnswers(file string, r Release) (Answers, error) {
 		return Answers{}, fmt.Errorf("%s: %w", file, err)
 	}
 	return a, nil
+}
+
+// Kept returns the answers that an installation below root was given, finished
+// or not; ok is false where there is none. With them a repair or a resumption
+// needs no questions.
+func Kept(root string, r Release) (a Answers, ok bool, err error) {
+	file := Layout{Prefix: root}.Answers()
+	if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
+		return Answers{}, false, nil
+	}
+	a, err = LoadAnswers(file, r)
+	return a, err == nil, err
 }
 
 // Encode renders a so that LoadAnswers gives it back.

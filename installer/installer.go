@@ -59,6 +59,7 @@ func (l Layout) LedgerS() string  { return l.at("var/lib/clawbox/keys/ledger.key
 func (l Layout) Receipts() string { return l.at("var/lib/clawbox/receipts") }
 func (l Layout) Install() string  { return l.at("var/lib/clawbox/install") }
 func (l Layout) Journal() string  { return l.at("var/lib/clawbox/install/journal") }
+func (l Layout) Answers() string  { return l.at("var/lib/clawbox/install/answers.yaml") }
 func (l Layout) Lock() string     { return l.at("var/lib/clawbox/install/lock") }
 func (l Layout) Run() string      { return l.at("run/clawbox") }
 func (l Layout) Unit() string     { return l.at("etc/systemd/system/clawbox.service") }

@@ -346,6 +346,38 @@ func TestKillMatrix(t *testing.T) {
 	}
 }
 
+// Killed anywhere, not only between two steps: at moments spread over a whole
+// run, four times in a row on the same root, then finished.
+func TestKilledAnywhere(t *testing.T) {
+	want := filepath.Join(fast(t), "root")
+	start := time.Now()
+	install(t, want, "", 0)
+	whole := time.Since(start)
+	wantTree := tree(t, want)
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const rounds, kills = 6, 4
+	for i := range rounds {
+		root := filepath.Join(fast(t), "root")
+		if err := os.MkdirAll(root, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for k := range kills {
+			cmd := commandFor(exe, root, "")
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(whole * time.Duration(1+i*kills+k) / (rounds*kills + 1))
+			cmd.Process.Kill()
+			cmd.Wait()
+		}
+		install(t, root, "", 0)
+		diffTrees(t, tree(t, root), wantTree)
+	}
+}
+
 // fast gives a folder in memory where there is one: being killed, unlike a
 // power cut, loses nothing that was written, so fsync's cost is in vain here.
 func fast(t *testing.T) string {

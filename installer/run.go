@@ -140,7 +140,7 @@ func (r *run) against(h history) error {
 	case h.last != nil && now.Digest != h.last.Digest:
 		return fmt.Errorf("got %s, installed is %s: one sequence number, two contents; wanted the installed release; ask the publisher which one is right", now, *h.last)
 	case h.last != nil && now.Plan != h.last.Plan:
-		return fmt.Errorf("%s is installed with other answers; wanted the same ones (%s); to change settings edit %s and restart the service", now, filepath.Join(r.l.Install(), answersName), r.l.Config())
+		return fmt.Errorf("%s is installed with other answers; wanted the same ones (%s); to change settings edit %s and restart the service", now, r.l.Answers(), r.l.Config())
 	case h.last == nil && h.open != nil && now.Digest != h.open.Digest:
 		return fmt.Errorf("got %s, but the installation of %s is under way here; wanted the same media; finish that first, or remove %s and %s to start over", now, *h.open, r.l.State(), r.l.Opt())
 	}
@@ -197,6 +197,9 @@ func (r *run) all(ctx context.Context) (Result, error) {
 	if err := r.sweep(); err != nil {
 		return Result{}, err
 	}
+	if err := r.keepAnswers(); err != nil {
+		return Result{}, err
+	}
 	for _, s := range steps {
 		if s.only != nil && !s.only(r.Answers) {
 			continue
@@ -206,6 +209,16 @@ func (r *run) all(ctx context.Context) (Result, error) {
 		}
 	}
 	return res, r.j.append(line{Event: "commit", Head: &now})
+}
+
+// keepAnswers stores what this run goes by, before the first step, so that
+// whoever resumes it need not remember.
+func (r *run) keepAnswers() error {
+	a, err := r.Answers.Encode()
+	if err == nil {
+		_, err = ensureFile(r.l.Answers(), a, 0o600)
+	}
+	return err
 }
 
 // step runs s between its two lines, unless it is done already.
@@ -255,7 +268,7 @@ func (r *run) tell(s step, what, detail string) {
 // failed records and explains. That the journal may be what failed must not
 // hide the cause.
 func (r *run) failed(s step, err error) error {
-	r.j.append(line{Event: "fail", Step: s.id, Text: err.Error()})
+	_ = r.j.append(line{Event: "fail", Step: s.id, Text: err.Error()})
 	e := &StepError{Step: s.id, Title: s.title, Err: err}
 	for _, t := range steps {
 		if r.h.done[t.id] {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -93,6 +94,9 @@ func TestReinstallRepairs(t *testing.T) {
 	b, err := os.ReadFile(cfg)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if a, ok, err := Kept(root, m.Release); !ok || err != nil || !reflect.DeepEqual(a, goodAnswers(root, m.Release)) {
+		t.Errorf("kept answers: got %+v, %v, %v", a, ok, err)
 	}
 	edited := strings.Replace(string(b), "holdSeconds: 120", "holdSeconds: 30", 1)
 	if err := os.WriteFile(cfg, []byte(edited), 0o644); err != nil {
@@ -290,6 +294,32 @@ func TestChangedPlan(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	untouched(t, root)
+}
+
+// Answers that leave everything out come back as they were kept: a resumed
+// installation must not suggest again what the operator took away.
+func TestKeptAnswers(t *testing.T) {
+	root, m := fast(t), makeUp(1, goodPolicy)
+	if _, ok, err := Kept(root, m.Release); ok || err != nil {
+		t.Errorf("without an installation: %v, %v", ok, err)
+	}
+	a := goodAnswers(root, m.Release)
+	a.Agents, a.Engine = nil, EngineAnswers{}
+	p, err := NewPlan(goodFacts(root), a, m.Release)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Run(t.Context(), p, m.env()); err != nil {
+		t.Fatal(err)
+	}
+	kept, ok, err := Kept(root, m.Release)
+	if !ok || err != nil || len(kept.Agents) != 0 || kept.Engine.Listen != "" {
+		t.Fatalf("got %+v, %v, %v", kept, ok, err)
+	}
+	q, err := NewPlan(goodFacts(root), kept, m.Release)
+	if err != nil || q.Digest != p.Digest {
+		t.Errorf("got plan %s, %v; want %s", q.Digest, err, p.Digest)
+	}
 }
 
 // With systemd: started, waited for, enabled last; and stopped again where it

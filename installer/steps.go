@@ -18,8 +18,6 @@ import (
 	"golang.org/x/mod/sumdb/note"
 )
 
-const answersName = "answers.yaml"
-
 // step is one row of the table that NewPlan prints and Run performs. run
 // arrives at the same result from whatever an interrupted run left; it returns
 // what it did, or "" when it found everything as wanted.
@@ -240,8 +238,7 @@ func keyName(host string) string {
 	return s
 }
 
-// config writes the configuration and the answers that it came from. The
-// operator may edit the configuration of a finished installation, so a repair
+// config writes the configuration. The operator may edit the configuration of a finished installation, so a repair
 // replaces it only when it cannot be read or is another release's.
 func (r *run) config(context.Context) (string, error) {
 	c := r.Answers.Config(r.Release)
@@ -254,14 +251,8 @@ func (r *run) config(context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	a, err := r.Answers.Encode()
-	if err != nil {
-		return "", err
-	}
-	if _, err := ensureFile(filepath.Join(r.l.Install(), answersName), a, 0o600); err != nil {
-		return "", err
-	}
-	return ensureFile(r.l.Config(), b, 0o644)
+	// Not for everyone: an agent's environment may hold a token.
+	return ensureFile(r.l.Config(), b, 0o640)
 }
 
 // activate puts the command and the release in place. Fixed names for the new
