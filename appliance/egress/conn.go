@@ -39,6 +39,7 @@ type conn struct {
 func (b *box) serve(in *net.TCPConn) {
 	c := &conn{box: b, id: rand.Text(), in: in, proc: ledger.Process{UID: b.agent.UID}}
 	defer in.Close()
+	defer c.survive()
 	if !b.add(c) {
 		return
 	}
@@ -60,6 +61,15 @@ func (b *box) serve(in *net.TCPConn) {
 		return
 	}
 	c.forward()
+}
+
+// survive ends this connection, not the daemon and with it every sandbox, if
+// what the agent sent finds a fault in this code.
+func (c *conn) survive() {
+	if p := recover(); p != nil {
+		c.abort()
+		c.write(ledger.Denied, "internal.panic", fmt.Sprint(p), nil)
+	}
 }
 
 // target finds where the client wants to go.

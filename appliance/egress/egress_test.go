@@ -196,7 +196,7 @@ func TestAllow(t *testing.T) {
 func TestServerSpeaksFirst(t *testing.T) {
 	l := newLab(t, steered(steer(t)))
 	l.network(allow(rule("ssh.example", 22)))
-	l.server = func(c net.Conn) { io.WriteString(c, "SSH-2.0-x\r\n"); echo(c) }
+	l.serve(func(c net.Conn) { io.WriteString(c, "SSH-2.0-x\r\n"); echo(c) })
 	for _, then := range []string{"SSH-2.0-y\r\n", "EHLO me\r\n", "get ready\n"} {
 		c := l.connect("tcp", "ssh.example:22")
 		buf := make([]byte, 11)
@@ -280,9 +280,7 @@ func TestAddressGuard(t *testing.T) {
 			t.Errorf("%s is not forbidden", a)
 		}
 		name := "n" + strings.NewReplacer(":", "-", ".", "-").Replace(a) + "x.example"
-		l.mu.Lock()
-		l.dns[name] = []netip.Addr{netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr(a)}
-		l.mu.Unlock()
+		l.resolves(name, "203.0.113.9", a)
 		if st, body := l.get(name+":80", name); st != 502 || !strings.Contains(body, "net.ssrf") {
 			t.Errorf("name → %s: got %d %s", a, st, body)
 		}
@@ -298,7 +296,7 @@ func TestAddressGuard(t *testing.T) {
 	if _, dialed := l.outside(); len(dialed) != 0 {
 		t.Fatalf("dialled %v", dialed)
 	}
-	l.server = httpOK
+	l.serve(httpOK)
 	for name, x := range map[string]struct {
 		addrs  string
 		net    policies.Network
@@ -315,9 +313,7 @@ func TestAddressGuard(t *testing.T) {
 	} {
 		l.network(x.net)
 		if x.addrs != "" {
-			l.mu.Lock()
-			l.dns[name] = []netip.Addr{netip.MustParseAddr(x.addrs)}
-			l.mu.Unlock()
+			l.resolves(name, x.addrs)
 		}
 		if st, body := l.get(name+":80", name); st != x.status {
 			t.Errorf("%s: got %d %s, want %d", name, st, body, x.status)
@@ -328,7 +324,7 @@ func TestAddressGuard(t *testing.T) {
 func TestSameHost(t *testing.T) {
 	l := newLab(t, steered(steer(t)))
 	l.network(allow(rule("a.example", 80, 443, 8443), policies.HostRule{CIDR: "192.0.2.0/24", Ports: []int{443}}))
-	l.server = echo
+	l.serve(echo)
 	const get = "GET / HTTP/1.1\r\nHost: %s\r\n\r\n"
 	for name, x := range map[string]struct {
 		to, send string
@@ -399,7 +395,7 @@ func TestSameHost(t *testing.T) {
 func TestUnreachable(t *testing.T) {
 	l := newLab(t, steered(steer(t)))
 	l.network(allow(rule("down.example", 80)))
-	l.server = nil
+	l.serve(nil)
 	if st, body := l.get("down.example:80", "down.example"); st != 502 || !strings.Contains(body, "net.unreachable") {
 		t.Errorf("got %d %s", st, body)
 	}
@@ -452,7 +448,7 @@ func TestCurl(t *testing.T) {
 	}
 	l := newLab(t, steered(steer(t)))
 	l.network(allow(rule("web.example", 8080)))
-	l.server = httpOK
+	l.serve(httpOK)
 	conf := t.TempDir() + "/resolv.conf"
 	if err := os.WriteFile(conf, []byte("nameserver 127.0.0.53\n"), 0o644); err != nil {
 		t.Fatal(err)

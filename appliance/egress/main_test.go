@@ -195,6 +195,23 @@ func (l *lab) network(n policies.Network) {
 	l.pol = &q
 }
 
+// serve sets what answers new connections outside; nil: nothing.
+func (l *lab) serve(f func(net.Conn)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.server = f
+}
+
+// resolves sets what a name resolves to outside.
+func (l *lab) resolves(name string, addrs ...string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.dns[name] = nil
+	for _, a := range addrs {
+		l.dns[name] = append(l.dns[name], netip.MustParseAddr(a))
+	}
+}
+
 func (l *lab) dial(_ context.Context, _, addr string) (net.Conn, error) {
 	l.mu.Lock()
 	l.dialed = append(l.dialed, addr)

@@ -92,7 +92,7 @@ func classifyHTTP(b []byte) (seen, bool) {
 	if i == len(b) && i < 20 {
 		return seen{}, false
 	}
-	if i < 3 || b[i] != ' ' {
+	if i < 3 || i == 20 || b[i] != ' ' {
 		return seen{kind: other}, true
 	}
 	line, rest, ok := bytes.Cut(b, []byte("\n"))
