@@ -26,7 +26,7 @@ var packages = []string{
 // basePrune lists what the base layer leaves out, as path.Match patterns; a
 // pattern that matches a folder removes what is below. Licences stay.
 var basePrune = []string{
-	"boot", "media", "mnt", "srv", "var/cache", "var/lib/apt", "var/lib/dpkg", "var/log",
+	"boot", "media", "mnt", "srv", "var/cache", "var/lib/apt", "var/lib/dpkg", "var/log", "var/lock", "var/tmp",
 	"etc/apt", "etc/dpkg", "etc/cron*", "etc/init.d", "etc/rc*.d", "etc/pam.d", "etc/security", "etc/skel", "etc/logrotate.d",
 	"lib/systemd", "usr/lib/systemd", "usr/lib/udev", "usr/lib/apt", "usr/lib/dpkg", "usr/bin/apt*", "usr/bin/dpkg*",
 	"usr/share/man", "usr/share/info", "usr/share/locale", "usr/share/lintian", "usr/share/bash-completion",
