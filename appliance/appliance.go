@@ -151,7 +151,8 @@ func (a *Appliance) Run(ctx context.Context) error {
 	if err := a.startEngine(ctx); err != nil {
 		return err
 	}
-	go a.witness()
+	witnessed := make(chan struct{})
+	go func() { defer close(witnessed); a.witness() }()
 	rec := ledger.Record{Kind: ledger.KindService, Verdict: ledger.Allowed, Reason: "service.started",
 		Detail: "guard tier " + string(a.guard.Tier()), Attrs: map[string]any{"version": a.version, "release": a.cfg.Release.Version}}
 	if err := a.log.Record(ctx, rec); err != nil {
@@ -159,12 +160,29 @@ func (a *Appliance) Run(ctx context.Context) error {
 	}
 	a.ready()
 	<-ctx.Done()
-	a.stopAll(5 * time.Second)
-	err = a.log.Record(context.Background(), ledger.Record{Kind: ledger.KindService, Verdict: ledger.Allowed, Reason: "service.stopped"})
+	err = a.shutdown(witnessed)
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		err = errors.Join(cause, err)
 	}
 	return err
+}
+
+// errStopping is why nothing is launched any more.
+var errStopping = errors.New("it is stopping")
+
+// shutdown stops every agent, and records what the guard still had to tell
+// before it records the end.
+func (a *Appliance) shutdown(witnessed <-chan struct{}) error {
+	a.mu.Lock()
+	if a.failure == nil {
+		a.failure = errStopping
+	}
+	a.mu.Unlock()
+	a.stopAll(5 * time.Second)
+	err := a.guard.Close()
+	<-witnessed
+	rec := ledger.Record{Kind: ledger.KindService, Verdict: ledger.Allowed, Reason: "service.stopped"}
+	return errors.Join(err, a.log.Record(context.Background(), rec))
 }
 
 // listen opens the registry's port and the two sockets.

@@ -123,4 +123,3 @@ func landlock(abi int, err error) int {
 	}
 	return abi
 }
-
