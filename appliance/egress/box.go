@@ -3,14 +3,13 @@ package egress
 import (
 	"context"
 	"errors"
+	"io"
 	"log"
 	"net"
 	"net/http"
 	"os"
 	"sync"
 	"time"
-
-	"io"
 
 	"github.com/vishvananda/netlink"
 
@@ -49,6 +48,8 @@ type box struct {
 	changed chan struct{} // closed by recheck
 	digPol  *policies.Policy
 	dig     string // digest of digPol
+
+	nextDeny time.Time // see turn
 }
 
 func newBox(p *Proxy, a Agent) *box {
@@ -204,6 +205,33 @@ func (b *box) unsteered() ledger.Record {
 		Kind: ledger.KindWeakening, Verdict: ledger.Allowed, Agent: b.agent.ID, Policy: b.digest(), Reason: "net.unsteered",
 		Detail: "without BPF only the listed ports are answered; attempts on others fail unrecorded, and ports added by a policy reload wait for the next launch",
 		Attrs:  map[string]any{"ports": b.ports()},
+	}
+}
+
+// A loop of refused connections would fill the ledger as fast as the disk
+// takes it, so refusals beyond a burst have to wait for their turn.
+const (
+	denyBurst = 200
+	denyEvery = 20 * time.Millisecond // one more refusal
+)
+
+// turn says how long a refusal at now waits. The caller holds mu.
+func (b *box) turn(now time.Time) time.Duration {
+	if full := now.Add(-denyBurst * denyEvery); b.nextDeny.Before(full) {
+		b.nextDeny = full
+	}
+	b.nextDeny = b.nextDeny.Add(denyEvery)
+	return b.nextDeny.Sub(now)
+}
+
+// pace lets a refusal wait for its turn.
+func (b *box) pace() {
+	b.mu.Lock()
+	wait := b.turn(time.Now())
+	b.mu.Unlock()
+	select {
+	case <-time.After(wait):
+	case <-b.ctx.Done():
 	}
 }
 

@@ -252,6 +252,7 @@ func reset(c net.Conn) {
 // deny records the refusal and tells the client, in its own protocol where
 // that is HTTP.
 func (c *conn) deny(why *refusal) {
+	c.box.pace()
 	c.hint()
 	if !c.write(ledger.Denied, why.reason, why.detail, map[string]any{"rule": why.rule}) {
 		why = noLedger()

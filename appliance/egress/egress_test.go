@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -19,7 +20,9 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/sys/unix"
 
+	"github.com/clawbox/clawbox/appliance/config"
 	"github.com/clawbox/clawbox/appliance/ledger"
+	"github.com/clawbox/clawbox/appliance/router"
 	"github.com/clawbox/clawbox/policies"
 )
 
@@ -437,6 +440,50 @@ func TestInference(t *testing.T) {
 	}
 	if got := l.book.reasons(ledger.KindConnect); len(got) != 1 || got[0] != "denied infer.port" {
 		t.Errorf("records %v", got)
+	}
+}
+
+// An agent's call goes through the real router to an upstream that streams.
+func TestRouter(t *testing.T) {
+	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		io.WriteString(w, "data: {\"choices\":[{\"delta\":{\"content\":\"hi\"}}]}\n\ndata: [DONE]\n\n")
+	}))
+	t.Cleanup(up.Close)
+	log := &book{}
+	r, err := router.New(router.Config{Recorder: log, Upstreams: map[string]config.Upstream{"local": {URL: up.URL + "/v1"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := newLab(t, steered(steer(t)), func(c *Config, _ *HoldsConfig) { c.Models = r.Handler })
+	l.pol = &policies.Policy{Name: "test", Inference: policies.Inference{Routes: []policies.Route{{Models: []string{"tiny"}, Upstream: "local"}}}}
+	for model, want := range map[string]string{"tiny": "[DONE]", "huge": "infer.unlisted"} {
+		c := l.connect("tcp", "inference.local:80")
+		body := fmt.Sprintf(`{"model":%q,"stream":true}`, model)
+		fmt.Fprintf(c, "POST /v1/chat/completions HTTP/1.1\r\nHost: inference.local\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+		c.SetDeadline(time.Now().Add(5 * time.Second))
+		if b, err := io.ReadAll(c); err != nil || !strings.Contains(string(b), want) {
+			t.Errorf("%s: got %s %v, want %s in it", model, b, err, want)
+		}
+	}
+	eventually(t, "three records", func() bool { return len(log.reasons(ledger.KindModel)) == 3 })
+}
+
+// A loop of refusals is slowed, a burst is not.
+func TestPace(t *testing.T) {
+	b, now := &box{}, time.Now()
+	for i := range denyBurst {
+		if w := b.turn(now); w > 0 {
+			t.Fatalf("refusal %d waits %v", i, w)
+		}
+	}
+	for i := range 10 {
+		if w := b.turn(now); w != time.Duration(i+1)*denyEvery {
+			t.Errorf("refusal %d after the burst waits %v", i, w)
+		}
+	}
+	if w := b.turn(now.Add(time.Hour)); w > 0 {
+		t.Errorf("after an hour: %v", w)
 	}
 }
 

@@ -70,7 +70,7 @@ func (b *book) reasons(k ledger.Kind) (out []string) {
 
 // lab is a sandbox's namespace with an attached proxy and an outside of fakes.
 type lab struct {
-	t     *testing.T
+	t     testing.TB
 	book  *book
 	holds *Holds
 	proxy *Proxy
@@ -87,7 +87,7 @@ type lab struct {
 }
 
 // newNetns makes a namespace as the sandbox would, or skips with the errno.
-func newNetns(t *testing.T) *os.File {
+func newNetns(t testing.TB) *os.File {
 	t.Helper()
 	type res struct {
 		f   *os.File
@@ -118,7 +118,7 @@ func newNetns(t *testing.T) *os.File {
 var sharedGuard = sync.OnceValues(guard.Load)
 
 // steer is the real one, or nil with the reason logged where the kernel has no BPF.
-func steer(t *testing.T) *guard.Guard {
+func steer(t testing.TB) *guard.Guard {
 	t.Helper()
 	g, err := sharedGuard()
 	if err != nil {
@@ -132,7 +132,7 @@ func steer(t *testing.T) *guard.Guard {
 
 type option func(*Config, *HoldsConfig)
 
-func newLab(t *testing.T, opts ...option) *lab {
+func newLab(t testing.TB, opts ...option) *lab {
 	l := &lab{t: t, book: &book{}, dns: map[string][]netip.Addr{}, ns: newNetns(t), server: echo}
 	hc := HoldsConfig{File: t.TempDir() + "/approvals.json", Recorder: l.book, Timeout: time.Minute}
 	c := Config{

@@ -1,14 +1,37 @@
 package router
 
-import (
-	"net/http"
-)
+import "net/http"
 
 // meter counts an agent's use. Router.mu guards it.
 type meter struct {
 	requests int // started
 	tokens   int // settled
 	reserved int // of calls on their way
+	open     int // calls on their way
+}
+
+// maxOpen bounds an agent's calls at one time, and so the memory that their
+// bodies take: some 25 MiB each at worst.
+const maxOpen = 16
+
+// enter counts a call in; leave has to follow.
+func (h *handler) enter() *refusal {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	m := h.meter()
+	if m.open >= maxOpen {
+		return refuse(http.StatusTooManyRequests, "infer.busy", "%d calls of this agent are on their way, which is the most at one time; wait for one to end", m.open)
+	}
+	m.open++
+	return nil
+}
+
+func (h *handler) leave() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if m := h.meter(); m.open > 0 { // Forget may have come between
+		m.open--
+	}
 }
 
 // defaultOutput is reserved for the answer of a call that sets no bound itself.

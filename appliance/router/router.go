@@ -156,7 +156,12 @@ type call struct {
 // infer is the whole path of one model call.
 func (h *handler) infer(w http.ResponseWriter, q *http.Request) {
 	c := &call{id: rand.Text(), ep: endpoints[q.URL.Path], start: time.Now()}
-	if err := h.admit(c, w, q); err != nil {
+	err := h.enter()
+	if err == nil {
+		defer h.leave()
+		err = h.admit(c, w, q)
+	}
+	if err != nil {
 		h.deny(q.Context(), c, err)
 		fail(w, c.ep.shape, err)
 		return

@@ -387,6 +387,39 @@ func TestBudgetConcurrent(t *testing.T) {
 	}
 }
 
+// A flood of calls is bounded before their bodies are read.
+func TestBusy(t *testing.T) {
+	s := newSite(t)
+	release := make(chan bool)
+	s.reply = func(w http.ResponseWriter, _ *http.Request) { <-release; io.WriteString(w, usageJSON) }
+	codes := make(chan int, maxOpen)
+	for range maxOpen {
+		go func() { st, _ := s.post("/v1/chat/completions", chat("near", "x")); codes <- st }()
+	}
+	s.records(maxOpen)
+	if st, b := s.post("/v1/chat/completions", chat("near", "x")); st != 429 || !strings.Contains(b, "infer.busy") {
+		t.Errorf("got %d %s", st, b)
+	}
+	close(release)
+	for range maxOpen {
+		if st := <-codes; st != 200 {
+			t.Errorf("got %d", st)
+		}
+	}
+	eventually(t, func() bool { st, _ := s.post("/v1/chat/completions", chat("near", "x")); return st == 200 })
+}
+
+func eventually(t *testing.T, f func() bool) {
+	t.Helper()
+	for range 200 {
+		if f() {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	t.Fatal("never")
+}
+
 func TestStream(t *testing.T) {
 	const chunks = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}],\"usage\":null}\n\ndata: {\"choices\":[{\"delta\":{\"content\":\"b\"}}]}\n\n"
 	const report = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":2}}\n\n"
