@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,9 +31,11 @@ const (
 	syncDir verb = "syncdir" // flush a directory's names
 )
 
-// A disk performs ops in order. It needn't be safe for concurrent use.
+// A disk changes the directory. The ops of one call don't depend on each
+// other and may be done at once, calls are done in order. It needn't be safe
+// for concurrent use.
 type disk interface {
-	do(op) error
+	do(...op) error
 }
 
 // osDisk is the real one. It keeps the file that grows open: fsync on a
@@ -43,7 +46,20 @@ type osDisk struct {
 	name string // of tail
 }
 
-func (d *osDisk) do(o op) error {
+func (d *osDisk) do(ops ...op) error {
+	if len(ops) == 1 {
+		return d.one(ops[0])
+	}
+	errs := make([]error, len(ops))
+	var wg sync.WaitGroup
+	for i, o := range ops { // flushes at the same time share the journal's commit
+		wg.Go(func() { errs[i] = d.one(o) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func (d *osDisk) one(o op) error {
 	p := filepath.Join(d.dir, o.path)
 	switch o.verb {
 	case write:

@@ -227,6 +227,16 @@ func TestReplayAndFilter(t *testing.T) {
 	}
 }
 
+// TestReplayGoesOn: an entry that isn't an event doesn't hide the others.
+func TestReplayGoesOn(t *testing.T) {
+	dir := smallLog(t, newKeys(t, "ledger.example"), 3, 1)
+	var out strings.Builder
+	err := Replay(&out, Read(dir, 1))
+	if err == nil || strings.Count(out.String(), "\n") != 2 || !strings.HasPrefix(out.String(), "     1  !! read ledger: entry 1: decode event") {
+		t.Errorf("%v\n%s", err, out.String())
+	}
+}
+
 func FuzzEvent(f *testing.F) {
 	f.Add("ada", "x", "h", "k", 3)
 	f.Add("", "\x1b", "1.2.3.4", "op", 0)

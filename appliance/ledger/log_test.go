@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -255,6 +256,50 @@ func TestOneWriter(t *testing.T) {
 	l, err = Open(dir, k.s, k.v)
 	must(t, err)
 	must(t, l.Close())
+}
+
+func TestCreate(t *testing.T) {
+	k := newKeys(t, "ledger.example")
+	top := t.TempDir()
+	dir := filepath.Join(top, "log")
+	must(t, os.Mkdir(dir, 0o755)) // an installer may have made it
+	l, err := Create(dir, k.s)
+	must(t, err)
+	must(t, l.Close())
+	if _, err := Create(filepath.Join(top, "none", "log"), k.s); err == nil {
+		t.Error("created without a parent")
+	}
+	must(t, os.WriteFile(filepath.Join(top, "file"), nil, 0o600))
+	if _, err := Create(filepath.Join(top, "file"), k.s); err == nil {
+		t.Error("created over a file")
+	}
+	es, err := os.ReadDir(top)
+	must(t, err)
+	if len(es) != 2 {
+		t.Errorf("left behind: %v", es)
+	}
+}
+
+func TestRecordRefuses(t *testing.T) {
+	k := newKeys(t, "ledger.example")
+	l, err := Create(filepath.Join(t.TempDir(), "log"), k.s)
+	must(t, err)
+	defer l.Close()
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, err := range map[string]error{
+		"nothing":     l.Record(t.Context()),
+		"no kind":     l.Record(t.Context(), tiny(0), Record{}),
+		"a dead call": l.Record(ended, tiny(0)),
+	} {
+		if err == nil {
+			t.Errorf("%s was recorded", name)
+		}
+	}
+	if l.Head().Size != 0 {
+		t.Errorf("%d entries", l.Head().Size)
+	}
+	must(t, l.Record(t.Context(), tiny(0))) // a bad record isn't a broken log
 }
 
 func BenchmarkRecord(b *testing.B) {

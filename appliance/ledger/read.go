@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"iter"
@@ -101,17 +102,22 @@ func (f Filter) Select(seq iter.Seq2[Entry, error]) iter.Seq2[Entry, error] {
 // Replay writes one line an entry, in the order of the log: index, time,
 // verdict, agent, kind, what, reason and detail. Names and texts may come
 // from an attacker, so everything that could move a terminal's cursor, or
-// pass for another column or line, is written as an escape.
+// pass for another column or line, is written as an escape. An entry that
+// can't be decoded gets a line that says so, and its error is returned in the
+// end: the rest of the timeline is worth more than a stop.
 func Replay(w io.Writer, seq iter.Seq2[Entry, error]) error {
+	var bad error
 	for e, err := range seq {
+		s := line(e)
 		if err != nil {
-			return err
+			s = fmt.Sprintf("%6d  !! %s\n", e.Index, safe(err.Error()))
+			bad = cmp.Or(bad, err)
 		}
-		if _, err := io.WriteString(w, line(e)); err != nil {
+		if _, err := io.WriteString(w, s); err != nil {
 			return err
 		}
 	}
-	return nil
+	return bad
 }
 
 func line(e Entry) string {

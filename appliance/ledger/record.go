@@ -52,6 +52,9 @@ type Record struct {
 	Model   string  // model asked for
 
 	// Attrs holds what has no field of its own; keys are lower_snake_case.
+	// Values are what JSON has; Read gives integers back as int64. "op" names
+	// the operation (read, write, start …) where the reason's last word
+	// doesn't: ocsf.go looks for both.
 	Attrs map[string]any
 }
 

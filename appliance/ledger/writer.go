@@ -49,39 +49,39 @@ func (w *writer) commit(es [][]byte) (int, error) {
 }
 
 // rotate moves a full wal to a bundle and tiles. The wal stays until all of
-// them are durable; the checkpoint file is brought up to date in the same
-// step, so that it is never below the start of the wal.
+// them are durable. No rename for a tile: until the wal is replaced nobody
+// counts on the file, and Open writes it again if a crash comes between. The
+// checkpoint file is brought up to date in the same step, so that it is never
+// below the start of the wal.
 func (w *writer) rotate() error {
 	n := w.tiles.start / width
-	if err := w.place(tilePath(-1, n), appendBundle(nil, w.entries...)); err != nil {
-		return err
-	}
+	files := []op{{verb: write, path: tilePath(-1, n), data: appendBundle(nil, w.entries...)}}
 	for l := 0; ; l++ {
 		hs, err := w.tiles.row(l, n*width, width)
 		if err != nil {
 			return err
 		}
-		if err := w.place(tilePath(l, n), joinHashes(hs)); err != nil {
-			return err
-		}
+		files = append(files, op{verb: write, path: tilePath(l, n), data: joinHashes(hs)})
 		if (n+1)%width != 0 {
 			break
 		}
 		n /= width // that tile completes one above it
 	}
-	w.tiles.start, w.tiles.leaves, w.entries = w.tiles.start+width, nil, nil
-	return w.restart(newWal(w.head))
-}
-
-// place writes a tile durably, with the directories that it needs. No rename:
-// until the wal is replaced nobody counts on the file, and Open writes it
-// again if a crash comes between.
-func (w *writer) place(file string, b []byte) error {
-	dir := path.Dir(file)
-	if err := w.mkdirs(dir); err != nil {
+	dirs := make([]op, len(files))
+	for i, f := range files {
+		dirs[i] = op{verb: syncDir, path: path.Dir(f.path)}
+		if err := w.mkdirs(dirs[i].path); err != nil {
+			return err
+		}
+	}
+	if err := w.disk.do(append(files, w.heads(newWal(w.head))...)...); err != nil {
 		return err
 	}
-	return w.all(op{verb: write, path: file, data: b}, op{verb: syncDir, path: dir})
+	if err := w.disk.do(dirs...); err != nil {
+		return err
+	}
+	w.tiles.start, w.tiles.leaves, w.entries = w.tiles.start+width, nil, nil
+	return w.swap()
 }
 
 // mkdirs makes dir and its parents, once in a writer's life: a directory that
@@ -101,9 +101,23 @@ func (w *writer) mkdirs(dir string) error {
 // restart replaces the wal by the image b and the checkpoint file by the
 // head.
 func (w *writer) restart(b []byte) error {
+	if err := w.disk.do(w.heads(b)...); err != nil {
+		return err
+	}
+	return w.swap()
+}
+
+// heads writes the next checkpoint file and the next wal beside the present
+// ones; swap puts them in their place.
+func (w *writer) heads(wal []byte) []op {
+	return []op{
+		{verb: write, path: checkpointFile + ".new", data: w.head.Checkpoint},
+		{verb: write, path: walFile + ".new", data: wal},
+	}
+}
+
+func (w *writer) swap() error {
 	err := w.all(
-		op{verb: write, path: checkpointFile + ".new", data: w.head.Checkpoint},
-		op{verb: write, path: walFile + ".new", data: b},
 		op{verb: rename, path: checkpointFile + ".new", to: checkpointFile},
 		op{verb: rename, path: walFile + ".new", to: walFile},
 		op{verb: syncDir, path: "."},
@@ -126,6 +140,7 @@ func (w *writer) publish() error {
 	return err
 }
 
+// all performs ops one after the other.
 func (w *writer) all(ops ...op) error {
 	for _, o := range ops {
 		if err := w.disk.do(o); err != nil {
