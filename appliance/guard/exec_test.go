@@ -14,20 +14,10 @@ import (
 	"time"
 	"unsafe"
 
-	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
 
 func ptr[T any](p *T) uintptr { return uintptr(unsafe.Pointer(p)) }
-
-// probeBPF asks the kernel for the simplest BPF object.
-func probeBPF() error {
-	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
-	if err != nil {
-		return err
-	}
-	return m.Close()
-}
 
 func killed(err error) bool {
 	exit := (*exec.ExitError)(nil)

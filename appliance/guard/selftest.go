@@ -15,7 +15,7 @@ import (
 )
 
 // selfTestDeadline is generous: a healthy host needs milliseconds.
-const selfTestDeadline = 10 * time.Second
+var selfTestDeadline = 10 * time.Second
 
 // missingName is opened by the probe, to see that refusals are reported.
 const missingName = "/clawbox-guard-self-test/does-not-exist"
@@ -54,31 +54,31 @@ func (g *Guard) watchProbe(dir string, listed *os.File) (*Watch, error) {
 	return g.Watch(Scope{ID: "self-test", CgroupID: id, Exec: []Inode{n}, AuditENOENT: true})
 }
 
-// prove runs the listed and the unlisted probe, and waits for their events.
+// prove runs the unlisted and the listed probe, and waits for their events.
 func (g *Guard) prove(dir string, probes [2]*os.File) error {
-	st, pid, err := runIn(dir, probes[0])
-	if err != nil {
-		return fmt.Errorf("start a listed program: %w", err)
-	}
-	if st.ExitStatus() != probeStatus {
-		return fmt.Errorf("a listed program did not run: wait status %#x, want exit status %d", uint32(st), probeStatus)
-	}
-	err = g.await(
-		wanted{"start of a listed program", func(e Event) bool { return e.Kind == Exec && e.PID == pid && !e.Killed }},
-		wanted{"refused openat of it", func(e Event) bool {
-			return e.Kind == Refused && e.PID == pid && e.Path == missingName && e.Errno == unix.ENOENT
-		}})
-	if err != nil {
-		return err
-	}
-	st, pid, err = runIn(dir, probes[1])
+	st, pid, err := runIn(dir, probes[1])
 	if err != nil {
 		return fmt.Errorf("start an unlisted program: %w", err)
 	}
 	if !st.Signaled() || st.Signal() != unix.SIGKILL {
 		return fmt.Errorf("an unlisted program was not killed: wait status %#x", uint32(st))
 	}
-	return g.await(wanted{"kill of an unlisted program", func(e Event) bool { return e.Kind == Exec && e.PID == pid && e.Killed }})
+	err = g.await(wanted{"kill of an unlisted program", func(e Event) bool { return e.Kind == Exec && e.PID == pid && e.Killed }})
+	if err != nil {
+		return err
+	}
+	st, pid, err = runIn(dir, probes[0])
+	if err != nil {
+		return fmt.Errorf("start a listed program: %w", err)
+	}
+	if st.ExitStatus() != probeStatus {
+		return fmt.Errorf("a listed program did not run: wait status %#x, want exit status %d", uint32(st), probeStatus)
+	}
+	return g.await(
+		wanted{"start of a listed program", func(e Event) bool { return e.Kind == Exec && e.PID == pid && !e.Killed }},
+		wanted{"refused openat of it", func(e Event) bool {
+			return e.Kind == Refused && e.PID == pid && e.Path == missingName && e.Errno == unix.ENOENT
+		}})
 }
 
 // wanted is an event that must come.
