@@ -1,10 +1,12 @@
 package wizard
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/muesli/cancelreader"
 	"golang.org/x/sys/unix"
@@ -22,6 +24,9 @@ type keyboard struct {
 	data chan []byte
 	done chan struct{} // closed when the pump has ended
 	stop chan struct{}
+
+	mu   sync.Mutex // guards rest
+	rest []byte     // read from the terminal and not handed out yet
 }
 
 // openKeyboard takes the terminal f: keys come as they are typed, without
@@ -73,29 +78,60 @@ func (k *keyboard) Close() error {
 	return unix.IoctlSetTermios(k.fd, unix.TCSETS, &k.was)
 }
 
+// settle is how long the library gets after an Enter to move on before it
+// hears of the next key: it moves by messages to itself, so keys that come in
+// one burst (pasted, or typed ahead on a slow line) would still land in the
+// field that was just left, behind its validation. On a machine that is slower
+// than that they may still; the plan that is shown at the end is what counts.
+var settle = 150 * time.Millisecond // tests on a loaded machine give it more
+
 // page returns a reader for one page.
 func (k *keyboard) page() *pageReader { return &pageReader{k: k, end: make(chan struct{})} }
 
 type pageReader struct {
-	k    *keyboard
-	rest []byte
-	end  chan struct{}
-	once sync.Once
+	k     *keyboard
+	enter bool // the last key handed out was Enter; only Read uses it
+	end   chan struct{}
+	once  sync.Once
 }
 
-// Read ends with io.EOF when the page or the terminal does.
+// Read ends with io.EOF when the page or the terminal does. What the page did
+// not read stays for the next one.
 func (p *pageReader) Read(b []byte) (int, error) {
-	if len(p.rest) == 0 {
+	if p.enter {
 		select {
-		case p.rest = <-p.k.data:
+		case <-p.end:
+			return 0, io.EOF
+		case <-time.After(settle):
+		}
+	}
+	p.k.mu.Lock()
+	if len(p.k.rest) == 0 {
+		p.k.mu.Unlock()
+		var got []byte
+		select {
+		case got = <-p.k.data:
 		case <-p.end:
 			return 0, io.EOF
 		case <-p.k.done:
 			return 0, io.EOF
 		}
+		p.k.mu.Lock()
+		p.k.rest = append(p.k.rest, got...)
 	}
-	n := copy(b, p.rest)
-	p.rest = p.rest[n:]
+	defer p.k.mu.Unlock()
+	select {
+	case <-p.end: // it ended while we waited: not ours any more
+		return 0, io.EOF
+	default:
+	}
+	n := len(p.k.rest)
+	if i := bytes.IndexByte(p.k.rest, '\r'); i >= 0 {
+		n = i + 1
+	}
+	n = copy(b, p.k.rest[:n])
+	p.enter = n > 0 && b[n-1] == '\r'
+	p.k.rest = p.k.rest[n:]
 	return n, nil
 }
 
