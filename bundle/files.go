@@ -230,10 +230,10 @@ func insideDir(root, p string) error {
 // client follows redirects to https only.
 var client = &http.Client{CheckRedirect: func(req *http.Request, via []*http.Request) error {
 	if req.URL.Scheme != "https" {
-		return errors.New("redirected away from https")
+		return permanent{errors.New("redirected away from https")}
 	}
 	if len(via) > 10 {
-		return errors.New("more than 10 redirects")
+		return permanent{errors.New("more than 10 redirects")}
 	}
 	return nil
 }}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -132,6 +131,9 @@ type permanent struct{ error }
 
 func (p permanent) Unwrap() error { return p.error }
 
+// pause is the wait before a second attempt; tests shorten it.
+var pause = time.Second
+
 // retry tries three times, as networks do fail; not when the context ended,
 // the disk is full, or the server said a definite no.
 func retry(ctx context.Context, try func() error) (err error) {
@@ -140,7 +142,7 @@ func retry(ctx context.Context, try func() error) (err error) {
 			select {
 			case <-ctx.Done():
 				return ctx.Err()
-			case <-time.After(time.Duration(i) * time.Second):
+			case <-time.After(time.Duration(i) * pause):
 			}
 		}
 		if err = try(); err == nil || hopeless(err) {
@@ -301,5 +303,3 @@ func (j *job) archiveLayer(ctx context.Context, l v1.Layer) (v1.Descriptor, erro
 	n, err := j.pool.store.Stat(h)
 	return v1.Descriptor{MediaType: types.OCIUncompressedLayer, Digest: h, Size: n}, err
 }
-
-var _ io.Reader = counted{}

@@ -259,6 +259,17 @@ func (m *Media) damage(b manifest.Blob, s span, detail string) error {
 	}
 }
 
+// goesOn names the parts that a chunk continues in: any of them may be the
+// damaged one.
+func (m *Media) goesOn(b manifest.Blob, off, n int64) (s string) {
+	for i, p := range spans(m.release, b, off, n) {
+		if i > 0 {
+			s += ", going on in " + m.parts[p.part-1] + ","
+		}
+	}
+	return s
+}
+
 // readManifest reads a small blob from the media, verified.
 func (m *Media) readManifest(d v1.Descriptor) ([]byte, error) {
 	b, ok := m.blobs[d.Digest]
@@ -346,7 +357,7 @@ func (r *reader) chunk(b manifest.Blob, i int, buf []byte) chunk {
 		return c
 	}
 	if got := manifest.Sum(sha256.Sum256(c.data)); got != want {
-		c.err = r.m.damage(b, place(r.m.release, b, off), fmt.Sprintf("%d bytes from here have sha256 %s, want %s", n, got, want))
+		c.err = r.m.damage(b, place(r.m.release, b, off), fmt.Sprintf("%d bytes from here%s have sha256 %s, want %s", n, r.m.goesOn(b, off, n), got, want))
 	}
 	return c
 }

@@ -52,8 +52,8 @@ func NewProgress(w io.Writer, tty bool) Reporter {
 	if !tty {
 		return Reporter{&plain{w: w, every: 10 * time.Second}, func() {}}
 	}
-	p := mpb.New(mpb.WithOutput(w), mpb.WithWidth(32), mpb.WithRefreshRate(200*time.Millisecond), mpb.WithAutoRefresh())
-	return Reporter{bars{p}, p.Wait}
+	b := &bars{p: mpb.New(mpb.WithOutput(w), mpb.WithWidth(32), mpb.WithRefreshRate(200*time.Millisecond), mpb.WithAutoRefresh())}
+	return Reporter{b, b.close}
 }
 
 // plain writes lines.
@@ -123,15 +123,37 @@ func (t *plainTask) Done(err error) {
 }
 
 // bars draws.
-type bars struct{ p *mpb.Progress }
+type bars struct {
+	p *mpb.Progress
 
-func (b bars) Start(name string, total int64) Task {
-	return barTask{b.p.AddBar(max(total, 0),
+	mu  sync.Mutex // guards all
+	all []*mpb.Bar
+}
+
+func (b *bars) Start(name string, total int64) Task {
+	// mpb ends a bar that was made with a total only when it is full: a task
+	// that ends early would never end. So the total is set afterwards.
+	bar := b.p.AddBar(0,
 		mpb.PrependDecorators(decor.Name(name, decor.WCSyncSpaceR)),
 		mpb.AppendDecorators(
 			decor.Counters(decor.SizeB1000(0), "% .1f / % .1f", decor.WCSyncSpace),
 			decor.AverageSpeed(decor.SizeB1000(0), "% .1f", decor.WCSyncSpace),
-			decor.OnComplete(decor.AverageETA(decor.ET_STYLE_GO, decor.WCSyncSpace), "done")))}
+			decor.OnComplete(decor.AverageETA(decor.ET_STYLE_GO, decor.WCSyncSpace), "done")))
+	bar.SetTotal(max(total, 0), false)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.all = append(b.all, bar)
+	return barTask{bar}
+}
+
+// close ends the bars of tasks that nobody ended, and draws a last time.
+func (b *bars) close() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, bar := range b.all {
+		bar.Abort(false)
+	}
+	b.p.Wait()
 }
 
 type barTask struct{ b *mpb.Bar }

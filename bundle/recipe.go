@@ -3,6 +3,7 @@ package bundle
 import (
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -206,6 +207,9 @@ func (r Recipe) checkItem(it Item) error {
 }
 
 func (r Recipe) checkSource(it Item) error {
+	if u, err := url.Parse(it.Source); err == nil && u.User != nil {
+		return r.fail(it.Line, "credentials in the source of "+it.Name, "none: the recipe and the lock are kept and shown", "use docker login for registries")
+	}
 	sch, arg, ok := splitSource(it.Source)
 	if !ok || arg == "" {
 		return r.fail(it.Line, fmt.Sprintf("source %.80q", it.Source), "one of "+schemeNames(), "")

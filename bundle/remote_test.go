@@ -1,0 +1,364 @@
+package bundle
+
+import (
+	"errors"
+	"io"
+	"log"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"github.com/clawbox/clawbox/bundle/content"
+)
+
+// hub is a registry that counts, and that can fail or be down.
+type hub struct {
+	host string
+	t    *testing.T
+
+	mu    sync.Mutex
+	blobs map[string]int // GETs by path
+	all   int
+	deny  func(path string) int // a status to answer with, or 0
+}
+
+func newHub(t *testing.T) *hub {
+	h := &hub{t: t, blobs: map[string]int{}}
+	reg := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h.mu.Lock()
+		code := 0
+		if r.Method == http.MethodGet {
+			h.all++
+			if strings.Contains(r.URL.Path, "/blobs/") {
+				h.blobs[r.URL.Path]++
+			}
+			if h.deny != nil {
+				code = h.deny(r.URL.Path)
+			}
+		}
+		h.mu.Unlock()
+		if code != 0 {
+			w.WriteHeader(code)
+			return
+		}
+		reg.ServeHTTP(w, r)
+	}))
+	t.Cleanup(srv.Close)
+	h.host = strings.TrimPrefix(srv.URL, "http://")
+	return h
+}
+
+// reset forgets the counts and sets deny.
+func (h *hub) reset(deny func(string) int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.blobs, h.all, h.deny = map[string]int{}, 0, deny
+}
+
+func (h *hub) tag(s string) name.Tag {
+	h.t.Helper()
+	tag, err := name.NewTag(h.host + "/" + s)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return tag
+}
+
+// push uploads an index for the architectures, and an attestation as buildkit
+// adds one.
+func (h *hub) push(s string, archs map[string]v1.Image) v1.ImageIndex {
+	h.t.Helper()
+	idx := v1.ImageIndex(empty.Index)
+	for _, a := range slices.Sorted(maps.Keys(archs)) {
+		idx = mutate.AppendManifests(idx, mutate.IndexAddendum{Add: archs[a], Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: a}}})
+	}
+	idx = mutate.AppendManifests(idx, mutate.IndexAddendum{Add: image(h.t, 1000, "x"), Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "unknown", Architecture: "unknown"}}})
+	if err := remote.WriteIndex(h.tag(s), idx); err != nil {
+		h.t.Fatal(err)
+	}
+	return idx
+}
+
+func webItem(h *hub, more string) string {
+	return `{name: web, kind: image, source: "docker://` + h.host + `/acme/web:1"` + more + `}`
+}
+
+func TestRegistryPlatforms(t *testing.T) {
+	h := newHub(t)
+	imgs := map[string]v1.Image{"amd64": image(t, 11, "amd64"), "arm64": image(t, 12, "arm64"), "s390x": image(t, 13, "s390x")}
+	h.push("acme/web:1", imgs)
+	for name, c := range map[string]struct {
+		more string
+		want []string // platforms; nil: refused
+	}{
+		"default": {"", []string{"linux/amd64"}},
+		"one":     {", platforms: [linux/arm64]", []string{"linux/arm64"}},
+		"two":     {", platforms: [linux/arm64, linux/amd64]", []string{"linux/arm64", "linux/amd64"}},
+		"absent":  {", platforms: [linux/riscv64]", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t)
+			s.recipe(t, webItem(h, c.more))
+			r, err := s.build(t)
+			if c.want == nil {
+				if err == nil || !strings.Contains(err.Error(), "only linux/amd64, linux/arm64, linux/s390x") {
+					t.Errorf("got %v", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			it := r.Items[0]
+			if !slices.Equal(it.Platforms, c.want) || it.Ref != h.host+"/acme/web:1" {
+				t.Errorf("got %v as %s, want %v", it.Platforms, it.Ref, c.want)
+			}
+			st := s.load(t)
+			if len(c.want) == 1 {
+				checkLayers(t, st, it.Ref, imgs[strings.TrimPrefix(c.want[0], "linux/")])
+				return
+			}
+			idx, err := layout.Path(st.Dir()).ImageIndex()
+			if err != nil {
+				t.Fatal(err)
+			}
+			sub, err := idx.ImageIndex(it.Descriptor.Digest)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m, err := sub.IndexManifest()
+			if err != nil || len(m.Manifests) != 2 {
+				t.Errorf("%d manifests, %v; want the two that were asked for", len(m.Manifests), err)
+			}
+		})
+	}
+}
+
+// TestRegistryLock: a moved tag doesn't change what is built; a renewed lock
+// does; and a complete work store needs no registry.
+func TestRegistryLock(t *testing.T) {
+	h := newHub(t)
+	first, second := image(t, 21, "amd64"), image(t, 22, "amd64")
+	h.push("acme/web:1", map[string]v1.Image{"amd64": first})
+	s := newSite(t)
+	s.recipe(t, webItem(h, ""))
+	s.mustBuild(t)
+	want := tree(t, s.opt.Out)
+
+	h.push("acme/web:1", map[string]v1.Image{"amd64": second})
+	s.opt.Store += "2" // an empty work store: everything is pulled again, by digest
+	s.mustBuild(t)
+	if !maps.Equal(want, tree(t, s.opt.Out)) {
+		t.Error("the lock did not hold: a moved tag changed the bundle")
+	}
+	h.reset(func(string) int { return http.StatusServiceUnavailable })
+	s.mustBuild(t)
+	if h.all != 0 || !maps.Equal(want, tree(t, s.opt.Out)) {
+		t.Errorf("with all blobs at hand the registry was asked %d times", h.all)
+	}
+	h.reset(nil)
+	s.opt.UpdateLock = true
+	s.mustBuild(t)
+	checkLayers(t, s.load(t), h.host+"/acme/web:1", second)
+}
+
+// TestInterruptedPull: blobs that were pulled before a failure are not pulled
+// again, and each is pulled once although two items want it.
+func TestInterruptedPull(t *testing.T) {
+	h := newHub(t)
+	img := image(t, 31, "amd64")
+	h.push("acme/web:1", map[string]v1.Image{"amd64": img})
+	layers, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad, err := layers[1].Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.reset(func(p string) int {
+		if strings.Contains(p, bad.Hex) {
+			return http.StatusForbidden
+		}
+		return 0
+	})
+	s := newSite(t)
+	s.recipe(t, webItem(h, ""), strings.Replace(webItem(h, `, ref: "other:1"`), "name: web", "name: web2", 1))
+	if _, err := s.build(t); err == nil || !strings.Contains(err.Error(), "item web") {
+		t.Fatalf("got %v, want a failure of web", err)
+	}
+	if _, err := os.Stat(filepath.Join(s.dir, "bundle.lock")); err == nil {
+		t.Error("a failed first build wrote a lock")
+	}
+	had := tree(t, filepath.Join(s.opt.Store, "blobs"))
+	h.reset(nil)
+	s.mustBuild(t)
+	for p, n := range h.blobs {
+		hex := p[strings.LastIndex(p, ":")+1:]
+		if _, ok := had["sha256/"+hex]; ok || n > 1 {
+			t.Errorf("%s was pulled %d times; there before: %v", p, n, ok)
+		}
+	}
+	if h.blobs["/v2/acme/web/blobs/"+bad.String()] != 1 {
+		t.Errorf("the missing layer was pulled %d times: %v", h.blobs["/v2/acme/web/blobs/"+bad.String()], h.blobs)
+	}
+	sound(t, newStoreAt(t, s.opt.Store), 0)
+}
+
+// TestLyingRegistry: other bytes under a digest are refused and not kept.
+func TestLyingRegistry(t *testing.T) {
+	h := newHub(t)
+	img := image(t, 41, "amd64")
+	h.push("acme/web:1", map[string]v1.Image{"amd64": img})
+	layers, _ := img.Layers()
+	evil, err := layers[0].Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := "http://" + h.host
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, evil.Hex) {
+			w.Write(noise(1, 1000))
+			return
+		}
+		resp, err := http.Get(good + r.URL.Path)
+		if err != nil {
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
+		defer resp.Body.Close()
+		maps.Copy(w.Header(), resp.Header)
+		w.WriteHeader(resp.StatusCode)
+		io.Copy(w, resp.Body)
+	}))
+	defer srv.Close()
+	s := newSite(t)
+	s.recipe(t, strings.Replace(webItem(h, ""), h.host, strings.TrimPrefix(srv.URL, "http://"), 1))
+	if _, err := s.build(t); err == nil {
+		t.Error("accepted")
+	}
+	sound(t, newStoreAt(t, s.opt.Store), 0)
+	if _, err := OpenMedia(s.trust, s.opt.Out); err == nil {
+		t.Error("there is a bundle")
+	}
+}
+
+// TestLayoutTags: which manifest oci-layout:DIR[:TAG] means, and that a
+// damaged layout never becomes a bundle.
+func TestLayoutTags(t *testing.T) {
+	s := newSite(t)
+	p, err := layout.FromPath(filepath.Join(s.dir, "image"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	img := image(t, 51, "amd64")
+	if err := p.AppendImage(img, layout.WithAnnotations(map[string]string{content.RefName: "example.com/app:v2"})); err != nil {
+		t.Fatal(err)
+	}
+	s.opt.UpdateLock = true
+	for src, ok := range map[string]bool{
+		"image:latest": true, "image:v2": true, "image": false, "image:v3": false, "nowhere": false,
+	} {
+		s.recipe(t, `{name: app, kind: image, source: "oci-layout:`+src+`"}`)
+		if _, err := s.build(t); (err == nil) != ok {
+			t.Errorf("%s: %v", src, err)
+		}
+	}
+	s.recipe(t, `{name: app, kind: image, source: "oci-layout:image:v2"}`)
+	s.mustBuild(t)
+	layers, _ := img.Layers()
+	h, err := layers[0].Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob := filepath.Join(s.dir, "image/blobs/sha256", h.Hex)
+	flip(t, blob, 10)
+	if _, err := s.build(t); err == nil || !strings.Contains(err.Error(), "item app") {
+		t.Errorf("damaged layer: %v", err)
+	}
+	if err := os.Truncate(blob, 5); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.build(t); !errors.Is(err, content.ErrMismatch) {
+		t.Errorf("cut-off layer: %v, want ErrMismatch", err)
+	}
+}
+
+func TestHTTPS(t *testing.T) {
+	body := noise(61, 100_000)
+	gets := 0
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch gets++; r.URL.Path {
+		case "/good":
+			w.Write(body)
+		case "/moved":
+			http.Redirect(w, r, "/good", http.StatusFound)
+		case "/down":
+			http.Redirect(w, r, "http://"+r.Host+"/good", http.StatusFound)
+		default:
+			http.NotFound(w, r)
+		}
+	}))
+	defer srv.Close()
+	old := client.Transport
+	client.Transport = srv.Client().Transport
+	defer func() { client.Transport = old }()
+	h, _, err := v1.SHA256(strings.NewReader(string(body)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, c := range map[string]struct{ sum, want string }{
+		"/good": {h.Hex, ""}, "/moved": {h.Hex, ""}, "/none": {h.Hex, "404"}, "/down": {h.Hex, "away from https"},
+		"/good?other": {strings.Repeat("a", 64), "does not match"},
+	} {
+		s := newSite(t)
+		s.recipe(t, `{name: tool, kind: file, source: "`+srv.URL+path+`", sha256: `+c.sum+`}`)
+		_, err := s.build(t)
+		if c.want != "" {
+			if err == nil || !strings.Contains(err.Error(), c.want) && !(c.want == "does not match" && errors.Is(err, content.ErrMismatch)) {
+				t.Errorf("%s: got %v, want %q", path, err, c.want)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		gets = 0
+		s.mustBuild(t)
+		if gets != 0 {
+			t.Errorf("%s: downloaded again %d times", path, gets)
+		}
+		if got := blob(t, s.load(t), "tool:0.1.0", ""); string(got) != string(body) {
+			t.Errorf("%s: other content", path)
+		}
+	}
+}
+
+func TestFileSum(t *testing.T) {
+	s := newSite(t)
+	s.recipe(t, `{name: tool, kind: file, source: "file:clawbox.bin", sha256: `+strings.Repeat("a", 64)+`}`)
+	if _, err := s.build(t); err == nil || !strings.Contains(err.Error(), "the recipe wants aaaa") {
+		t.Errorf("got %v", err)
+	}
+	for _, src := range []string{"none", "model", "/dev/null"} {
+		s.recipe(t, `{name: tool, kind: file, source: "file:`+src+`"}`)
+		if _, err := s.build(t); err == nil {
+			t.Errorf("%s: accepted", src)
+		}
+	}
+}
