@@ -112,7 +112,7 @@ func (x *exporter) partial(l int, n int64, k int, b []byte) error {
 }
 
 func (x *exporter) copy(p string) error {
-	b, err := os.ReadFile(filepath.Join(x.dir, p))
+	b, err := readPlain(x.dir, p, maxTile)
 	if err != nil {
 		return err
 	}

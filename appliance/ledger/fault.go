@@ -2,7 +2,12 @@ package ledger
 
 import (
 	"fmt"
+	"io"
+	"os"
+	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // A Fault is a reason why the files aren't the log that was written.
@@ -27,4 +32,31 @@ func (f *Fault) Error() string {
 	}
 	fmt.Fprintf(&b, ": %s: %s", f.Problem, f.Next)
 	return b.String()
+}
+
+// readPlain reads a plain file of the log of at most most bytes. It follows no
+// link and doesn't wait on a pipe that somebody put in the file's place. Its
+// errors are Faults.
+func readPlain(dir, name string, most int64) ([]byte, error) {
+	bad := func(err error) error { return &Fault{name, -1, err.Error(), restore} }
+	f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, bad(err)
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, bad(err)
+	}
+	if !fi.Mode().IsRegular() {
+		return nil, bad(fmt.Errorf("is %v, want a plain file", fi.Mode()))
+	}
+	b, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err == nil && int64(len(b)) > most {
+		err = fmt.Errorf("is longer than %d bytes", most)
+	}
+	if err != nil {
+		return nil, bad(err)
+	}
+	return b, nil
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -77,7 +76,7 @@ func load(d disk, dir string, s note.Signer, v note.Verifier) (*writer, *tear, e
 		tiles: hashes{dir, wal.start(), wal.leaves}, made: map[string]bool{},
 	}
 	if w.peaks, err = w.tiles.peaks(wal.start()); err != nil {
-		return nil, nil, fmt.Errorf("%w: %s", err, restore)
+		return nil, nil, err
 	}
 	if err := wal.checkCommits(&w.peaks, nil); err != nil {
 		return nil, nil, err
@@ -213,9 +212,9 @@ func covers(w *walImage, cp Head) error {
 }
 
 func readCheckpoint(dir string, open opener) (Head, error) {
-	b, err := os.ReadFile(filepath.Join(dir, checkpointFile))
+	b, err := readPlain(dir, checkpointFile, maxEntry)
 	if err != nil {
-		return Head{}, &Fault{checkpointFile, -1, err.Error(), restore}
+		return Head{}, err
 	}
 	h, err := open(b)
 	if err != nil {
@@ -225,17 +224,9 @@ func readCheckpoint(dir string, open opener) (Head, error) {
 }
 
 func readWal(dir string, open opener) (*walImage, error) {
-	f, err := os.OpenFile(filepath.Join(dir, walFile), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	b, err := readPlain(dir, walFile, maxWal)
 	if err != nil {
-		return nil, &Fault{walFile, -1, err.Error(), restore}
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxWal+1))
-	if err != nil {
-		return nil, &Fault{walFile, -1, err.Error(), restore}
-	}
-	if len(b) > maxWal {
-		return nil, &Fault{walFile, -1, fmt.Sprintf("is longer than %d bytes", maxWal), restore}
+		return nil, err
 	}
 	w, err := scanWal(b, open)
 	if err != nil {

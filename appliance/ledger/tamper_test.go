@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // smallLog is a closed log of n entries of a few bytes: small enough to flip
@@ -178,7 +180,11 @@ func TestStructure(t *testing.T) {
 		"empty directory":   {func(t *testing.T, d string) { must(t, os.Mkdir(filepath.Join(d, "tile/7"), 0o700)) }, "tile/7"},
 		"level too high":    {func(t *testing.T, d string) { must(t, os.Mkdir(filepath.Join(d, "tile/1"), 0o700)) }, "tile/1"},
 		"symlink for tile":  {link, "tile/0/000"},
-		"swap bundles":      {swap("tile/entries/000", "tile/entries/001"), "tile/entries/000, entry 0"},
+		"pipe for wal": {func(t *testing.T, d string) {
+			must(t, os.Remove(filepath.Join(d, walFile)))
+			must(t, unix.Mkfifo(filepath.Join(d, walFile), 0o600))
+		}, "wal"},
+		"swap bundles": {swap("tile/entries/000", "tile/entries/001"), "tile/entries/000, entry 0"},
 		"swap both pairs": {func(t *testing.T, d string) {
 			swap("tile/entries/000", "tile/entries/001")(t, d)
 			swap("tile/0/000", "tile/0/001")(t, d)

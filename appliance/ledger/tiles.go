@@ -4,8 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/bits"
-	"os"
-	"path/filepath"
 
 	"golang.org/x/mod/sumdb/tlog"
 )
@@ -14,6 +12,7 @@ const (
 	width    = 256 // hashes in a full tile, entries in a full bundle
 	tileSize = width * tlog.HashSize
 	maxEntry = 1<<16 - 1 // an entry's length is two bytes
+	maxTile  = width * (maxEntry + 2)
 
 	checkpointFile = "checkpoint"
 	walFile        = "wal"
@@ -66,7 +65,7 @@ func splitBundle(b []byte) ([][]byte, error) {
 // readBundle returns the 256 entries of full bundle n.
 func readBundle(dir string, n int64) ([][]byte, error) {
 	p := tilePath(-1, n)
-	b, err := os.ReadFile(filepath.Join(dir, p))
+	b, err := readPlain(dir, p, maxTile)
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +135,7 @@ func (t *hashes) row(level int, lo int64, n int) ([]tlog.Hash, error) {
 
 func (t *hashes) readTile(level int, tile int64, lo, n int) ([]tlog.Hash, error) {
 	p := tilePath(level, tile)
-	b, err := os.ReadFile(filepath.Join(t.dir, p))
+	b, err := readPlain(t.dir, p, maxTile)
 	if err != nil {
 		return nil, err
 	}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 
 	"golang.org/x/mod/sumdb/note"
@@ -175,7 +174,7 @@ func (f *verifier) claims() error {
 // bundle recomputes bundle n and every tile that it completes.
 func (f *verifier) bundle(n int64) error {
 	name := tilePath(-1, n)
-	b, err := readTile(f.dir, name)
+	b, err := readPlain(f.dir, name, maxTile)
 	if err != nil {
 		return err
 	}
@@ -202,7 +201,7 @@ func (f *verifier) bundle(n int64) error {
 // goes on upwards.
 func (f *verifier) tile(level int, n int64, hs []tlog.Hash) error {
 	name := tilePath(level, n)
-	b, err := readTile(f.dir, name)
+	b, err := readPlain(f.dir, name, maxTile)
 	if err != nil {
 		return err
 	}
@@ -236,20 +235,4 @@ func mismatch(level int, n int64, i int) error {
 	}
 	span := int64(1) << (8 * level)
 	return &Fault{tilePath(level, n), (n*width + int64(i)) * span, fmt.Sprintf("hash %d is not that of the %d entries from here on", i, span), restore}
-}
-
-// readTile reads a regular file of at most the largest bundle's size.
-func readTile(dir, name string) ([]byte, error) {
-	fi, err := os.Lstat(filepath.Join(dir, name))
-	if err != nil {
-		return nil, &Fault{name, -1, err.Error(), restore}
-	}
-	if !fi.Mode().IsRegular() || fi.Size() > width*(maxEntry+2) {
-		return nil, &Fault{name, -1, fmt.Sprintf("is %v with %d bytes, want a plain file of at most %d", fi.Mode(), fi.Size(), width*(maxEntry+2)), restore}
-	}
-	b, err := os.ReadFile(filepath.Join(dir, name))
-	if err != nil {
-		return nil, &Fault{name, -1, err.Error(), restore}
-	}
-	return b, nil
 }
