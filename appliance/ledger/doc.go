@@ -40,7 +40,9 @@
 //
 // Every byte of every file is covered by a signature, a hash or an exact
 // rule, so Verify finds any change made by somebody without the key. Whoever
-// holds the key, or cuts the log back to an older state of the whole
-// directory, is found only by comparing with an anchor kept elsewhere. Key
-// rotation isn't built: one log has one key.
+// holds the key, or puts the whole directory back to an older state, is found
+// only by comparing with an anchor kept elsewhere. The state in the checkpoint
+// file is such an older state: who stops the service by force can cut off what
+// came after it, at most a second's entries, unless an anchor covers them.
+// Key rotation isn't built: one log has one key.
 package ledger
