@@ -31,6 +31,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 )
 
@@ -164,7 +165,7 @@ func (pl plan) render(mf manifest) (_ plan, err error) {
 	}
 	// The engine reads the architecture from the GGUF file; these fields only decorate lists.
 	pl.config, err = json.Marshal(map[string]any{
-		"model_format": "gguf", "architecture": "amd64", "os": "linux",
+		"model_format": "gguf", "architecture": runtime.GOARCH, "os": "linux",
 		"rootfs": map[string]any{"type": "layers", "diff_ids": ids},
 	})
 	if err != nil {
