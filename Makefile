@@ -37,7 +37,7 @@ bench: build ## Run the benchmarks
 	$(AS_ROOT) $(GO) test -run '^$$' -bench . -benchmem ./...
 
 e2e: setup build ## Run the whole journey against the built programs, with faults injected
-	$(AS_ROOT) $(GO) test -count=1 -timeout 30m -tags e2e ./cmd/clawbox
+	$(AS_ROOT) $(GO) test -count=1 -timeout 30m -run TestJourney -v ./cmd/clawbox
 
 clean: ## Remove what was built
 	rm -rf $(DIST)
