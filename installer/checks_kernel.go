@@ -1,6 +1,7 @@
 package installer
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -67,7 +68,7 @@ var kernelChecks = []check{
 		return inform("BPF LSM programs are not usable; this release does not need them")
 	}},
 	{"mandatory-access", "selinux", Warning, func(q question) Finding {
-		return verdict(q.SELinux != "enforcing", Warning, "SELinux "+q.SELinux, "a host without SELinux enforcing", "this release brings no SELinux module; denials will show in the audit log")
+		return verdict(q.SELinux != "enforcing", Warning, "SELinux: "+cmp.Or(q.SELinux, "off"), "a host without SELinux enforcing", "this release brings no SELinux module; denials will show in the audit log")
 	}},
 	{"user-namespaces", "userns", Note, func(q question) Finding {
 		return inform(fmt.Sprintf("up to %d; agents are denied them by seccomp in any case", q.UserNS))

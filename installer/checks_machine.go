@@ -81,10 +81,13 @@ var machineChecks = []check{
 	}},
 	{"disk-type", "disk", "", func(q question) Finding {
 		why, isBad := badFS[q.Disk.FSType]
-		return verdict(!isBad, Refusal, q.Disk.FSType+" ("+why+")", "ext4, xfs or btrfs", "choose a root on another file system")
+		if !isBad {
+			return Finding{Severity: OK, Got: q.Disk.FSType}
+		}
+		return verdict(false, Refusal, q.Disk.FSType+": "+why, "ext4, xfs or btrfs", "choose a root on another file system")
 	}},
 	{"disk-volatile", "disk", "", func(q question) Finding {
-		return verdict(!slices.Contains(volatileFS, q.Disk.FSType), Refusal, q.Disk.FSType+", lost at power-off", "a file system on a disk", "choose a root on a disk").weak("volatile-state")
+		return verdict(!slices.Contains(volatileFS, q.Disk.FSType), Refusal, q.Disk.FSType, "a file system that outlives power-off", "choose a root on a disk").weak("volatile-state")
 	}},
 	{"disk-fsync", "diskspeed", Warning, func(q question) Finding {
 		return verdict(q.Disk.Fsync <= slowFsync, Warning, q.Disk.Fsync.Round(10*time.Microsecond).String(), "at most "+slowFsync.String(), "each governed action waits for the ledger's fsync; use a faster disk")
@@ -120,7 +123,7 @@ var machineChecks = []check{
 		return inform(fmt.Sprintf("%d NVIDIA, %s; the embedded engine still runs on the CPU", len(q.GPUs), q.NVIDIA))
 	}},
 	{"fips", "fips", Warning, func(q question) Finding {
-		return verdict(!q.FIPS, Warning, "FIPS mode", "a host without FIPS mode", "signatures here are Ed25519 by Go's library, not a validated module; ask your security officer")
+		return verdict(!q.FIPS, Warning, "FIPS mode: "+yes(q.FIPS), "a host without FIPS mode", "signatures here are Ed25519 by Go's library, not a validated module; ask your security officer")
 	}},
 }
 
@@ -166,7 +169,10 @@ func ports(q question) Finding {
 	if q.Earlier.Active {
 		s = Note
 	}
-	return verdict(len(taken) == 0, s, "in use: "+list(taken), "registry and engine addresses that are free", "stop what listens there (ss -ltnp), or answer other ports")
+	if len(taken) == 0 {
+		return Finding{Severity: OK, Got: "free"}
+	}
+	return verdict(false, s, "in use: "+list(taken), "registry and engine addresses that are free", "stop what listens there (ss -ltnp), or answer other ports")
 }
 
 func uidRange(q question) Finding {

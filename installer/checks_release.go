@@ -31,7 +31,7 @@ var releaseChecks = []check{
 				miss = append(miss, p)
 			}
 		}
-		return verdict(len(miss) == 0, Refusal, "missing or not executable: "+list(miss), "file items with path "+mainPath+" and "+launcherPath+", mode 0755", "rebuild the bundle with them")
+		return lacking("missing or not executable:", miss, "file items with path "+mainPath+" and "+launcherPath+", mode 0755", "rebuild the bundle with them")
 	}},
 	{"places", "", "", places},
 	{"platforms", "", "", func(q question) Finding {
@@ -41,7 +41,7 @@ var releaseChecks = []check{
 				miss = append(miss, it.Name+" ("+list(it.Platforms)+")")
 			}
 		}
-		return verdict(len(miss) == 0, Refusal, "not for linux/"+q.Arch+": "+list(miss), "images for this machine", "rebuild the bundle with this platform")
+		return lacking("not for linux/"+q.Arch+":", miss, "images for this machine", "rebuild the bundle with this platform")
 	}},
 	{"agents", "", "", agentsExist},
 	{"agent-policies", "", "", policiesExist},
@@ -51,7 +51,7 @@ var releaseChecks = []check{
 			names = append(names, it.Name)
 		}
 		miss := missing(q.a.Engine.Models, names)
-		return verdict(len(miss) == 0, Refusal, "not in the release: "+list(miss), "of "+list(names), "correct engine.models")
+		return lacking("not in the release:", miss, "of "+list(names), "correct engine.models")
 	}},
 	{"engine", "", "", func(q question) Finding {
 		_, has := q.r.program(enginePath)
@@ -111,7 +111,7 @@ func agentsExist(q question) Finding {
 	if len(q.a.Agents) == 0 {
 		return inform("no agent; add some to the configuration later")
 	}
-	return verdict(len(miss) == 0, Refusal, "images not in the release: "+list(miss), "of "+list(refs), "correct agents")
+	return lacking("images not in the release:", miss, "of "+list(refs), "correct agents")
 }
 
 func policiesExist(q question) Finding {
@@ -125,5 +125,5 @@ func policiesExist(q question) Finding {
 			miss = append(miss, a.Name+": "+a.Policy)
 		}
 	}
-	return verdict(len(miss) == 0, Refusal, "policies not in the release: "+list(miss), "of "+list(names), "correct agents")
+	return lacking("policies not in the release:", miss, "of "+list(names), "correct agents")
 }

@@ -274,6 +274,7 @@ func TestInstall(t *testing.T) {
 	root := t.TempDir()
 	m := makeUp(1, goodPolicy)
 	p := planFor(t, root, m)
+	defer syscall.Umask(syscall.Umask(0o077)) // modes must not depend on it
 	res, err := Run(t.Context(), p, m.env())
 	if err != nil {
 		t.Fatal(err)
@@ -289,7 +290,7 @@ func TestInstall(t *testing.T) {
 		t.Errorf("got the configuration %+v", c)
 	}
 	for p, mode := range map[string]fs.FileMode{
-		"var/lib/clawbox": 0o711, "var/lib/clawbox/keys": 0o700, "run/clawbox": 0o755, "var/lib/clawbox/ledger": 0o700,
+		"var": 0o755, "var/lib": 0o755, "var/lib/clawbox": 0o711, "var/lib/clawbox/install": 0o700, "etc/clawbox/appliance.yaml": 0o640, "var/lib/clawbox/keys": 0o700, "run/clawbox": 0o755, "var/lib/clawbox/ledger": 0o700,
 		"var/lib/clawbox/keys/ledger.key": 0o600, "var/lib/clawbox/receipts/1.json": 0o600,
 		"opt/clawbox/current/bin/clawbox": 0o755, "opt/clawbox/slots/0.1.1-1/share/doc/notes.txt": 0o640,
 		"opt/clawbox/current/policies/openclaw.yaml": 0o644, "usr/local/bin/clawbox": 0o755,

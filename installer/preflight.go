@@ -114,7 +114,15 @@ func verdict(good bool, s Severity, got, wanted, remedy string) Finding {
 	return Finding{Severity: s, Got: got, Wanted: wanted, Remedy: remedy}
 }
 
-// note builds a finding that only informs.
+// lacking builds a finding about things that should not be: none is good.
+func lacking(what string, miss []string, wanted, remedy string) Finding {
+	if len(miss) == 0 {
+		return Finding{Severity: OK, Got: wanted, Wanted: wanted}
+	}
+	return Finding{Severity: Refusal, Got: what + " " + list(miss), Wanted: wanted, Remedy: remedy}
+}
+
+// inform builds a finding that only informs.
 func inform(got string) Finding { return Finding{Severity: Note, Got: got} }
 
 // weak marks a refusal as one that the operator may accept by name.

@@ -12,6 +12,7 @@ import (
 	"github.com/clawbox/clawbox/bundle/content"
 	"github.com/clawbox/clawbox/bundle/manifest"
 	"github.com/clawbox/clawbox/internal/durable"
+	"golang.org/x/sys/unix"
 )
 
 // Env is what Run works with besides the plan.
@@ -97,6 +98,9 @@ func Run(ctx context.Context, p Plan, env Env) (Result, error) {
 	if err := r.before(ctx); err != nil {
 		return Result{}, err
 	}
+	// An operator's strict umask would hide new folders from the sandboxes'
+	// users; private things get their modes by name. It is the process's own.
+	defer unix.Umask(unix.Umask(0o022))
 	unlock, err := r.enter()
 	if err != nil {
 		return Result{}, err
@@ -154,11 +158,13 @@ func (r *run) head() head {
 // enter makes the two folders that lock and journal need, and looks at the
 // history again, now that nobody else can change it.
 func (r *run) enter() (unlock func(), err error) {
-	if err := durable.MkdirAll(r.l.Install(), 0o711); err != nil {
-		return nil, fmt.Errorf("installer: %w", err)
-	}
-	if err := os.Chmod(r.l.Install(), 0o700); err != nil {
-		return nil, fmt.Errorf("installer: %w", err)
+	for _, d := range r.l.dirs() {
+		if d.path != r.l.State() && d.path != r.l.Install() {
+			continue
+		}
+		if _, err := ensureDir(d.path, d.mode); err != nil {
+			return nil, fmt.Errorf("installer: %w", err)
+		}
 	}
 	unlock, err = lock(r.l.Lock())
 	if err != nil {

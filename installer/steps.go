@@ -272,7 +272,7 @@ func (r *run) activate(context.Context) (string, error) {
 		return "", err
 	}
 	did2, err := ensureLink(r.l.Current(), slot)
-	return strings.TrimPrefix(strings.Join([]string{did, did2}, ", "), ", "), err
+	return strings.Trim(did+", "+did2, ", "), err
 }
 
 // ensureLink makes path a symbolic link to target in one rename. Something
