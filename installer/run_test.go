@@ -120,6 +120,7 @@ func TestReinstallRefuses(t *testing.T) {
 		"open ledger key":  {"var/lib/clawbox/keys/ledger.key", "0644", func(p string) error { return os.Chmod(p, 0o644) }},
 		"other receipt":    {"var/lib/clawbox/receipts/2.json", "receipt", func(p string) error { return flip(p, 60) }},
 		"file for command": {"usr/local/bin/clawbox", "move it away", func(p string) error { os.Remove(p); return os.WriteFile(p, nil, 0o755) }},
+		"foreign store":    {"var/lib/clawbox/store", "of user 1000", func(p string) error { return os.Chown(p, 1000, 1000) }},
 		"link for keys": {"var/lib/clawbox/keys", "symbolic link", func(p string) error {
 			os.Rename(p, p+".moved")
 			return os.Symlink(p+".moved", p)
@@ -127,7 +128,10 @@ func TestReinstallRefuses(t *testing.T) {
 		"journal": {"var/lib/clawbox/install/journal", "journal:1", func(p string) error { return flip(p, 3) }},
 	} {
 		root, m, p := installed(t)
-		if err := row.harm(filepath.Join(root, row.path)); err != nil {
+		if err := row.harm(filepath.Join(root, row.path)); errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
+			t.Logf("%s: left out: user %d: %v", name, os.Geteuid(), err)
+			continue
+		} else if err != nil {
 			t.Fatal(err)
 		}
 		if res, err := Run(t.Context(), p, m.env()); err == nil || !strings.Contains(err.Error(), row.want) {
@@ -336,7 +340,7 @@ func TestService(t *testing.T) {
 				}
 			}
 			var calls []string
-			r.env.Ready = 600 * time.Millisecond
+			r.env.Ready = 3 * time.Second // a loaded machine needs some for two answers
 			r.env.Systemctl = func(_ context.Context, args ...string) error {
 				calls = append(calls, args[0])
 				if args[0] == "restart" {

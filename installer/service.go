@@ -121,14 +121,18 @@ func (r *run) wait(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	var last error
 	for {
 		err := r.healthy(ctx)
 		if err == nil {
 			return nil
 		}
+		if last == nil || ctx.Err() == nil { // "deadline exceeded" would hide the reason
+			last = err
+		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("the appliance did not become healthy within %s: %w; look at: journalctl -u clawbox", limit, err)
+			return fmt.Errorf("the appliance did not become healthy within %s: %w; look at: journalctl -u clawbox", limit, last)
 		case <-time.After(200 * time.Millisecond):
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/clawbox/clawbox/appliance/config"
 	"github.com/clawbox/clawbox/bundle/content"
@@ -96,10 +97,19 @@ func ensureDir(path string, mode fs.FileMode) (string, error) {
 		return "", err
 	case !st.IsDir():
 		return "", fmt.Errorf("%s: got a %s; wanted a folder; move it away", path, kindOf(st))
+	case ownerOf(st) != os.Geteuid():
+		return "", fmt.Errorf("%s: got a folder of user %d, who could exchange what is in it; wanted one of user %d; look into it, then chown it", path, ownerOf(st), os.Geteuid())
 	case st.Mode().Perm() == mode:
 		return "", nil
 	}
 	return fmt.Sprintf("mode of %s %04o instead of %04o", path, mode, st.Mode().Perm()), os.Chmod(path, mode)
+}
+
+func ownerOf(st fs.FileInfo) int {
+	if s, ok := st.Sys().(*syscall.Stat_t); ok {
+		return int(s.Uid)
+	}
+	return -1
 }
 
 func kindOf(st fs.FileInfo) string {
