@@ -97,7 +97,8 @@ func initBox([]string) (int, error) {
 	if err := apply(&r.Supervisor, extras{exec: self}); err != nil {
 		return 0, fmt.Errorf("confine PID 1: %w", err)
 	}
-	// The filter's descriptors are close-on-exec now, all but the control channel.
+	// Every descriptor above standard error is close-on-exec now; the
+	// supervisor still needs this one.
 	if err := keep(controlFD); err != nil {
 		return 0, err
 	}

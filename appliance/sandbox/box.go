@@ -250,7 +250,7 @@ func (b *Box) Wait() (code int, why string) {
 // Stop asks the agent to end (SIGTERM), and after grace ends everything. It
 // returns when nothing of the sandbox is left, also when ctx is done before.
 func (b *Box) Stop(ctx context.Context, grace time.Duration) error {
-	b.because("stopped by an operator")
+	b.because("stopped on request")
 	if err := b.p.signal(unix.SIGTERM); err != nil {
 		return err
 	}
@@ -299,8 +299,8 @@ func (b *Box) watch(p policies.Budgets) {
 		case <-wall.C:
 			why := fmt.Sprintf("budget wallTime: it ran for %v", p.WallTime)
 			b.because(why)
+			b.kill() // first: whoever listens may be slow
 			b.event(Event{Budget: "wallTime", Count: 1, Detail: why})
-			b.kill()
 			continue
 		case <-b.p.done:
 		}
@@ -308,6 +308,9 @@ func (b *Box) watch(p policies.Budgets) {
 	}
 	b.report(&seen)
 	b.code = b.p.code()
+	if b.code == 128+int(unix.SIGKILL) && seen.memory > 0 {
+		b.because("budget memory: the kernel ended it for lack of memory")
+	}
 	b.because(fmt.Sprintf("exited with status %d", b.code))
 	b.teardown()
 }

@@ -106,7 +106,7 @@ type knob struct {
 
 const cpuPeriod = 100_000 // microseconds, the kernel's default
 
-// Limits bound a sandbox as a whole.
+// limits bound a sandbox as a whole.
 type limits struct {
 	tasks  int
 	memory int64   // bytes, swap included

@@ -1,0 +1,145 @@
+package sandbox
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestInside looks at the world from inside. Each row is an attempt and the
+// outcome that it must have.
+func TestInside(t *testing.T) {
+	b := newBench(t)
+	host := filepath.Join(t.TempDir(), "host-secret")
+	if err := os.WriteFile(host, []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p := policy()
+	p.Process.Exec = []string{"/bin/probe", "/tools/", "/bin/script"}
+	p.Filesystem.Read = append(p.Filesystem.Read, "/usr/share/absent")
+	tests := []struct{ try, want string }{
+		// What the policy gives.
+		{"read=/data/in", "ok input"},
+		{"write=/workspace/f", "ok"},
+		{"write=/tmp/f", "ok"},
+		{"cwd", "ok /workspace"},
+		{"env=HOME", "ok /workspace"},
+		{"env=FROM", "ok image"},
+		{"exec=/bin/probe print=x", "ok print=x: ok x"},
+		{"exec=/tools/one print=x", "ok print=x: ok x"},
+		{"exec=/tools/two print=x", "ok print=x: ok x"},
+		{"exec=/bin/script", "ok print=from: ok from"},
+		{"list=/dir", "ok new"},
+		{"limit", "ok 256/256"},
+		{"call=tcp", "ok"},
+		{"write=/dev/null", "ok"},
+		{"memfd=0x8", "EACCES"}, // made, but sealed against execution
+		// Files: listed nowhere, read-only, or the host's.
+		{"list=/", "EACCES"},
+		{"read=/private/key", "EACCES"},
+		{"read=" + host, "ENOENT"},
+		{"list=/sys", "ENOENT"},
+		{"mode=/gone", "ENOENT"},
+		{"mode=/data/in", "ok -rw-r--r--"},
+		{"write=/data/x", "EROFS"},
+		{"write=/etc/passwd", "EROFS"},
+		{"read=/etc/passwd", "ok agent:x:700000:700000:agent:/workspace:/bin/sh|root:x:0:0:root:/root:/bin/sh"},
+		{"append=/bin/probe", "EROFS"},
+		{"append=/proc/sys/kernel/hostname", "EACCES"},
+		{"read=/proc/sys/kernel/hostname", "ok agent"},
+		{"list=/dev", "ok fd full null ptmx pts random shm stderr stdin stdout tty urandom zero"},
+		{"read=/proc/self/cgroup", ""}, // checked below
+		// Programs: unlisted, written by the agent, in memory, the launcher.
+		{"exec=/usr/bin/hidden print=x", "EACCES"},
+		{"exec=/workspace/f", "EACCES"},
+		{"exec=/tmp/f", "EACCES"},
+		{"exec=/proc/1/exe", "ENOENT"},
+		{"memfd=0", "EPERM"},
+		{"memfd=0x10", "EPERM"},
+		// Processes: only the sandbox's own.
+		{"kill=" + strconv.Itoa(os.Getpid()), "ESRCH"},
+		{"signals=1", "EPERM"},
+		{"read=/proc/1/environ", "ENOENT"},
+		{"abstract=clawbox-sandbox-test", "ECONNREFUSED"},
+		// Network: loopback, and down.
+		{"links", "ok lo:loopback"},
+		// Kernel.
+		{"call=ptrace", "EPERM"},
+		{"call=mount", "EPERM"},
+		{"call=unshare", "EPERM"},
+		{"call=setns", "EPERM"},
+		{"call=chroot", "EPERM"},
+		{"call=bpf", "EPERM"},
+		{"call=io_uring", "EPERM"},
+		{"call=clone_ns", "EPERM"},
+		{"call=raw", "EPERM"},
+		{"call=packet", "EPERM"},
+		{"call=mptcp", "EPERM"},
+		{"call=vsock", "EPERM"},
+		{"call=netfilter", "EPERM"},
+		{"call=persona", "EPERM"},
+		{"call=keyctl", "EPERM"},
+		{"call=setuid", "EPERM"},
+		{"call=clone3", "ENOSYS"},
+		{"call=unknown", "ENOSYS"},
+		{"userns", "EPERM"},
+		{"status=CapInh,CapPrm,CapEff,CapBnd,CapAmb,NoNewPrivs,Seccomp,Groups", "ok Groups= CapInh=0000000000000000 CapPrm=0000000000000000 CapEff=0000000000000000 CapBnd=0000000000000000 CapAmb=0000000000000000 NoNewPrivs=1 Seccomp=2"},
+	}
+	ln, err := net.Listen("unix", "@clawbox-sandbox-test") // reachable only across namespaces
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	args := []string{"pids", "fds", "mounts"}
+	for _, x := range tests {
+		args = append(args, x.try)
+	}
+	box, out := b.start(Spec{Policy: p}, args...)
+	if code, why := box.Wait(); code != 0 {
+		t.Fatalf("status %d, %s; output:\n%s", code, why, out)
+	}
+	got := answers(out.String())
+	for _, x := range tests {
+		if x.want != "" && got[x.try] != x.want {
+			t.Errorf("%s: got %q, want %q", x.try, got[x.try], x.want)
+		}
+	}
+	if l := got["read=/proc/self/cgroup"]; !strings.HasPrefix(l, "ok ") || strings.Contains(l, "..") || strings.Contains(l, b.l.parent) {
+		t.Errorf("cgroups show the host's: %s", l)
+	}
+	if l := strings.Fields(got["pids"]); len(l) != 2 || !strings.HasSuffix(l[1], ":probe") {
+		t.Errorf("processes in sight: %q, want only itself", got["pids"])
+	}
+	for _, f := range strings.Fields(got["fds"]) {
+		_, to, _ := strings.Cut(f, "->")
+		if to != "" && !strings.HasPrefix(to, "pipe:") && !strings.HasPrefix(to, "anon_inode:[event") {
+			t.Errorf("descriptor %s is open in the sandbox", f)
+		}
+	}
+	if strings.Contains(got["mounts"], b.state) {
+		t.Errorf("mount table shows the host's state directory: %s", got["mounts"])
+	}
+	if n := box.Notes(); len(n) != 1 || !strings.Contains(n[0], "/usr/share/absent") {
+		t.Errorf("notes: %q, want one about /usr/share/absent", n)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(b.l.Files("agent", "/workspace")+"/f", &st); err != nil || int(st.Uid) != box.UID() {
+		t.Errorf("file written in /workspace: uid %d, %v; want uid %d", st.Uid, err, box.UID())
+	}
+}
+
+// TestStrict: spawn false leaves threads and takes processes.
+func TestStrict(t *testing.T) {
+	b := newBench(t)
+	p := policy()
+	p.Process.Spawn, p.Process.Seccomp = false, "default" // the tighter word wins
+	got, code, _ := b.run(Spec{Policy: p}, "exec=/bin/probe print=x", "sleep=0.01", "call=tcp", "links")
+	if code != 0 || got["exec=/bin/probe print=x"] != "EPERM" || got["call=tcp"] != "ok" || got["links"] == "ok lo:loopback" {
+		t.Errorf("status %d, %v", code, got)
+	}
+}
