@@ -435,3 +435,57 @@ func TestModelPack(t *testing.T) {
 		}
 	}
 }
+
+// resign changes the release that was built, and signs it again: what a
+// trusted but careless builder could do.
+func (s *site) resign(t *testing.T, change func(*manifest.Release)) {
+	t.Helper()
+	path := filepath.Join(s.opt.Out, topDir, noteFile)
+	r, _, err := manifest.Unverified(read(t, path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	change(&r)
+	note, err := manifest.Sign(r, s.opt.Signers...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, path, note)
+}
+
+// TestCarelessBuilder: a signature over a wrong part sum, or over an item that
+// is not whole, is no way past the reader.
+func TestCarelessBuilder(t *testing.T) {
+	s := newSite(t)
+	s.mustBuild(t)
+	s.resign(t, func(r *manifest.Release) { r.Parts[1].SHA256[0] ^= 1 })
+	m, err := OpenMedia(s.trust, s.opt.Out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Verify(t.Context(), nil); !errors.Is(err, manifest.ErrTampered) || !strings.Contains(err.Error(), "part-0002: got sha256") {
+		t.Errorf("wrong part sum: %v", err)
+	}
+	s.mustBuild(t)
+	s.resign(t, func(r *manifest.Release) { // an image whose root is the layer of a file
+		it := &r.Items[1]
+		m, err := OpenMedia(s.trust, s.opt.Out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, b := range m.index.Blobs {
+			if b.Size > 1000 && b.Size < 1<<20 {
+				it.Descriptor.Digest, it.Descriptor.Size, it.TotalSize = b.Digest, b.Size, b.Size
+				return
+			}
+		}
+	})
+	if m, err = OpenMedia(s.trust, s.opt.Out); err != nil {
+		t.Fatal(err)
+	}
+	st := newStore(t)
+	if err := m.Load(t.Context(), st, nil); err == nil || !strings.Contains(err.Error(), "item app") {
+		t.Errorf("an item that is no manifest: %v", err)
+	}
+	sound(t, st, 0)
+}
