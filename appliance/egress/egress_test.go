@@ -346,6 +346,7 @@ func TestSameHost(t *testing.T) {
 		"http port":        {"a.example:80", fmt.Sprintf(get, "A.example:80"), ""},
 		"http other":       {"a.example:80", fmt.Sprintf(get, "b.example"), "net.host_mismatch"},
 		"http none":        {"a.example:80", "GET / HTTP/1.0\r\n\r\n", "net.host_mismatch"},
+		"http two first":   {"a.example:80", "GET / HTTP/1.1\r\nHost: b.example\r\nHost: a.example\r\n\r\n", "net.host_mismatch"},
 		"http two":         {"a.example:80", "GET / HTTP/1.1\r\nHost: a.example\r\nHost: b.example\r\n\r\n", "net.host_mismatch"},
 		"http space":       {"a.example:80", "GET / HTTP/1.1\r\nHost : b.example\r\nHost: a.example\r\n\r\n", "net.host_mismatch"},
 		"http folded":      {"a.example:80", "GET / HTTP/1.1\r\nHost: a.example\r\n b.example\r\n\r\n", "net.host_mismatch"},

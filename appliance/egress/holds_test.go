@@ -321,6 +321,25 @@ func TestReload(t *testing.T) {
 	}
 }
 
+// A policy that changes between the decision and the connection counts too.
+func TestReloadWhileDialling(t *testing.T) {
+	var l *lab
+	l = newLab(t, steered(steer(t)), func(c *Config, _ *HoldsConfig) {
+		dial := c.Dial
+		c.Dial = func(ctx context.Context, n, a string) (net.Conn, error) {
+			l.network(policies.Network{Default: policies.Deny})
+			l.proxy.Recheck("a1")
+			return dial(ctx, n, a)
+		}
+	})
+	l.network(allow(rule("a.example", 7000)))
+	c := l.connect("tcp", "a.example:7000")
+	if err := cut(t, c); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("got %v, want a reset", err)
+	}
+	eventually(t, "a record", func() bool { return contains(l.book.reasons(ledger.KindConnect), "denied net.policy_changed") })
+}
+
 func hosts(l *lab) (out []string) {
 	for _, p := range l.holds.List() {
 		out = append(out, p.Host)

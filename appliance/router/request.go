@@ -163,7 +163,7 @@ var fetchKeys = []string{"url", "image_url", "file_url", "server_url", "audio_ur
 // remote refuses what would make an upstream outside the host act for the agent.
 func (r *request) remote() (err *refusal) {
 	for _, f := range r.fields {
-		if slices.Contains(hostedKeys, f.key) && string(r.body[f.start:f.end]) != "null" {
+		if folded(hostedKeys, f.key) && string(r.body[f.start:f.end]) != "null" {
 			return refuse(http.StatusForbidden, "infer.hosted_tool", "%q lets the upstream reach the network for the agent; remove it", f.key)
 		}
 	}
@@ -173,13 +173,18 @@ func (r *request) remote() (err *refusal) {
 		}
 		s := decode(t.lit)
 		switch {
-		case t.top == "tools" && t.key == "type" && t.depth == 3 && !clientTool(string(s)):
+		case strings.EqualFold(t.top, "tools") && strings.EqualFold(t.key, "type") && t.depth == 3 && !clientTool(string(s)):
 			err = refuse(http.StatusForbidden, "infer.hosted_tool", "tool type %.64q runs at the upstream, outside this policy; want a function tool", s)
-		case slices.Contains(fetchKeys, t.key) && remoteURL(s):
+		case folded(fetchKeys, t.key) && remoteURL(s):
 			err = refuse(http.StatusForbidden, "infer.remote_url", "%q names a remote address that the upstream would fetch; send the content as a data: URL", t.key)
 		}
 	})
 	return err
+}
+
+// folded says whether list has s in any case: some decoders fold it.
+func folded(list []string, s string) bool {
+	return slices.ContainsFunc(list, func(x string) bool { return strings.EqualFold(x, s) })
 }
 
 func clientTool(s string) bool {

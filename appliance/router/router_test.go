@@ -233,6 +233,8 @@ func TestRefusals(t *testing.T) {
 		"sensitive key":   {body: `{"model":"far","m":{"alice@corp.example.org":1}}`, status: 403, code: "infer.sensitive"},
 		"remote image":    {body: `{"model":"far","messages":[{"content":[{"image_url":{"url":"HTTPS://x/?data"}}]}]}`, status: 403, code: "infer.remote_url"},
 		"hosted tool":     {body: `{"model":"far","tools":[{"type":"web_search"}]}`, status: 403, code: "infer.hosted_tool"},
+		"hosted folded":   {body: `{"model":"far","Tools":[{"Type":"web_search"}]}`, status: 403, code: "infer.hosted_tool"},
+		"any key folded":  {body: `{"model":"near","stream_options":{},"Stream_Options":{}}`, status: 400, code: "infer.json"},
 		"hosted MCP":      {body: `{"model":"far","mcp_servers":[{}]}`, status: 403, code: "infer.hosted_tool"},
 		"anthropic":       {path: "/v1/messages", body: chat("other", "x"), status: 403, code: "infer.unlisted"},
 	} {
@@ -376,9 +378,20 @@ func TestBudgetConcurrent(t *testing.T) {
 	}
 	got := map[int]int{}
 	for range 7 {
-		got[<-codes]++
+		select {
+		case st := <-codes:
+			got[st]++
+		case <-time.After(10 * time.Second):
+			t.Error("more than three calls are on their way")
+		}
+		if t.Failed() {
+			break
+		}
 	}
 	close(release)
+	if t.Failed() {
+		return
+	}
 	for range 3 {
 		got[<-codes]++
 	}
