@@ -61,6 +61,7 @@ func forbidden(a netip.Addr) string {
 	return ""
 }
 
+// private says whether a is in a range that sites use inside.
 func private(a netip.Addr) bool {
 	for _, n := range inside {
 		if n.Contains(a.Unmap()) {

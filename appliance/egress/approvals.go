@@ -110,6 +110,7 @@ func (h *Holds) save(change func(map[standing]Approval)) error {
 	return nil
 }
 
+// sorted gives the file one order, so that equal approvals are equal bytes.
 func sorted(m map[standing]Approval) []Approval {
 	return slices.SortedFunc(maps.Values(m), func(a, b Approval) int {
 		return strings.Compare(fmt.Sprint(a.Agent, "\x00", a.Policy, "\x00", a.Host, "\x00", a.Port), fmt.Sprint(b.Agent, "\x00", b.Policy, "\x00", b.Host, "\x00", b.Port))

@@ -78,6 +78,8 @@ func (b *box) start() {
 	}
 }
 
+// accept takes a slot before a connection, so that the kernel queues what is
+// beyond the limit.
 func (b *box) accept(l *net.TCPListener) {
 	for {
 		select {
@@ -126,6 +128,8 @@ func (b *box) Close() error {
 	return errors.Join(errs...)
 }
 
+// closeSockets stops what comes in first, and then what is open. Steering goes
+// first of all: without its listener the kernel would fall through to none.
 func (b *box) closeSockets() (errs []error) {
 	if b.steer != nil {
 		errs = append(errs, b.steer.Close())
@@ -171,6 +175,7 @@ func (b *box) changes() <-chan struct{} {
 	return b.changed
 }
 
+// recheck wakes what is held, which decides again, and judges what is open.
 func (b *box) recheck() {
 	b.mu.Lock()
 	close(b.changed)

@@ -160,10 +160,12 @@ func (c *conn) decide() *refusal {
 	}
 }
 
+// policy asks the policy of this moment.
 func (c *conn) policy() policies.Decision {
 	return c.box.agent.Policy().Decide(policies.Request{Action: policies.Connect, Host: c.host, Port: c.port})
 }
 
+// denied puts the policy's answer in words for the client.
 func (c *conn) denied(d policies.Decision) *refusal {
 	r := refuse(d.Reason, "ask the operator to allow it: "+c.change(), "the policy does not allow %s port %d", c.host, c.port)
 	if d.Reason == policies.ReasonDenied {
@@ -242,6 +244,8 @@ func (c *conn) abort() {
 	}
 }
 
+// reset closes c so that the other end sees a reset, not an orderly end: what
+// was refused must not look complete.
 func reset(c net.Conn) {
 	if t, ok := c.(*net.TCPConn); ok {
 		_ = t.SetLinger(0)

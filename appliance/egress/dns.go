@@ -52,6 +52,8 @@ func (b *box) answer(q []byte) []byte {
 	return reply(h, qs, code, addr)
 }
 
+// reply packs an answer; a is its one address, if valid. Records of authority
+// are left out: negative answers are then not cached, and a reload counts at once.
 func reply(h dnsmessage.Header, qs []dnsmessage.Question, code dnsmessage.RCode, a netip.Addr) []byte {
 	m := dnsmessage.Message{Questions: qs, Header: dnsmessage.Header{
 		ID: h.ID, Response: true, OpCode: h.OpCode, RecursionDesired: h.RecursionDesired, RecursionAvailable: true, RCode: code,

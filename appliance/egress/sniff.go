@@ -183,6 +183,8 @@ func (c *conn) same(s seen) *refusal {
 	return nil
 }
 
+// match compares got with the connection's name after normalizing it, as the
+// policy did with the name.
 func (c *conn) match(reason, what, got string, bad error) *refusal {
 	name, err := policies.NormalizeHost(got)
 	if bad == nil && err == nil && name == c.host {

@@ -105,6 +105,7 @@ func at(s []byte, i int, k uint8) (hit, bool) {
 	return hit{c, from, to}, to > from
 }
 
+// numberAt tries what begins with a digit.
 func numberAt(s []byte, i int) (class, int, int) {
 	if i >= 2 && s[i-1] == '.' && bytesAre[s[i-2]]&isDigit != 0 {
 		return "", 0, 0 // the fraction of a decimal number
@@ -164,6 +165,8 @@ func cardAt(s []byte, i int) int {
 	return 0
 }
 
+// cardLengths is how long a number with these first digits can be; nil means
+// that nobody issues such numbers, which keeps order and part numbers out.
 func cardLengths(d []byte) []int {
 	for _, x := range issuers {
 		v := 0
@@ -177,6 +180,8 @@ func cardLengths(d []byte) []int {
 	return nil
 }
 
+// luhn is the check of ISO/IEC 7812-1: every second digit from the right is
+// doubled, digits of the products are added, the sum ends in 0.
 func luhn(d []byte) bool {
 	sum := 0
 	for i, c := range d {

@@ -98,6 +98,7 @@ func alnum(c byte) bool      { return bytesAre[c]&isAlnum != 0 }
 func word(c byte) bool       { return alnum(c) || c == '-' || c == '_' }
 func jwt(c byte) bool        { return word(c) || c == '.' }
 
+// tokenAt returns the end of a credential that begins at i, or 0.
 func tokenAt(s []byte, i int) int {
 	for _, m := range marks[s[i]] {
 		if len(s)-i < len(m.prefix)+m.least || string(s[i:i+len(m.prefix)]) != m.prefix {

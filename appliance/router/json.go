@@ -58,6 +58,7 @@ func walk(b []byte, f func(text)) {
 	}
 }
 
+// nearest skips arrays, which have no key of their own.
 func nearest(keys []string) string {
 	for i := len(keys) - 1; i >= 0; i-- {
 		if keys[i] != "" {
@@ -146,6 +147,7 @@ func decode(lit []byte) []byte {
 	return append(out, in...)
 }
 
+// plain is what a backslash and c stand for.
 func plain(c byte) byte {
 	if i := strings.IndexByte("bfnrt", c); i >= 0 {
 		return "\b\f\n\r\t"[i]

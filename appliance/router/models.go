@@ -47,6 +47,7 @@ func (h *handler) models(w http.ResponseWriter, q *http.Request) {
 	}
 }
 
+// answer writes the list, or the one model asked for.
 func answer(w http.ResponseWriter, ms []model, id string) *refusal {
 	var out any = map[string]any{"object": "list", "data": ms}
 	if id != "" {

@@ -94,6 +94,7 @@ func rewrite(b []byte, depth int, f func([]byte) []byte) []byte {
 	return append(out, b[last:]...)
 }
 
+// holdsJSON says whether a string is worth entering: only escapes hide anything.
 func holdsJSON(s []byte) bool {
 	return len(s) > 1 && (s[0] == '{' || s[0] == '[') && bytes.IndexByte(s, '\\') >= 0 && json.Valid(s)
 }

@@ -115,6 +115,7 @@ func (r *request) read() *refusal {
 	return nil
 }
 
+// modelName keeps names out that a log or a terminal could be tricked with.
 func modelName(s string) bool {
 	return s != "" && len(s) <= 256 && !strings.ContainsFunc(s, func(c rune) bool {
 		return !unicode.IsPrint(c) || c == unicode.ReplacementChar
@@ -194,6 +195,7 @@ func clientTool(s string) bool {
 	})
 }
 
+// remoteURL is closed: whatever is not inline data counts as remote.
 func remoteURL(s []byte) bool {
 	t := strings.ToLower(strings.TrimSpace(string(s[:min(len(s), 64)])))
 	return t != "" && !strings.HasPrefix(t, "data:")

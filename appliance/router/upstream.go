@@ -24,6 +24,8 @@ type upstream struct {
 // localName is the upstream that always counts as inside the host.
 const localName = "local"
 
+// upstreams checks the configuration. Plain http is for inside the site only:
+// prompts and the credential would travel readable.
 func upstreams(in map[string]config.Upstream) (map[string]upstream, error) {
 	out := map[string]upstream{}
 	for name, u := range in {
@@ -101,6 +103,7 @@ var (
 	responseHeaders = []string{"Content-Type", "Cache-Control", "Retry-After", "X-Request-Id", "Request-Id"}
 )
 
+// pass copies the named headers.
 func pass(to, from http.Header, names []string) {
 	for _, n := range names {
 		if v := from.Values(n); len(v) > 0 {
