@@ -86,7 +86,9 @@ func initBox([]string) (int, error) {
 	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
 		return 0, fmt.Errorf("cgroup namespace: %w", err)
 	}
-	unix.Umask(0o022)
+	if err := leaveDaemon(); err != nil {
+		return 0, err
+	}
 	if err := build(&r); err != nil {
 		return 0, fmt.Errorf("mount: %w", err)
 	}
@@ -103,6 +105,21 @@ func initBox([]string) (int, error) {
 		return 0, err
 	}
 	return 0, reexec(self, "supervise", strconv.Itoa(pid))
+}
+
+// leaveDaemon gives up what a process inherits from the daemon and no
+// namespace covers: its session keyring, and its place in the order in which
+// the kernel ends processes when the host runs out of memory.
+func leaveDaemon() error {
+	// 0 instead of a name: a new, nameless keyring.
+	if _, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0); err != nil && !errors.Is(err, unix.ENOSYS) {
+		return fmt.Errorf("session keyring: %w", err)
+	}
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("500"), 0); err != nil {
+		return fmt.Errorf("oom score: %w", err)
+	}
+	unix.Umask(0o022)
+	return nil
 }
 
 // openSelf opens the launcher's file at a descriptor that no hand-over uses.
@@ -220,6 +237,9 @@ func join([]string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	if err := leaveDaemon(); err != nil {
+		return 0, err
+	}
 	// Threads share their root and directory, and a mount namespace can be
 	// entered only by one that does not.
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
@@ -232,7 +252,6 @@ func join([]string) (int, error) {
 	if err := unix.Chdir("/"); err != nil {
 		return 0, err
 	}
-	unix.Umask(0o022)
 	pid, err := spawn(self)
 	if err != nil {
 		return 0, err

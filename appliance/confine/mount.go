@@ -190,7 +190,7 @@ func mountDev(shm int64) error {
 			return err
 		}
 	}
-	if err := unix.Mount("devpts", "dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,max=64"); err != nil {
+	if err := unix.Mount("devpts", "dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0600,max=64"); err != nil {
 		return err
 	}
 	if err := mountTmp("dev/shm", shm); err != nil {

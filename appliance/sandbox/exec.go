@@ -215,7 +215,7 @@ func (b *Box) terminal(cmd *exec.Cmd, e ExecSpec, st *streams) error {
 		return err
 	}
 	st.last = append(st.last, func() { m.Close() })
-	s, err := peer(m, b.uid)
+	s, err := peer(m)
 	if err != nil {
 		return fmt.Errorf("terminal: %w", err)
 	}
@@ -242,8 +242,10 @@ func plainOr(w io.Writer) io.Writer {
 }
 
 // peer unlocks a terminal and opens its other side by descriptor, which no
-// path in the sandbox can divert.
-func peer(m *os.File, uid int) (*os.File, error) {
+// path in the sandbox can divert. The other side stays root's: the agent has
+// the same user id as the operator's program, and must not be able to open
+// the operator's terminal. /dev/tty and the open descriptors need no owner.
+func peer(m *os.File) (*os.File, error) {
 	rc, err := m.SyscallConn()
 	if err != nil {
 		return nil, err
@@ -263,12 +265,7 @@ func peer(m *os.File, uid int) (*os.File, error) {
 	if err = errors.Join(err, e); err != nil {
 		return nil, err
 	}
-	s := os.NewFile(fd, "terminal")
-	if err := s.Chown(uid, uid); err != nil {
-		s.Close()
-		return nil, err
-	}
-	return s, nil
+	return os.NewFile(fd, "terminal"), nil
 }
 
 func resize(m *os.File, sizes <-chan Size, stop <-chan struct{}) {

@@ -72,8 +72,10 @@ func (c *channel) answer(ctx context.Context) (string, error) {
 	switch {
 	case errors.Is(err, io.EOF) && line == "":
 		return "", nil
+	case err != nil && ctx.Err() != nil:
+		return "", ctx.Err()
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return "", errors.Join(fmt.Errorf("launcher gave no answer within %v", patience), ctx.Err())
+		return "", fmt.Errorf("launcher gave no answer within %v", patience)
 	}
 	return line, err
 }

@@ -164,7 +164,7 @@ func (u unpacker) entry(h *tar.Header, r io.Reader) error {
 	}
 	dir, base := path.Split(name)
 	dir = path.Clean(dir) // "" becomes "."
-	if err := u.root.MkdirAll(dir, 0o755); err != nil {
+	if err := u.mkdirs(dir); err != nil {
 		return err
 	}
 	switch {
@@ -221,10 +221,24 @@ func (u unpacker) mkdir(name string) error {
 			return err
 		}
 	}
-	if err := u.root.MkdirAll(name, 0o755); err != nil {
-		return err
+	return u.mkdirs(name)
+}
+
+// mkdirs makes name and what is missing above it, whatever the daemon's umask.
+func (u unpacker) mkdirs(name string) error {
+	for i := range len(name) + 1 {
+		if i < len(name) && name[i] != '/' {
+			continue
+		}
+		err := u.root.Mkdir(name[:i], 0o755)
+		if err == nil {
+			err = u.root.Chmod(name[:i], 0o755)
+		}
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
 	}
-	return u.root.Chmod(name, 0o755)
+	return nil
 }
 
 func (u unpacker) file(name string, h *tar.Header, r io.Reader) error {

@@ -36,7 +36,21 @@ func makeSkeleton(dir string, img Image, uid int, home string, writes []string) 
 			return err
 		}
 	}
-	return nil
+	return readable(dir)
+}
+
+// readable undoes the daemon's umask: these directories become the agent's
+// view of / and /etc.
+func readable(dir string) error {
+	return filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir():
+			return os.Chmod(p, 0o755)
+		}
+		return os.Chmod(p, 0o644)
+	})
 }
 
 // noLinks refuses a mount point below a symbolic link of the image: the
