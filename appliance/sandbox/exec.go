@@ -71,6 +71,7 @@ func (b *Box) exec(ctx context.Context, e ExecSpec) (int, error) {
 	child, err := b.admit(ctx, p, s)
 	if err != nil {
 		p.signal(unix.SIGKILL)
+		p.hangUp() // a child that still waits for its Spec ends
 		<-p.done
 		return confine.ExitFailed, err
 	}

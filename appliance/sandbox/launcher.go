@@ -170,6 +170,11 @@ func (p *launcher) close() {
 		unix.Close(p.pidfd)
 		p.pidfd = -1
 	}
+	p.hangUp()
+}
+
+// hangUp closes both channels, more than once if need be.
+func (p *launcher) hangUp() {
 	for _, c := range []*channel{p.control, p.spec} {
 		if c != nil {
 			c.Close()
