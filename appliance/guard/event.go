@@ -11,7 +11,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 )
 
@@ -21,7 +20,8 @@ type Kind string
 // The kinds of events.
 const (
 	Exec    Kind = "exec"    // a program was loaded, and killed if Killed
-	Refused Kind = "refused" // a system call failed with EACCES, EPERM, EROFS or ENOENT
+	Refused Kind = "refused" // a system call failed with EACCES, EPERM, EROFS, ENOENT or ESRCH
+	Opened  Kind = "opened"  // a file was opened, see Scope.AuditOpens
 )
 
 // Event is one thing that happened in a scope.
@@ -37,24 +37,54 @@ type Event struct {
 	Comm   string // the kernel's 15-byte name; the process can choose it
 	Parent string // the same of its parent
 
-	// Exec: the name as it was given. Refused: the path argument, read after
-	// the call and so a hint; empty when it could not be read.
+	// Exec: the name as it was given. Refused and Opened: the path argument, read
+	// after the call and so a hint; empty when it could not be read.
 	Path string
 	Dir  string // what a relative Path was relative to, read later still: a hint, may be empty
 
+	// Exec and Opened. Of an opened file it is what the descriptor leads to
+	// before the caller learns its number; empty where another thread has
+	// guessed the number and closed it already.
+	File  string // base name of the file that was really loaded or opened: an interpreter, a link's target
+	Inode Inode  // its identity
+
 	// Exec only.
-	File   string // base name of the file that was really loaded: an interpreter, a link's target
-	Inode  Inode  // its identity
-	Killed bool   // it was not listed; if Errno is set too, killing FAILED and it runs
+	Killed bool // it was not listed; if Errno is set too, killing FAILED and it runs
+
+	// Opened only.
+	Access Access
+
+	// Refused and Opened.
+	Syscall string    // its name, or "foreign:NR" for another architecture's
+	Args    [6]uint64 // numbers of processes are those of the caller's pid namespace
 
 	// Refused only.
-	Syscall string // its name, or "foreign:NR" for another architecture's
-	Args    [6]uint64
 	Path2   string // second path argument (rename, link)
 	Addr    string // socket address argument: "10.0.0.1:80", "unix:/run/x", "unix:@name"
 	Skipped uint64 // refusals of this scope left out since its last event
 
 	Errno syscall.Errno
+}
+
+// Access is what an open descriptor allows.
+type Access string
+
+// What a descriptor allows.
+const (
+	ReadOnly  Access = "read"
+	WriteOnly Access = "write"
+	ReadWrite Access = "read-write"
+	PathOnly  Access = "path" // O_PATH: to name the file in other calls, not its content
+)
+
+// access reads file.f_mode: FMODE_READ, FMODE_WRITE and FMODE_PATH of
+// linux/fs.h. Empty is a descriptor for ioctl alone (open flags 3).
+func access(mode uint32) Access {
+	const path = 1 << 14
+	if mode&path != 0 {
+		return PathOnly
+	}
+	return [...]Access{"", ReadOnly, WriteOnly, ReadWrite}[mode&3]
 }
 
 // Bits of head.flags in witness.c.
@@ -67,40 +97,8 @@ const (
 const (
 	kindExec    = 1
 	kindRefused = 2
+	kindOpened  = 3
 )
-
-// pause is how long a reader that has caught up lets events gather. The kernel
-// wakes it for the first event after an idle time and, while it pauses, for
-// none: a wake-up per event made an exec 20 µs dearer.
-const pause = 5 * time.Millisecond
-
-// follow copies one ring to the stream until the ring is closed. It blocks
-// while the stream is full; the kernel then kills what it can't report.
-func (g *Guard) follow(r *ringbuf.Reader) {
-	var rec ringbuf.Record
-	for {
-		if err := r.ReadInto(&rec); err != nil {
-			return // only os.ErrClosed: no deadline is set
-		}
-		e, err := g.decode(rec.RawSample)
-		if err != nil {
-			panic("guard: object and package do not match, run go generate: " + err.Error())
-		}
-		select {
-		case g.events <- e:
-		case <-g.done:
-			return
-		}
-		if rec.Remaining > 0 {
-			continue
-		}
-		select {
-		case <-time.After(pause):
-		case <-g.done:
-			return
-		}
-	}
-}
 
 func (g *Guard) decode(b []byte) (Event, error) {
 	var h witnessHead
@@ -116,25 +114,34 @@ func (g *Guard) decode(b []byte) (Event, error) {
 	e := Event{
 		Time: wall(h.BootNs), Scope: g.name(h.Cgroup),
 		PID: int(h.Pid), PPID: int(h.Ppid), UID: int(h.Uid), Comm: text16(h.Comm), Parent: text16(h.Parent),
-		Errno: syscall.Errno(-h.Ret), Skipped: h.Skipped,
 	}
 	switch h.Kind {
 	case kindExec:
-		e.Kind, e.Path, e.File = Exec, zstring(one), zstring(two)
-		e.Inode = Inode{Dev: userDev(h.Dev), Ino: h.Ino}
-		e.Killed = h.Flags&flagKilled != 0
+		e.Kind, e.Path = Exec, zstring(one)
 		e.Dir = dirHint(e.PID, e.Path, unix.AT_FDCWD)
+		e.Killed, e.Errno = h.Flags&flagKilled != 0, syscall.Errno(-h.Ret)
+		e.file(&h, two)
 	case kindRefused:
-		e.Kind, e.Args = Refused, [6]uint64(h.Args[:6])
-		e.refusal(h, one, two)
+		e.Kind, e.Errno, e.Skipped = Refused, syscall.Errno(-h.Ret), h.Skipped
+		e.call(&h, one, two)
+	case kindOpened:
+		e.Kind, e.Access = Opened, access(h.Mode)
+		e.call(&h, one, nil)
+		e.file(&h, two)
 	default:
 		return Event{}, fmt.Errorf("event kind %d", h.Kind)
 	}
 	return e, nil
 }
 
-// refusal fills in what depends on the system call.
-func (e *Event) refusal(h witnessHead, one, two []byte) {
+// file fills in what was really loaded or opened.
+func (e *Event) file(h *witnessHead, name []byte) {
+	e.File, e.Inode = zstring(name), Inode{Dev: userDev(h.Dev), Ino: h.Ino}
+}
+
+// call fills in what depends on the system call.
+func (e *Event) call(h *witnessHead, one, two []byte) {
+	e.Args = [6]uint64(h.Args[:6])
 	c := calls[int(h.Nr)]
 	if h.Flags&flagForeign != 0 {
 		e.Syscall = "foreign:" + strconv.Itoa(int(h.Nr))

@@ -51,10 +51,10 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"github.com/cilium/ebpf/ringbuf"
 	"github.com/cilium/ebpf/rlimit"
 )
 
@@ -76,23 +76,29 @@ var ErrUnavailable = errors.New("no BPF enforcement on this host")
 // refusalsPerSecond bounds what one scope can put into the ring.
 const refusalsPerSecond = 1000
 
-// execRing is the size of the ring of execs in bytes, some 6000 events: the
-// time that the record may take before execs are killed for want of it.
-var execRing uint32 = 1 << 20
+// Sizes of the rings in bytes, some 6000 execs and 40,000 opens: the time that
+// the record may take before processes are killed for want of it.
+var (
+	execRing uint32 = 1 << 20
+	openRing uint32 = 8 << 20
+)
 
 // Guard holds the loaded programs. Its methods are safe for concurrent use.
 type Guard struct {
 	tier   Tier
 	why    string
 	events chan Event
-	done   chan struct{}
+	done   chan struct{} // closed when nobody receives any more
 
 	// Set by open, then read only.
-	objs  witnessObjects
-	mount mount // the cgroup v2 hierarchy
-	exec  link.Link
-	rings []*ringbuf.Reader
-	read  sync.WaitGroup
+	objs   witnessObjects
+	mount  mount // the cgroup v2 hierarchy
+	exec   link.Link
+	queues []*queue
+	read   sync.WaitGroup
+
+	sent, dropped atomic.Int64 // events that went into the stream, or could not
+	detached      atomic.Bool  // nothing new comes into the rings
 
 	mu         sync.Mutex // guards the rest
 	exit       link.Link  // attached while a scope is watched: it costs the whole host
@@ -155,6 +161,7 @@ func open() (*Guard, error) {
 		return nil, err
 	}
 	spec.Maps[witnessMapExecs].MaxEntries = execRing
+	spec.Maps[witnessMapOpens].MaxEntries = openRing
 	if err := spec.LoadAndAssign(&g.objs, nil); err != nil {
 		return nil, fmt.Errorf("load BPF programs: %w", err)
 	}
@@ -177,13 +184,13 @@ func (g *Guard) attach() error {
 		return fmt.Errorf("attach to sched_process_exec: %w", err)
 	}
 	g.exec = l
-	for _, m := range []*ebpf.Map{g.objs.Execs, g.objs.Refusals} {
-		r, err := ringbuf.NewReader(m)
+	for _, m := range []*ebpf.Map{g.objs.Execs, g.objs.Refusals, g.objs.Opens} {
+		q, err := newQueue(m)
 		if err != nil {
 			return fmt.Errorf("open event ring: %w", err)
 		}
-		g.rings = append(g.rings, r)
-		g.read.Go(func() { g.follow(r) })
+		g.queues = append(g.queues, q)
+		g.read.Go(func() { g.follow(q) })
 	}
 	return nil
 }
@@ -194,21 +201,32 @@ func attachTracepoint(p *ebpf.Program) (link.Link, error) {
 
 // Lost counts what happened in a scope and is missing from the stream: no room
 // in a ring, a program run that the kernel skipped, or refusals above the rate
-// limit that no later event told of. An exec that found no room was killed. A
-// skipped run would be an exec that nobody looked at: the kernel skips a program
-// that interrupts itself on one CPU, which tracepoints on the kernels tried so
-// far (6.1, 6.18) rule out by keeping preemption off. So tell of any increase.
+// limit that no later event told of. Whoever executed or opened a file that
+// found no room was killed. A skipped run would be an exec or open that nobody
+// looked at: the kernel skips a program that interrupts itself on one CPU, which
+// tracepoints on the kernels tried so far (6.1, 6.18) rule out by keeping
+// preemption off. So tell of any increase. After Close it is the final number.
 func (g *Guard) Lost() uint64 {
 	if g.tier == TierNone {
 		return 0
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	var execs, refusals uint64
-	if g.closed || g.objs.LostExecs.Get(&execs) != nil || g.objs.LostRefusals.Get(&refusals) != nil {
-		return g.unreported
+	return g.lost() + uint64(g.dropped.Load())
+}
+
+// lost is called with g.mu held.
+func (g *Guard) lost() uint64 {
+	n := g.unreported
+	if g.closed {
+		return n
 	}
-	n := execs + refusals + g.unreported
+	for _, v := range []*ebpf.Variable{g.objs.LostExecs, g.objs.LostRefusals, g.objs.LostOpens} {
+		var l uint64
+		if v.Get(&l) == nil {
+			n += l
+		}
+	}
 	for _, p := range []*ebpf.Program{g.objs.OnExec, g.objs.OnExit} {
 		if st, err := p.Stats(); err == nil {
 			n += st.RecursionMisses
@@ -217,31 +235,46 @@ func (g *Guard) Lost() uint64 {
 	return n
 }
 
-// Close ends all enforcement and the stream of events.
+// Close ends all enforcement and the stream of events. What happened before is
+// delivered first: receive from Events until it is closed. If nothing was
+// received for two seconds, the rest is given up, counted by Lost and reported
+// as an error.
 func (g *Guard) Close() error {
 	g.mu.Lock()
 	if g.closed {
 		g.mu.Unlock()
 		return nil
 	}
-	g.closed = true
-	close(g.done)
+	errs := []error{g.unhook()}
+	g.mu.Unlock()
+	g.drain()
+	for _, q := range g.queues {
+		errs = append(errs, q.r.Close())
+	}
+	close(g.events)
+	if n := g.dropped.Load(); n > 0 {
+		errs = append(errs, fmt.Errorf("guard: nobody received from Events for %v: %d events are lost", patience, n))
+	}
+	if g.tier != TierNone {
+		errs = append(errs, g.objs.Close())
+	}
+	drop(g)
+	return errors.Join(errs...)
+}
+
+// unhook detaches all programs and keeps the last count of what was lost; g.mu
+// is held.
+func (g *Guard) unhook() error {
 	var errs []error
 	for _, l := range []link.Link{g.exit, g.exec} {
 		if l != nil {
 			errs = append(errs, l.Close())
 		}
 	}
-	g.mu.Unlock()
-	for _, r := range g.rings {
-		errs = append(errs, r.Close())
+	if g.objs.LostExecs != nil { // something was loaded
+		g.unreported = g.lost()
 	}
-	g.read.Wait()
-	close(g.events)
-	if g.tier != TierNone {
-		errs = append(errs, g.objs.Close())
-	}
-	drop(g)
+	g.closed = true
 	return errors.Join(errs...)
 }
 

@@ -17,8 +17,11 @@ import (
 // selfTestDeadline is generous: a healthy host needs milliseconds.
 var selfTestDeadline = 10 * time.Second
 
-// missingName is opened by the probe, to see that refusals are reported.
-const missingName = "/clawbox-guard-self-test/does-not-exist"
+// Probes open these, to see that refusals and opened files are reported.
+const (
+	missingName = "/clawbox-guard-self-test/does-not-exist"
+	openedName  = "/"
+)
 
 // selfTest provokes what the guard is for. Programs that load and attach
 // without enforcing anything have been seen; only a denial proves.
@@ -28,35 +31,56 @@ func (g *Guard) selfTest() error {
 		return fmt.Errorf("make a cgroup: %w", err)
 	}
 	defer removeCgroup(dir)
-	var probes [2]*os.File // listed, unlisted
-	for i := range probes {
-		if probes[i], err = place(probe(missingName, unix.O_RDONLY)); err != nil {
+	ps := probes{dir: dir}
+	defer ps.close()
+	for _, p := range []struct {
+		f    **os.File
+		path string
+	}{{&ps.unlisted, missingName}, {&ps.refused, missingName}, {&ps.opens, openedName}} {
+		if *p.f, err = place(probe(p.path, unix.O_RDONLY)); err != nil {
 			return err
 		}
-		defer probes[i].Close()
 	}
-	w, err := g.watchProbe(dir, probes[0])
+	w, err := g.watchProbes(ps)
 	if err != nil {
 		return err
 	}
-	return errors.Join(g.prove(dir, probes), w.Close())
+	err = g.prove(ps)
+	_, end := w.detach()
+	return errors.Join(err, end)
 }
 
-func (g *Guard) watchProbe(dir string, listed *os.File) (*Watch, error) {
-	id, err := CgroupID(dir)
+// probes are programs that do one thing each, to be run in the cgroup at dir.
+type probes struct {
+	dir                      string
+	unlisted, refused, opens *os.File
+}
+
+func (ps probes) close() {
+	for _, f := range []*os.File{ps.unlisted, ps.refused, ps.opens} {
+		f.Close() // nil is refused, no more
+	}
+}
+
+func (g *Guard) watchProbes(ps probes) (*Watch, error) {
+	id, err := CgroupID(ps.dir)
 	if err != nil {
 		return nil, err
 	}
-	n, err := inodeOf(int(listed.Fd()), "/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
+	s := Scope{ID: "self-test", CgroupID: id, AuditENOENT: true, AuditOpens: true}
+	for _, f := range []*os.File{ps.refused, ps.opens} {
+		n, err := inodeOf(int(f.Fd()), "/proc/self/mountinfo")
+		if err != nil {
+			return nil, err
+		}
+		s.Exec = append(s.Exec, n)
 	}
-	return g.Watch(Scope{ID: "self-test", CgroupID: id, Exec: []Inode{n}, AuditENOENT: true})
+	return g.Watch(s)
 }
 
-// prove runs the unlisted and the listed probe, and waits for their events.
-func (g *Guard) prove(dir string, probes [2]*os.File) error {
-	st, pid, err := runIn(dir, probes[1])
+// prove runs the probes and waits for their events.
+func (g *Guard) prove(ps probes) error {
+	st, pid, err := runIn(ps.dir, ps.unlisted)
 	if err != nil {
 		return fmt.Errorf("start an unlisted program: %w", err)
 	}
@@ -67,7 +91,24 @@ func (g *Guard) prove(dir string, probes [2]*os.File) error {
 	if err != nil {
 		return err
 	}
-	st, pid, err = runIn(dir, probes[0])
+	err = g.proveListed(ps.dir, ps.refused, "refused openat of it", func(e Event) bool {
+		return e.Kind == Refused && e.Path == missingName && e.Errno == unix.ENOENT
+	})
+	if err != nil {
+		return err
+	}
+	root, err := Lookup(os.Getpid(), openedName)
+	if err != nil {
+		return err
+	}
+	return g.proveListed(ps.dir, ps.opens, "file that it opened", func(e Event) bool {
+		return e.Kind == Opened && e.Inode == root && e.Access == ReadOnly
+	})
+}
+
+// proveListed runs a listed probe that must run to its end and cause an event.
+func (g *Guard) proveListed(dir string, f *os.File, what string, fits func(Event) bool) error {
+	st, pid, err := runIn(dir, f)
 	if err != nil {
 		return fmt.Errorf("start a listed program: %w", err)
 	}
@@ -76,9 +117,7 @@ func (g *Guard) prove(dir string, probes [2]*os.File) error {
 	}
 	return g.await(
 		wanted{"start of a listed program", func(e Event) bool { return e.Kind == Exec && e.PID == pid && !e.Killed }},
-		wanted{"refused openat of it", func(e Event) bool {
-			return e.Kind == Refused && e.PID == pid && e.Path == missingName && e.Errno == unix.ENOENT
-		}})
+		wanted{what, func(e Event) bool { return e.PID == pid && fits(e) }})
 }
 
 // wanted is an event that must come.

@@ -8,20 +8,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// call describes one system call whose refusal is reported. Argument numbers
-// count from 1; 0 means that there is none.
+// call describes one system call whose refusal, or opened file, is reported.
+// Argument numbers count from 1; 0 means that there is none.
 type call struct {
 	name    string
 	path    [2]uint8 // path names
 	dir     uint8    // directory descriptor of the first path
 	addr    uint8    // socket address, its length is the next argument
 	missing bool     // ENOENT is reported too where the scope asks
+	unseen  bool     // ESRCH is reported too, but for what the caller sends to itself
+	file    bool     // returns the descriptor of a file
 }
 
 // Bits of shape.flags in witness.c.
 const (
-	shapeKnown   = 1
-	shapeMissing = 2
+	shapeKnown        = 1
+	shapeMissing      = 2
+	shapeUnseen       = 4
+	shapeOpens        = 8
+	shapeForeignOpens = 16
 )
 
 // The usual shapes.
@@ -38,25 +43,39 @@ var (
 
 func (c call) as(name string) call { c.name = name; return c }
 
-// opens marks a call of the open, exec and stat family.
-func opens(c call) call { c.missing = true; return c }
+// named marks a call of the open, exec and stat family.
+func named(c call) call { c.missing = true; return c }
+
+// file marks a call that opens a file.
+func file(c call) call { c.file = true; return c }
+
+// signals marks a call that names a process by its number: where the caller
+// can't see that process, because it is in another pid namespace, it gets ESRCH.
+//
+// An ended thread answers ESRCH too, innocently, to tgkill and its kin: Go's
+// runtime and libc's pthread_kill run into it. They address threads of their
+// own process, and this the kernel side leaves out (at_itself in witness.c);
+// for another process's thread there is no innocent reason. tkill names no
+// process and is always told: glibc does not use it, and musl only while it
+// holds the thread's lock.
+func signals(name string) call { return call{name: name, unseen: true} }
 
 // common are the calls that every architecture has. Calls that no policy
 // refuses are left out: the table is what an auditor wants to see.
 var common = map[int]call{
 	// Names: which exist, what they lead to.
-	unix.SYS_OPENAT:            opens(at).as("openat"),
-	unix.SYS_OPENAT2:           opens(at).as("openat2"),
-	unix.SYS_EXECVE:            opens(first).as("execve"),
-	unix.SYS_EXECVEAT:          opens(at).as("execveat"),
-	unix.SYS_STATX:             opens(at).as("statx"),
-	unix.SYS_FACCESSAT:         opens(at).as("faccessat"),
-	unix.SYS_FACCESSAT2:        opens(at).as("faccessat2"),
-	unix.SYS_READLINKAT:        opens(at).as("readlinkat"),
-	unix.SYS_CHDIR:             opens(first).as("chdir"),
-	unix.SYS_STATFS:            opens(first).as("statfs"),
-	unix.SYS_OPEN_TREE:         opens(at).as("open_tree"),
-	unix.SYS_NAME_TO_HANDLE_AT: opens(at).as("name_to_handle_at"),
+	unix.SYS_OPENAT:            file(named(at)).as("openat"),
+	unix.SYS_OPENAT2:           file(named(at)).as("openat2"),
+	unix.SYS_EXECVE:            named(first).as("execve"),
+	unix.SYS_EXECVEAT:          named(at).as("execveat"),
+	unix.SYS_STATX:             named(at).as("statx"),
+	unix.SYS_FACCESSAT:         named(at).as("faccessat"),
+	unix.SYS_FACCESSAT2:        named(at).as("faccessat2"),
+	unix.SYS_READLINKAT:        named(at).as("readlinkat"),
+	unix.SYS_CHDIR:             named(first).as("chdir"),
+	unix.SYS_STATFS:            named(first).as("statfs"),
+	unix.SYS_OPEN_TREE:         file(named(at)).as("open_tree"),
+	unix.SYS_NAME_TO_HANDLE_AT: named(at).as("name_to_handle_at"),
 
 	// Changes to files; the second string of the xattr calls is the attribute.
 	unix.SYS_MKDIRAT:           at.as("mkdirat"),
@@ -79,7 +98,7 @@ var common = map[int]call{
 	unix.SYS_FCHMOD:            plain.as("fchmod"),
 	unix.SYS_FCHOWN:            plain.as("fchown"),
 	unix.SYS_FTRUNCATE:         plain.as("ftruncate"),
-	unix.SYS_OPEN_BY_HANDLE_AT: plain.as("open_by_handle_at"),
+	unix.SYS_OPEN_BY_HANDLE_AT: file(plain).as("open_by_handle_at"),
 
 	// The view of the file system.
 	unix.SYS_MOUNT:         both.as("mount"),
@@ -106,12 +125,12 @@ var common = map[int]call{
 	unix.SYS_SETSOCKOPT: plain.as("setsockopt"),
 
 	// Other processes.
-	unix.SYS_KILL:              plain.as("kill"),
-	unix.SYS_TKILL:             plain.as("tkill"),
-	unix.SYS_TGKILL:            plain.as("tgkill"),
-	unix.SYS_RT_SIGQUEUEINFO:   plain.as("rt_sigqueueinfo"),
-	unix.SYS_RT_TGSIGQUEUEINFO: plain.as("rt_tgsigqueueinfo"),
-	unix.SYS_PIDFD_OPEN:        plain.as("pidfd_open"),
+	unix.SYS_KILL:              signals("kill"),
+	unix.SYS_TKILL:             signals("tkill"),
+	unix.SYS_TGKILL:            signals("tgkill"),
+	unix.SYS_RT_SIGQUEUEINFO:   signals("rt_sigqueueinfo"),
+	unix.SYS_RT_TGSIGQUEUEINFO: signals("rt_tgsigqueueinfo"),
+	unix.SYS_PIDFD_OPEN:        signals("pidfd_open"),
 	unix.SYS_PIDFD_SEND_SIGNAL: plain.as("pidfd_send_signal"),
 	unix.SYS_PIDFD_GETFD:       plain.as("pidfd_getfd"),
 	unix.SYS_PTRACE:            plain.as("ptrace"),
@@ -187,14 +206,37 @@ func table() map[int]call {
 
 // fillShapes hands the table to the kernel.
 func fillShapes(m *ebpf.Map) error {
-	for nr, c := range calls {
-		s := witnessShape{Path: c.path, Addr: c.addr, Flags: shapeKnown}
-		if c.missing {
-			s.Flags |= shapeMissing
-		}
+	for nr, s := range shapes() {
 		if err := m.Put(uint32(nr), s); err != nil {
-			return fmt.Errorf("%s (%d): %w", c.name, nr, err)
+			return fmt.Errorf("system call %d (%s): %w", nr, calls[nr].name, err)
 		}
 	}
 	return nil
+}
+
+// shapes is the table as the kernel side reads it.
+func shapes() map[int]witnessShape {
+	m := map[int]witnessShape{}
+	for nr, c := range calls {
+		m[nr] = witnessShape{Path: c.path, Addr: c.addr, Flags: c.flags()}
+	}
+	for _, nr := range foreignOpens {
+		s := m[nr]
+		s.Flags |= shapeForeignOpens
+		m[nr] = s
+	}
+	return m
+}
+
+func (c call) flags() uint8 {
+	f := uint8(shapeKnown)
+	for _, b := range []struct {
+		on  bool
+		bit uint8
+	}{{c.missing, shapeMissing}, {c.unseen, shapeUnseen}, {c.file, shapeOpens}} {
+		if b.on {
+			f |= b.bit
+		}
+	}
+	return f
 }

@@ -4,13 +4,13 @@ import "golang.org/x/sys/unix"
 
 // own are the calls that only this architecture has: mostly the ones from before the *at family.
 var own = map[int]call{
-	unix.SYS_OPEN:       opens(first).as("open"),
-	unix.SYS_CREAT:      opens(first).as("creat"),
-	unix.SYS_STAT:       opens(first).as("stat"),
-	unix.SYS_LSTAT:      opens(first).as("lstat"),
-	unix.SYS_ACCESS:     opens(first).as("access"),
-	unix.SYS_READLINK:   opens(first).as("readlink"),
-	unix.SYS_NEWFSTATAT: opens(at).as("newfstatat"),
+	unix.SYS_OPEN:       file(named(first)).as("open"),
+	unix.SYS_CREAT:      file(named(first)).as("creat"),
+	unix.SYS_STAT:       named(first).as("stat"),
+	unix.SYS_LSTAT:      named(first).as("lstat"),
+	unix.SYS_ACCESS:     named(first).as("access"),
+	unix.SYS_READLINK:   named(first).as("readlink"),
+	unix.SYS_NEWFSTATAT: named(at).as("newfstatat"),
 	unix.SYS_MKDIR:      first.as("mkdir"),
 	unix.SYS_MKNOD:      first.as("mknod"),
 	unix.SYS_UNLINK:     first.as("unlink"),
@@ -32,3 +32,7 @@ var own = map[int]call{
 	unix.SYS_FORK:       plain.as("fork"),
 	unix.SYS_VFORK:      plain.as("vfork"),
 }
+
+// foreignOpens are the calls of i386 that open a file: open, creat, openat,
+// open_by_handle_at, open_tree, openat2 (arch/x86/entry/syscalls/syscall_32.tbl).
+var foreignOpens = []int{5, 8, 295, 342, 428, 437}

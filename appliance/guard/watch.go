@@ -25,6 +25,11 @@ type Scope struct {
 	// NoRefusals leaves refused system calls unreported. While any scope wants
 	// them, every system call of the host takes some 0.1 µs longer.
 	NoRefusals bool
+
+	// AuditOpens reports every file that is opened, O_PATH included. It costs
+	// every system call of the host some nanoseconds more, and the scope's
+	// processes are killed when the record can't keep pace with them.
+	AuditOpens bool
 }
 
 // Inode identifies a file as the kernel does. On overlayfs and btrfs it is not
@@ -38,6 +43,7 @@ type Inode struct {
 const (
 	flagAuditMissing = 1
 	flagNoRefusals   = 2
+	flagAuditOpens   = 4
 )
 
 // maxRetired bounds the names kept for events that are still on their way
@@ -102,17 +108,35 @@ func (w *Watch) begin() error {
 			return fmt.Errorf("list executable %d:%d: %w", k.Dev, k.Ino, err)
 		}
 	}
-	var v witnessScope
-	if w.s.AuditENOENT {
-		v.Flags |= flagAuditMissing
-	}
-	if w.s.NoRefusals {
-		v.Flags |= flagNoRefusals
-	}
-	if err := g.objs.Watching.Set(uint32(len(g.watches))); err != nil {
+	if err := g.count(); err != nil {
 		return err
 	}
-	return g.objs.Scopes.Put(w.s.CgroupID, v)
+	return g.objs.Scopes.Put(w.s.CgroupID, witnessScope{Flags: w.s.flags()})
+}
+
+func (s Scope) flags() (f uint32) {
+	if s.AuditENOENT {
+		f |= flagAuditMissing
+	}
+	if s.NoRefusals {
+		f |= flagNoRefusals
+	}
+	if s.AuditOpens {
+		f |= flagAuditOpens
+	}
+	return f
+}
+
+// count tells the programs how many scopes there are, so that they can leave
+// at once where there is none.
+func (g *Guard) count() error {
+	var audits uint32
+	for _, w := range g.watches {
+		if w.s.AuditOpens {
+			audits++
+		}
+	}
+	return errors.Join(g.objs.Watching.Set(uint32(len(g.watches))), g.objs.Auditing.Set(audits))
 }
 
 // end undoes begin, wherever that stopped; g.mu is held.
@@ -127,7 +151,7 @@ func (w *Watch) end() error {
 		errs = append(errs, gone(g.objs.Allow.Delete(k)))
 	}
 	delete(g.watches, id)
-	errs = append(errs, g.objs.Watching.Set(uint32(len(g.watches))), g.followExits())
+	errs = append(errs, g.count(), g.followExits())
 	g.retire(id)
 	return errors.Join(errs...)
 }
@@ -136,7 +160,7 @@ func (w *Watch) end() error {
 func (g *Guard) followExits() (err error) {
 	want := false
 	for _, w := range g.watches {
-		want = want || !w.s.NoRefusals
+		want = want || !w.s.NoRefusals || w.s.AuditOpens
 	}
 	switch {
 	case want && g.exit == nil:
@@ -179,13 +203,27 @@ func (w *Watch) keys() []witnessAllowed {
 
 // Close stops enforcing: processes still in the cgroup may run anything again.
 // Kill them first.
+//
+// It returns when the reader of [Guard.Events] has received all that happened
+// in the scope, so that what is recorded next stands behind it. It does not
+// wait longer than two seconds for a reader that has stopped; what is left is
+// still delivered when it goes on.
 func (w *Watch) Close() error {
+	done, err := w.detach()
+	if done {
+		w.g.settle()
+	}
+	return err
+}
+
+// detach stops enforcing, and tells whether it was this call that did.
+func (w *Watch) detach() (bool, error) {
 	w.g.mu.Lock()
 	defer w.g.mu.Unlock()
 	if w.g.closed || w.g.watches[w.s.CgroupID] != w {
-		return nil
+		return false, nil
 	}
-	return w.end()
+	return true, w.end()
 }
 
 // kernelDev turns stat(2)'s device number into the kernel's own (MKDEV of

@@ -39,13 +39,13 @@ type witnessHead struct {
 	Ppid    uint32
 	Uid     uint32
 	Ret     int32
+	Mode    uint32
 	Nr      uint16
 	Len     [2]uint16
 	Kind    uint8
 	Flags   uint8
 	Comm    [16]int8
 	Parent  [16]int8
-	_       [4]byte
 }
 
 type witnessScope struct {
@@ -70,13 +70,16 @@ type witnessShape struct {
 const (
 	witnessMapAllow        = "allow"
 	witnessMapExecs        = "execs"
+	witnessMapOpens        = "opens"
 	witnessMapRefusals     = "refusals"
 	witnessMapScopes       = "scopes"
 	witnessMapScratch      = "scratch"
 	witnessMapShapes       = "shapes"
 	witnessProgOnExec      = "on_exec"
 	witnessProgOnExit      = "on_exit"
+	witnessVarAuditing     = "auditing"
 	witnessVarLostExecs    = "lost_execs"
+	witnessVarLostOpens    = "lost_opens"
 	witnessVarLostRefusals = "lost_refusals"
 	witnessVarPerSecond    = "per_second"
 	witnessVarWatching     = "watching"
@@ -134,6 +137,7 @@ type witnessProgramSpecs struct {
 type witnessMapSpecs struct {
 	Allow    *ebpf.MapSpec `ebpf:"allow"`
 	Execs    *ebpf.MapSpec `ebpf:"execs"`
+	Opens    *ebpf.MapSpec `ebpf:"opens"`
 	Refusals *ebpf.MapSpec `ebpf:"refusals"`
 	Scopes   *ebpf.MapSpec `ebpf:"scopes"`
 	Scratch  *ebpf.MapSpec `ebpf:"scratch"`
@@ -144,7 +148,9 @@ type witnessMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type witnessVariableSpecs struct {
+	Auditing     *ebpf.VariableSpec `ebpf:"auditing"`
 	LostExecs    *ebpf.VariableSpec `ebpf:"lost_execs"`
+	LostOpens    *ebpf.VariableSpec `ebpf:"lost_opens"`
 	LostRefusals *ebpf.VariableSpec `ebpf:"lost_refusals"`
 	PerSecond    *ebpf.VariableSpec `ebpf:"per_second"`
 	Watching     *ebpf.VariableSpec `ebpf:"watching"`
@@ -172,6 +178,7 @@ func (o *witnessObjects) Close() error {
 type witnessMaps struct {
 	Allow    *ebpf.Map `ebpf:"allow"`
 	Execs    *ebpf.Map `ebpf:"execs"`
+	Opens    *ebpf.Map `ebpf:"opens"`
 	Refusals *ebpf.Map `ebpf:"refusals"`
 	Scopes   *ebpf.Map `ebpf:"scopes"`
 	Scratch  *ebpf.Map `ebpf:"scratch"`
@@ -182,6 +189,7 @@ func (m *witnessMaps) Close() error {
 	return _WitnessClose(
 		m.Allow,
 		m.Execs,
+		m.Opens,
 		m.Refusals,
 		m.Scopes,
 		m.Scratch,
@@ -193,7 +201,9 @@ func (m *witnessMaps) Close() error {
 //
 // It can be passed to loadWitnessObjects or ebpf.CollectionSpec.LoadAndAssign.
 type witnessVariables struct {
+	Auditing     *ebpf.Variable `ebpf:"auditing"`
 	LostExecs    *ebpf.Variable `ebpf:"lost_execs"`
+	LostOpens    *ebpf.Variable `ebpf:"lost_opens"`
 	LostRefusals *ebpf.Variable `ebpf:"lost_refusals"`
 	PerSecond    *ebpf.Variable `ebpf:"per_second"`
 	Watching     *ebpf.Variable `ebpf:"watching"`

@@ -79,6 +79,16 @@ struct inode {
 struct file {
 	struct inode *f_inode;
 	struct path f_path;
+	__u32 f_mode;
+};
+
+struct fdtable {
+	__u32 max_fds;
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
 };
 
 struct linux_binprm {
@@ -94,10 +104,26 @@ struct thread_info {
 #endif
 };
 
+struct pid_namespace;
+
+/* Its size is used too: a number for each pid namespace that sees a process. */
+struct upid {
+	int nr;
+	struct pid_namespace *ns;
+};
+
+struct pid {
+	__u32 level;
+	struct upid numbers[1];
+};
+
 struct task_struct {
 	struct thread_info thread_info;
 	int tgid;
 	struct task_struct *real_parent;
+	struct task_struct *group_leader;
+	struct pid *thread_pid;
+	struct files_struct *files;
 	char comm[16];
 };
 

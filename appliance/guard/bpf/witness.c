@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
  * Two programs watch scopes (a cgroup of the v2 hierarchy and all below it):
- * on_exec kills what is not listed, on_exit reports refused system calls.
+ * on_exec kills what is not listed, on_exit reports refused system calls and,
+ * where a scope asks for it, opened files.
  * Everything outside a scope leaves both as early as possible.
  */
 #include "kernel.h"
@@ -11,21 +12,28 @@
 #define ADDR_MAX 128	/* sizeof(struct sockaddr_storage) */
 #define LEVELS 32	/* of the cgroup tree; a scope must be above this depth */
 #define NR_MAX 512	/* system call numbers known to the table */
+#define INT_MAX 0x7fffffff
 #define SIGKILL 9
 
-enum { EPERM = 1, ENOENT = 2, EACCES = 13, EROFS = 30 };
+enum { EPERM = 1, ENOENT = 2, ESRCH = 3, EACCES = 13, EROFS = 30 };
 
 /* struct head.kind */
-enum { EXEC = 1, REFUSED = 2 };
+enum { EXEC = 1, REFUSED = 2, OPENED = 3 };
 
 /* struct head.flags; the same bits in event.go */
 enum { KILLED = 1, FOREIGN = 2 };
 
 /* struct scope.flags; the same bits in watch.go */
-enum { AUDIT_MISSING = 1, NO_REFUSALS = 2 };
+enum { AUDIT_MISSING = 1, NO_REFUSALS = 2, AUDIT_OPENS = 4 };
 
 /* struct shape.flags; the same bits in syscalls.go */
-enum { KNOWN = 1, MISSING = 2 };
+enum {
+	KNOWN = 1,		/* tell of refusals */
+	MISSING = 2,		/* also of ENOENT, where the scope asks */
+	UNSEEN = 4,		/* also of ESRCH */
+	OPENS = 8,		/* returns the descriptor of a file */
+	FOREIGN_OPENS = 16,	/* so does the 32-bit call of this number */
+};
 
 struct head {
 	__u64 cgroup;
@@ -38,6 +46,7 @@ struct head {
 	__u32 ppid;
 	__u32 uid;
 	__s32 ret;
+	__u32 mode;	/* file.f_mode of an opened file */
 	__u16 nr;
 	__u16 len[2];	/* of the two strings in text, with their final zero */
 	__u8 kind;
@@ -105,7 +114,7 @@ struct {
 	TYPE(value, struct event);
 } scratch SEC(".maps");
 
-/* Two rings, so that a flood of refusals can't push out an exec. */
+/* A ring each, so that a flood of refusals or opens can't push out an exec. */
 struct {
 	UINT(type, MAP_RINGBUF);
 	UINT(max_entries, 1 << 20);
@@ -116,10 +125,17 @@ struct {
 	UINT(max_entries, 1 << 20);
 } refusals SEC(".maps");
 
+struct {
+	UINT(type, MAP_RINGBUF);
+	UINT(max_entries, 1 << 23);
+} opens SEC(".maps");
+
 volatile __u32 watching;	/* number of scopes */
+volatile __u32 auditing;	/* number of scopes that want opened files */
 volatile __u32 per_second;	/* refusals reported per scope and 1.07 s */
 volatile __u64 lost_execs;	/* events that found no room (their exec was killed) */
 volatile __u64 lost_refusals;	/* events that found no room */
+volatile __u64 lost_opens;	/* events that found no room (their process was killed) */
 
 /* The outermost scope that the current task lives in. */
 inline_always struct scope *scope_of_current(__u64 *id)
@@ -298,6 +314,112 @@ inline_always void read_addr(struct event *e, struct shape *sh)
 		e->h.len[0] = len;
 }
 
+/* Reads a member of a structure of the kernel; zero where that fails. */
+#define READ(p, member) ({ \
+	typeof((p)->member) v = 0; \
+	bpf_probe_read_kernel(&v, sizeof(v), &(p)->member); \
+	v; })
+
+/*
+ * What descriptor fd of the current task leads to. Whoever shares the table can
+ * have closed or replaced it by now; without a file all stays zero.
+ */
+inline_always void read_file(struct event *e, struct task_struct *task, __u32 fd)
+{
+	struct files_struct *files = READ(task, files);
+	struct fdtable *table = READ(files, fdt);
+	struct file *file = 0;
+	struct inode *inode;
+	struct dentry *dentry;
+	__u32 n = e->h.len[0];
+
+	e->h.ino = e->h.dev = e->h.mode = 0;
+	if (fd < READ(table, max_fds))
+		bpf_probe_read_kernel(&file, sizeof(file), READ(table, fd) + fd);
+	if (!file)
+		return;
+	inode = READ(file, f_inode);
+	e->h.ino = READ(inode, i_ino);
+	e->h.dev = READ(READ(inode, i_sb), s_dev);
+	e->h.mode = READ(file, f_mode);
+	dentry = READ(file, f_path.dentry);
+	if (n > PATH_MAX)
+		n = PATH_MAX;
+	e->h.len[1] = clamp(bpf_probe_read_kernel_str(e->text + n, NAME_MAX,
+				READ(dentry, d_name.name)), NAME_MAX);
+}
+
+/* An opened file. The caller has not seen the descriptor yet, and never will
+ * where this can't be reported. */
+inline_always int opened(struct pt_regs *regs, __u32 fd)
+{
+	struct task_struct *task = bpf_get_current_task();
+	__u32 nr = syscall_nr(regs), alien;
+	struct shape *sh = bpf_map_lookup_elem(&shapes, &nr);
+	struct scope *s;
+	struct event *e;
+	__u64 cgroup;
+
+	if (!sh || !(sh->flags & (OPENS | FOREIGN_OPENS)))
+		return 0;
+	s = scope_of_current(&cgroup);
+	if (!s || !(s->flags & AUDIT_OPENS))
+		return 0;
+	alien = foreign(task) != 0;
+	if (!(sh->flags & (alien ? FOREIGN_OPENS : OPENS)))
+		return 0;
+	e = new_event(1, cgroup);
+	if (!e) { /* can't happen; but no event, no file */
+		bpf_send_signal(SIGKILL);
+		return 0;
+	}
+	e->h.kind = OPENED;
+	e->h.nr = nr;
+	e->h.ret = fd;
+	syscall_args(regs, e->h.args);
+	if (alien)
+		e->h.flags = FOREIGN; /* other registers: no path */
+	else
+		read_paths(e, sh);
+	read_file(e, task, fd);
+	if (emit(&opens, e)) {
+		__sync_fetch_and_add(&lost_opens, 1);
+		bpf_send_signal(SIGKILL);
+	}
+	return 0;
+}
+
+/*
+ * Whether the first argument is the caller's own process, as numbered in its
+ * pid namespace: then ESRCH tells of a thread that has just ended, which the
+ * signals of a runtime (Go's preemption, pthread_kill) run into all the time,
+ * and of no other process.
+ */
+inline_always int at_itself(struct pt_regs *regs)
+{
+	struct task_struct *task = bpf_get_current_task();
+	struct pid *pid = READ(READ(task, group_leader), thread_pid);
+	struct upid *own = &pid->numbers[0];
+	__u64 a[6];
+	__u32 nr = 0;
+
+	bpf_probe_read_kernel(&nr, sizeof(nr), &own[READ(pid, level)].nr);
+	syscall_args(regs, a);
+	return nr && nr == (__u32)a[0];
+}
+
+/* Whether a refusal is to be told, the rate aside. */
+inline_always int telling(struct pt_regs *regs, struct shape *sh, struct scope *s, long ret)
+{
+	if (!(sh->flags & KNOWN))
+		return 0;
+	if (ret == -ENOENT)
+		return sh->flags & MISSING && s->flags & AUDIT_MISSING;
+	if (ret == -ESRCH)
+		return sh->flags & UNSEEN && !at_itself(regs);
+	return 1;
+}
+
 /*
  * Every system call of the host comes by here while a scope is watched, so the
  * result is looked at first: nearly all leave after one comparison.
@@ -305,29 +427,24 @@ inline_always void read_addr(struct event *e, struct shape *sh)
 SEC("tp_btf/sys_exit")
 int on_exit(__u64 *ctx)
 {
+	struct pt_regs *regs = (void *)ctx[0];
 	long ret = ctx[1];
-	struct pt_regs *regs;
 	struct shape *sh;
 	struct scope *s;
 	struct event *e;
 	__u64 cgroup;
 	__u32 nr;
 
-	if (ret >= 0 || ret < -EROFS)
-		return 0;
-	if (ret != -ENOENT && ret != -EACCES && ret != -EPERM && ret != -EROFS)
+	if (ret >= 0)
+		return auditing && ret <= INT_MAX ? opened(regs, ret) : 0;
+	if (ret != -ENOENT && ret != -EACCES && ret != -EPERM && ret != -ESRCH && ret != -EROFS)
 		return 0;
 	s = scope_of_current(&cgroup);
 	if (!s || s->flags & NO_REFUSALS)
 		return 0;
-	regs = (void *)ctx[0];
 	nr = syscall_nr(regs);
 	sh = bpf_map_lookup_elem(&shapes, &nr);
-	if (!sh || !(sh->flags & KNOWN))
-		return 0;
-	if (ret == -ENOENT && !(sh->flags & MISSING && s->flags & AUDIT_MISSING))
-		return 0;
-	if (over_budget(s))
+	if (!sh || !telling(regs, sh, s, ret) || over_budget(s))
 		return 0;
 	e = new_event(1, cgroup);
 	if (!e)
@@ -335,7 +452,7 @@ int on_exit(__u64 *ctx)
 	e->h.kind = REFUSED;
 	e->h.nr = nr;
 	e->h.ret = ret;
-	e->h.ino = e->h.dev = 0;
+	e->h.ino = e->h.dev = e->h.mode = 0;
 	syscall_args(regs, e->h.args);
 	e->h.skipped = s->skipped;
 	if (foreign(bpf_get_current_task()))
