@@ -37,29 +37,34 @@ if [ -x "$out" ] && [ "$(cat "$out.key" 2>/dev/null)" = "$key $(sum "$out")" ]; 
 	exit 0
 fi
 
-# A fixed place beside OUTPUT: its path is part of the compiler's flags, and so of
-# the key under which the build cache keeps 5 minutes of work.
-tmp=$out.build
-rm -rf "$tmp"
-mkdir -p "$tmp/miniaudio" "$tmp/lib"
-trap 'rm -rf "$tmp" "$out.part"' EXIT
-trap 'exit 1' INT TERM HUP
 export GOWORK=off CGO_ENABLED=1
+mod() { go list -mod=readonly -m -f "$2" "$1"; }
+go mod download github.com/ollama/ollama github.com/gen2brain/malgo
+malgo=$(mod github.com/gen2brain/malgo '{{.Dir}}')
+version=$(mod github.com/ollama/ollama '{{.Version}}')
 
 # Module zips leave out folders named `vendor`, and with them three headers
 # that llama.cpp includes. Two come from Debian; miniaudio.h from malgo.
-mod() { go list -mod=readonly -m -f "$2" "$1"; }
-go mod download github.com/ollama/ollama github.com/gen2brain/malgo
-cp "$(mod github.com/gen2brain/malgo '{{.Dir}}')/miniaudio.h" "$tmp/miniaudio/"
-version=$(mod github.com/ollama/ollama '{{.Version}}')
-
-# ollama's own flags say -lstdc++, which beats -static-libstdc++. A folder that
-# holds the archive alone, searched first, makes the linker take it.
-ln -s "$("$cxx" -print-file-name=libstdc++.a)" "$tmp/lib/"
+# The folder stands beside the build cache, under a name made of its content: the
+# name is part of the compiler's flags, hence of the key under which
+# the cache keeps these 5 minutes of work for any OUTPUT.
+archive=$("$cxx" -print-file-name=libstdc++.a)
+extra=$(go env GOCACHE)/clawbox-engine-$(cat "$malgo/miniaudio.h" "$archive" | sha256sum | cut -c1-16)
+tmp=$extra.$$
+trap 'rm -rf "$tmp" "$out.part"' EXIT
+trap 'exit 1' INT TERM HUP
+if [ ! -d "$extra" ]; then
+	mkdir -p "$tmp/miniaudio" "$tmp/lib"
+	cp "$malgo/miniaudio.h" "$tmp/miniaudio/"
+	# ollama's own flags say -lstdc++, which beats -static-libstdc++. A folder that
+	# holds the archive alone, searched first, makes the linker take it.
+	cp "$archive" "$tmp/lib/"
+	mv -T "$tmp" "$extra" 2>/dev/null || [ -d "$extra" ] # another build may have been first
+fi
 
 rm -f "$out.key"
-CGO_CPPFLAGS="-I$tmp" go build -mod=readonly -trimpath -buildvcs=false -o "$out.part" \
-	-ldflags "-s -w -buildid= -X github.com/ollama/ollama/version.Version=${version#v} -extldflags '-static-libgcc -L$tmp/lib'" \
+CGO_CPPFLAGS="-I$extra" go build -mod=readonly -trimpath -buildvcs=false -o "$out.part" \
+	-ldflags "-s -w -buildid= -X github.com/ollama/ollama/version.Version=${version#v} -extldflags '-static-libgcc -L$extra/lib'" \
 	github.com/ollama/ollama
 
 # Ask the result, not the flags.
