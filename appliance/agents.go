@@ -16,6 +16,7 @@ import (
 
 	"github.com/clawbox/clawbox/appliance/config"
 	"github.com/clawbox/clawbox/appliance/control"
+	"github.com/clawbox/clawbox/appliance/guard"
 	"github.com/clawbox/clawbox/appliance/ledger"
 	"github.com/clawbox/clawbox/appliance/sandbox"
 	"github.com/clawbox/clawbox/internal/durable"
@@ -273,6 +274,9 @@ func (a *Appliance) admit(ag *agent) error {
 	if have := string(a.guard.Tier()); p.Require.Tier != "" && have > p.Require.Tier {
 		return control.Errorf("refused", "policy %s requires guard tier %s or better, this host reaches %s (%s)", p.Name, p.Require.Tier, have, a.guard.Why())
 	}
+	if p.Audit.Files == "all" && a.guard.Tier() == guard.TierNone {
+		return control.Errorf("refused", "policy %s wants every opened file recorded (audit.files: all), and this host has no guard that could tell (%s); use audit.files: denied, knowingly", p.Name, a.guard.Why())
+	}
 	ag.pol.Store(p)
 	return nil
 }
@@ -408,6 +412,8 @@ func lockedChange(old, p *policies.Policy) string {
 		{"filesystem", old.Filesystem, p.Filesystem},
 		{"process", old.Process, p.Process},
 		{"budget", old.Budgets, p.Budgets},
+		{"audit", old.Audit, p.Audit},
+		{"require", old.Require, p.Require},
 	}
 	for _, l := range layers {
 		x, _ := json.Marshal(l.old)

@@ -76,6 +76,7 @@ func (a *Appliance) sandbox(ctx context.Context, ag *agent, out io.Writer) (*san
 		spec.Guard = func(s guard.Scope) (io.Closer, error) {
 			// Names that do not exist are reported too: a host file is such a name.
 			s.AuditENOENT = true
+			s.AuditOpens = ag.policy().Audit.Files == "all"
 			return a.guard.Watch(s)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"path"
 	"strconv"
 	"strings"
@@ -80,8 +81,14 @@ func (a *Appliance) observe(rs []ledger.Record, e guard.Event) []ledger.Record {
 	if e.Skipped > 0 {
 		r.Attrs["skipped"] = e.Skipped
 	}
-	if e.Kind == guard.Exec {
+	switch e.Kind {
+	case guard.Exec:
+		if e.Killed && e.Errno != 0 {
+			a.runaway(e)
+		}
 		return append(rs, executed(r, e))
+	case guard.Opened:
+		return append(rs, opened(r, e))
 	}
 	if e.Errno == syscall.ENOENT && p != nil && visible(p, r.Path) {
 		return rs
@@ -96,7 +103,27 @@ func executed(r ledger.Record, e guard.Event) ledger.Record {
 	if e.Killed {
 		r.Verdict, r.Reason = ledger.Denied, policies.ReasonUnexecutable
 		r.Detail = "killed before its first instruction"
+		if e.Errno != 0 {
+			r.Detail = "NOT killed, " + e.Errno.Error() + "; the agent is stopped"
+		}
 	}
+	return r
+}
+
+// runaway stops an agent whose unlisted program the kernel failed to kill.
+func (a *Appliance) runaway(e guard.Event) {
+	slog.Error("the kernel did not kill an unlisted program; its agent is stopped", "agent", e.Scope, "path", e.Path, "error", e.Errno)
+	go a.Stop(context.Background(), e.Scope, 0)
+}
+
+// opened records a file that was opened, under a policy that wants to know.
+func opened(r ledger.Record, e guard.Event) ledger.Record {
+	r.Kind, r.Verdict, r.Reason = ledger.KindFile, ledger.Allowed, policies.ReasonRead
+	if e.Access == guard.WriteOnly || e.Access == guard.ReadWrite {
+		r.Reason = policies.ReasonWrite
+	}
+	r.Attrs["access"], r.Attrs["file"] = string(e.Access), e.File
+	r.Attrs["inode"] = strconv.FormatUint(e.Inode.Ino, 10)
 	return r
 }
 

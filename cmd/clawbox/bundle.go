@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	airgapmanifests "github.com/clawbox/clawbox/airgap-manifests"
 	"github.com/clawbox/clawbox/bundle"
 	"github.com/clawbox/clawbox/bundle/manifest"
 	"github.com/spf13/cobra"
@@ -162,4 +163,24 @@ func inspectCmd(a *app) *cobra.Command {
 	}
 	c.Flags().StringArrayVar(&keys, "key", nil, "file with a public key to check the signature with (repeatable)")
 	return c
+}
+
+func recipeCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "recipe [NAME]",
+		Short: "Print a recipe that ships with clawbox, to start from",
+		Args:  usageArgs(cobra.MaximumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), strings.Join(airgapmanifests.Names(), "\n"))
+				return err
+			}
+			b, err := airgapmanifests.Recipe(args[0])
+			if err != nil {
+				return usageError{err}
+			}
+			_, err = cmd.OutOrStdout().Write(b)
+			return err
+		},
+	}
 }

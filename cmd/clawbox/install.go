@@ -8,8 +8,6 @@ import (
 	"os"
 
 	"github.com/clawbox/clawbox/bundle"
-	"github.com/clawbox/clawbox/bundle/content"
-	"github.com/clawbox/clawbox/bundle/manifest"
 	"github.com/clawbox/clawbox/installer"
 	"github.com/clawbox/clawbox/installer/host"
 	"github.com/clawbox/clawbox/installer/wizard"
@@ -58,11 +56,17 @@ func install(cmd *cobra.Command, a *app, f installFlags, dirs []string) error {
 	if err != nil {
 		return err
 	}
-	rel, err := installer.FromManifest(m.Release(), m.Digest().String(), m.Signers())
+	w := cmd.ErrOrStderr()
+	p := bundle.NewProgress(w, isTerminal(w))
+	defer p.Close()
+	rel, env, err := installer.FromMedia(m, trust, p)
 	if err != nil {
 		return err
 	}
 	facts := host.Gather(a.root)
+	if facts.MediaRead, err = installer.MediaRate(dirs...); err != nil {
+		return err
+	}
 	ans, err := answers(cmd, a, f, facts, rel)
 	if err != nil {
 		return err
@@ -77,16 +81,28 @@ func install(cmd *cobra.Command, a *app, f installFlags, dirs []string) error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("install needs root, got uid %d; --dry-run does not", os.Geteuid())
 	}
-	res, err := installer.Run(cmd.Context(), plan, environment(cmd, f, trust, m))
+	env.Progress = func(e installer.Event) {
+		if e.What != "start" {
+			fmt.Fprintf(w, "%-5s %s: %s\n", e.What, e.Title, e.Detail)
+		}
+	}
+	if f.deep {
+		env.Verify = func(ctx context.Context) error { return m.Verify(ctx, p) }
+	}
+	res, err := installer.Run(cmd.Context(), plan, env)
 	if err != nil {
 		return err
 	}
 	return a.print(cmd.OutOrStdout(), res, func(w io.Writer) { printInstalled(w, res) })
 }
 
-// answers reads the file, or asks the person at the terminal.
+// answers reads the file, takes what an earlier run was given, or asks the
+// person at the terminal.
 func answers(cmd *cobra.Command, a *app, f installFlags, facts host.Facts, rel installer.Release) (installer.Answers, error) {
 	if f.answers == "" {
+		if kept, ok, err := installer.Kept(a.root, rel); ok || err != nil {
+			return kept, err
+		}
 		if !term.IsTerminal(int(os.Stdin.Fd())) {
 			return installer.Answers{}, usageError{errors.New("standard input is no terminal, so the wizard can't ask; give --answers FILE")}
 		}
@@ -100,25 +116,6 @@ func answers(cmd *cobra.Command, a *app, f installFlags, facts host.Facts, rel i
 		ans.Root = a.root
 	}
 	return ans, nil
-}
-
-// environment connects the installer to the media and to the terminal.
-func environment(cmd *cobra.Command, f installFlags, trust manifest.Trust, m *bundle.Media) installer.Env {
-	w := cmd.ErrOrStderr()
-	p := bundle.NewProgress(w, isTerminal(w))
-	env := installer.Env{
-		Trust: trust,
-		Load:  func(ctx context.Context, s *content.Store) error { return m.Load(ctx, s, p) },
-		Progress: func(e installer.Event) {
-			if e.What != "start" {
-				fmt.Fprintf(w, "%-5s %s: %s\n", e.What, e.Title, e.Detail)
-			}
-		},
-	}
-	if f.deep {
-		env.Verify = func(ctx context.Context) error { return m.Verify(ctx, p) }
-	}
-	return env
 }
 
 func isTerminal(w io.Writer) bool {
