@@ -14,7 +14,8 @@ import (
 
 // What the guard costs the host and the agents: go test -bench . -run '^$'.
 // "free" is without it, "loaded" with no scope, "outside" while a scope is
-// watched that the process is not in, "inside" in the scope.
+// watched that the process is not in, "inside" in the scope, "audited" in one
+// that reports opened files, "beside" while there is such a scope.
 
 // works are the loops that are timed; refused and missing fail on purpose.
 var works = map[string]func(dir string) error{
@@ -54,15 +55,14 @@ func repeat(work, dir string, n int) (time.Duration, error) {
 }
 
 // cpu is what this process and its children have used.
-func cpu() (d time.Duration) {
-	for _, who := range []int{unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN} {
-		var u unix.Rusage
-		if err := unix.Getrusage(who, &u); err != nil {
-			panic(err)
-		}
-		d += time.Duration(u.Utime.Nano() + u.Stime.Nano())
+func cpu() time.Duration { return cpuOf(unix.RUSAGE_SELF) + cpuOf(unix.RUSAGE_CHILDREN) }
+
+func cpuOf(who int) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(who, &u); err != nil {
+		panic(err)
 	}
-	return d
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // benchHelper is repeat in another process, as nobody.
@@ -110,6 +110,18 @@ func BenchmarkCost(b *testing.B) {
 	watch(b, g, inside, "/bin/true")
 	b.Run("outside", func(b *testing.B) { all(b, outside) })
 	b.Run("inside", func(b *testing.B) { all(b, inside) })
+	audited := cgroup(b, "")
+	s := Scope{ID: "audited", CgroupID: must(CgroupID(audited)), AuditOpens: true}
+	for _, f := range []string{"/bin/true", must(os.Executable())} {
+		s.Exec = append(s.Exec, must(Lookup(os.Getpid(), f)))
+	}
+	w, err := g.Watch(s)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer w.Close()
+	b.Run("audited", func(b *testing.B) { all(b, audited) })
+	b.Run("beside", func(b *testing.B) { all(b, outside) })
 	b.Logf("lost %d", g.Lost())
 }
 
@@ -144,4 +156,40 @@ func BenchmarkExec(b *testing.B) {
 		slices.Sort(ds[i])
 		b.ReportMetric(float64(ds[i][len(ds[i])/2]), name)
 	}
+}
+
+// BenchmarkOpens lets four threads open files without a pause, and tells what
+// an event costs this side and how fast they come. A run is cut short when the
+// ring overflows, which the kill shows.
+func BenchmarkOpens(b *testing.B) {
+	dir := b.TempDir()
+	if err := os.WriteFile(dir+"/file", nil, 0o600); err != nil {
+		b.Fatal(err)
+	}
+	b.Chdir(dir)
+	b.Run("absolute", func(b *testing.B) { benchOpens(b, dir+"/file") })
+	b.Run("relative", func(b *testing.B) { benchOpens(b, "file") })
+}
+
+func benchOpens(b *testing.B, name string) {
+	g := load(b)
+	n, left := 0, make(chan struct{})
+	go func() {
+		for range g.Events() {
+			n++
+		}
+		close(left)
+	}()
+	cg := cgroup(b, "")
+	audit(b, g, cg)
+	before, start := cpuOf(unix.RUSAGE_SELF), time.Now()
+	held, err := loop(b, cg, name, b.N)
+	ran := time.Since(start)
+	if err := g.Close(); err != nil {
+		b.Fatal(err)
+	}
+	<-left
+	b.ReportMetric(float64(cpuOf(unix.RUSAGE_SELF)-before)/float64(n), "cpu-ns/event")
+	b.ReportMetric(float64(held)/ran.Seconds(), "opens/s")
+	b.Logf("%d opens, %d events, %d lost, %v", held, n, g.Lost(), err)
 }

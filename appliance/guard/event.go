@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,7 +41,7 @@ type Event struct {
 	// Exec: the name as it was given. Refused and Opened: the path argument, read
 	// after the call and so a hint; empty when it could not be read.
 	Path string
-	Dir  string // what a relative Path was relative to, read later still: a hint, may be empty
+	Dir  string // what a relative Path was relative to, read later still: a hint, empty when in haste
 
 	// Exec and Opened. Of an opened file it is what the descriptor leads to
 	// before the caller learns its number; empty where another thread has
@@ -100,25 +101,27 @@ const (
 	kindOpened  = 3
 )
 
-func (g *Guard) decode(b []byte) (Event, error) {
-	var h witnessHead
-	n, err := binary.Decode(b, binary.LittleEndian, &h)
-	if err != nil {
-		return Event{}, err
+func (g *Guard) decode(b []byte, q *queue) (Event, error) {
+	// The kernel's bytes are this type: bpf2go made it from witness.c, and
+	// there is one byte order. encoding/binary would cost 0.5 µs.
+	const size = int(unsafe.Sizeof(witnessHead{}))
+	if len(b) < size {
+		return Event{}, fmt.Errorf("event has %d bytes, want %d or more", len(b), size)
 	}
-	text := b[n:]
+	var h witnessHead
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(&h)), size), b)
+	text := b[size:]
 	if want := int(h.Len[0]) + int(h.Len[1]); len(text) < want {
 		return Event{}, fmt.Errorf("event has %d bytes of text, want %d", len(text), want)
 	}
 	one, two := text[:h.Len[0]], text[h.Len[0]:][:h.Len[1]]
 	e := Event{
-		Time: wall(h.BootNs), Scope: g.name(h.Cgroup),
-		PID: int(h.Pid), PPID: int(h.Ppid), UID: int(h.Uid), Comm: text16(h.Comm), Parent: text16(h.Parent),
+		Time: q.clock.wall(h.BootNs), Scope: g.name(h.Cgroup),
+		PID: int(h.Pid), PPID: int(h.Ppid), UID: int(h.Uid), Comm: text16(&h.Comm), Parent: text16(&h.Parent),
 	}
 	switch h.Kind {
 	case kindExec:
 		e.Kind, e.Path = Exec, zstring(one)
-		e.Dir = dirHint(e.PID, e.Path, unix.AT_FDCWD)
 		e.Killed, e.Errno = h.Flags&flagKilled != 0, syscall.Errno(-h.Ret)
 		e.file(&h, two)
 	case kindRefused:
@@ -130,6 +133,9 @@ func (g *Guard) decode(b []byte) (Event, error) {
 		e.file(&h, two)
 	default:
 		return Event{}, fmt.Errorf("event kind %d", h.Kind)
+	}
+	if !q.late {
+		e.Dir = dirHint(e.PID, e.Path, dirFD(&h))
 	}
 	return e, nil
 }
@@ -153,11 +159,15 @@ func (e *Event) call(h *witnessHead, one, two []byte) {
 		return
 	}
 	e.Path, e.Path2 = zstring(one), zstring(two)
-	dir := int32(unix.AT_FDCWD)
-	if c.dir > 0 {
-		dir = int32(h.Args[c.dir-1])
+}
+
+// dirFD is what the path argument is relative to.
+func dirFD(h *witnessHead) int32 {
+	c := calls[int(h.Nr)]
+	if h.Kind == kindExec || c.dir == 0 {
+		return unix.AT_FDCWD
 	}
-	e.Dir = dirHint(e.PID, e.Path, dir)
+	return int32(h.Args[c.dir-1])
 }
 
 // name of a scope by its cgroup; the number where it is long gone.
@@ -170,14 +180,22 @@ func (g *Guard) name(id uint64) string {
 	return "cgroup:" + strconv.FormatUint(id, 10)
 }
 
-// wall converts the kernel's time since boot. The clocks' distance is taken
-// anew each time, as the wall clock may be set.
-func wall(boot uint64) time.Time {
-	var ts unix.Timespec
-	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
-		return time.Now()
+// clock converts the kernel's time since boot. It is for one goroutine.
+type clock struct {
+	boot  time.Time // the wall clock's time of boot
+	taken time.Time
+}
+
+// wall takes the clocks' distance anew after a while, as the wall clock may be set.
+func (c *clock) wall(ns uint64) time.Time {
+	if now := time.Now(); now.Sub(c.taken) > 10*time.Millisecond {
+		var ts unix.Timespec
+		if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
+			return now
+		}
+		c.boot, c.taken = now.Round(0).Add(-time.Duration(ts.Nano())), now
 	}
-	return time.Now().Add(time.Duration(int64(boot) - ts.Nano()))
+	return c.boot.Add(time.Duration(ns))
 }
 
 // dirHint asks the process's descriptors, if it still lives.
@@ -222,10 +240,6 @@ func zstring(b []byte) string {
 	return string(s)
 }
 
-func text16(c [16]int8) string {
-	var b [16]byte
-	for i, v := range c {
-		b[i] = byte(v)
-	}
-	return zstring(b[:])
+func text16(c *[16]int8) string {
+	return zstring(unsafe.Slice((*byte)(unsafe.Pointer(c)), len(c)))
 }

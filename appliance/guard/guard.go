@@ -1,6 +1,6 @@
 // Package guard watches sandboxes from inside the kernel: it kills programs
 // that a sandbox may not run before their first instruction, and reports every
-// program start and every refused system call.
+// program start, every refused system call and, where asked, every opened file.
 //
 // A sandbox is known to the guard as a scope: a cgroup of the v2 hierarchy and
 // everything below it. Which processes belong to it is decided by the kernel;
@@ -32,13 +32,29 @@
 // # What is only reported
 //
 // System calls of the table in syscalls.go that failed with EACCES, EPERM or
-// EROFS (ENOENT where the scope asks for it). The kernel refused them already;
+// EROFS (ENOENT where the scope asks for it, ESRCH where a signal was aimed at
+// a process that the agent can't see). The kernel refused them already;
 // the guard tells. Path and address are read from the caller's memory after
 // the call, where another thread may have changed them: they are a hint, the
 // refusal is a fact. Requests through io_uring and the 32-bit system calls of
 // a 64-bit machine do not show here by name: confine them by seccomp.
 // A scope reports at most 1000 refusals in about a second; the next one that
 // is reported carries the number of those left out (Event.Skipped).
+//
+// # What may be audited
+//
+// With Scope.AuditOpens each call that returns the descriptor of a file becomes
+// an event, without a limit: folders and O_PATH included (a descriptor that
+// gives no access to the content still takes part in finding it), the 32-bit
+// calls too. "No event, no action" again: who can't be reported is killed
+// before it sees the descriptor. What the call did by itself, creating or
+// emptying a file, has happened. File and Inode come from the descriptor table
+// and not from the caller's memory; but a thread that foresees the number can
+// put another file there between the kernel's open and this look. A process
+// that shares its table (CLONE_FILES, not a thread) survives the kill of the
+// other. io_uring and descriptors received over a socket are not seen: the
+// first is seccomp's, the second were opened by somebody. The program that
+// execve loads is its Exec event and no other.
 //
 // # Limits today
 //

@@ -59,6 +59,12 @@ func misbehave(how string, args []string) error {
 		return benchHelper(args)
 	case "flood":
 		return flood(args)
+	case "open":
+		return openEveryWay(args[0])
+	case "loop":
+		return openLoop(args)
+	case "signal":
+		return signalStrangers()
 	}
 	return errors.New("unknown helper " + how)
 }

@@ -15,12 +15,18 @@ import (
 // none: a wake-up per event made an exec 20 µs dearer.
 const pause = 5 * time.Millisecond
 
+// backlog in bytes is what a reader leaves hints out for: to ask /proc takes six
+// times as long as all the rest of an event.
+const backlog = 128 << 10
+
 // patience is how long a close waits for whoever should receive events.
 var patience = 2 * time.Second
 
 // queue is one ring on its way to the stream.
 type queue struct {
 	r        *ringbuf.Reader
+	clock    clock         // for the goroutine that reads
+	late     bool          // so many events wait that there is no time for hints
 	asked    atomic.Uint64 // requests to hand over what is in the ring
 	answered atomic.Uint64 // the last of them that is done
 }
@@ -45,7 +51,7 @@ func (g *Guard) follow(q *queue) {
 	for {
 		switch err := q.r.ReadInto(&rec); {
 		case err == nil:
-			g.deliver(rec.RawSample)
+			g.deliver(q, &rec)
 			if rec.Remaining == 0 {
 				time.Sleep(pause)
 			}
@@ -72,7 +78,7 @@ func (g *Guard) empty(q *queue) {
 	for {
 		switch err := q.r.ReadInto(&rec); {
 		case err == nil:
-			g.deliver(rec.RawSample)
+			g.deliver(q, &rec)
 		case !errors.Is(err, ringbuf.ErrFlushed): // os.ErrDeadlineExceeded
 			return
 		}
@@ -80,8 +86,9 @@ func (g *Guard) empty(q *queue) {
 }
 
 // deliver puts one event into the stream, or counts it once nobody takes any.
-func (g *Guard) deliver(b []byte) {
-	e, err := g.decode(b)
+func (g *Guard) deliver(q *queue, rec *ringbuf.Record) {
+	q.late = rec.Remaining > backlog
+	e, err := g.decode(rec.RawSample, q)
 	if err != nil {
 		panic("guard: object and package do not match, run go generate: " + err.Error())
 	}
