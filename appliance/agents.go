@@ -26,15 +26,16 @@ import (
 // agentSpec is what is kept of an agent on disk, so that it can be started
 // again: <state>/agents/NAME/agent.json.
 type agentSpec struct {
-	Name   string    `json:"name"`
-	Image  string    `json:"image"`
-	Policy string    `json:"policy"` // name of Source, for messages
-	Source []byte    `json:"source"`
-	Args   []string  `json:"args,omitempty"`
-	Env    []string  `json:"env,omitempty"`
-	Ended  time.Time `json:"ended,omitzero"`
-	Code   int       `json:"code"`
-	Why    string    `json:"why,omitempty"`
+	Name    string    `json:"name"`
+	Image   string    `json:"image"`
+	Policy  string    `json:"policy"` // name of Source, for messages
+	Source  []byte    `json:"source"`
+	Command []string  `json:"command,omitempty"`
+	Args    []string  `json:"args,omitempty"`
+	Env     []string  `json:"env,omitempty"`
+	Ended   time.Time `json:"ended,omitzero"`
+	Code    int       `json:"code"`
+	Why     string    `json:"why,omitempty"`
 }
 
 // agent is one agent.
@@ -201,8 +202,8 @@ func (a *Appliance) again(old *agent, q control.LaunchRequest) (*agent, error) {
 	}
 	ag := &agent{agentSpec: old.agentSpec, dir: old.dir}
 	ag.Ended, ag.Code, ag.Why = time.Time{}, 0, ""
-	if len(q.Args) > 0 {
-		ag.Args = q.Args
+	if len(q.Command) > 0 || len(q.Args) > 0 {
+		ag.Command, ag.Args = q.Command, q.Args
 	}
 	ag.Env = append(ag.Env, q.Env...)
 	return ag, a.admit(ag)
@@ -210,7 +211,7 @@ func (a *Appliance) again(old *agent, q control.LaunchRequest) (*agent, error) {
 
 // resolve fills a request's gaps from the configuration.
 func (a *Appliance) resolve(q control.LaunchRequest) (agentSpec, error) {
-	s := agentSpec{Name: q.Name, Image: q.Image, Policy: q.Policy, Source: q.Source, Args: q.Args, Env: q.Env}
+	s := agentSpec{Name: q.Name, Image: q.Image, Policy: q.Policy, Source: q.Source, Command: q.Command, Args: q.Args, Env: q.Env}
 	name := q.Agent
 	if name == "" {
 		name = q.Name
@@ -222,8 +223,8 @@ func (a *Appliance) resolve(q control.LaunchRequest) (agentSpec, error) {
 	if s.Image == "" {
 		s.Image = c.Image
 	}
-	if len(s.Args) == 0 {
-		s.Args = c.Args
+	if len(s.Command) == 0 && len(s.Args) == 0 {
+		s.Command, s.Args = c.Command, c.Args
 	}
 	s.Env = append(append([]string(nil), c.Env...), s.Env...)
 	if s.Source == nil {

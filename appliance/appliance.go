@@ -65,7 +65,10 @@ type Appliance struct {
 
 // New opens everything that the configuration names. Nothing listens yet.
 func New(cfg config.Config, version string) (_ *Appliance, err error) {
-	a := &Appliance{cfg: cfg, version: version, started: time.Now().UTC(), agents: map[string]*agent{}}
+	a := &Appliance{
+		cfg: cfg, version: version, started: time.Now().UTC(), agents: map[string]*agent{},
+		failure: errStarting, engineWhy: "starting",
+	}
 	defer func() {
 		if err != nil {
 			a.close()
@@ -116,7 +119,7 @@ func (a *Appliance) weaken(reason, detail string) error {
 // fail makes the appliance refuse work and stops every agent.
 func (a *Appliance) fail(err error) {
 	a.mu.Lock()
-	first := a.failure == nil
+	first := a.failure == nil || errors.Is(a.failure, errStarting)
 	if first {
 		a.failure = err
 	}
@@ -135,7 +138,7 @@ func (a *Appliance) refusal() error {
 	if a.failure == nil {
 		return nil
 	}
-	return control.Errorf("refused", "the appliance refuses work: %v; see what 'clawbox audit verify' says, then restart 'clawbox serve'", a.failure)
+	return control.Errorf("refused", "the appliance refuses work: %v; if that does not pass, see what 'clawbox audit verify' says and restart 'clawbox serve'", a.failure)
 }
 
 // Run serves until ctx ends, then stops every agent and closes the ledger.
@@ -167,14 +170,17 @@ func (a *Appliance) Run(ctx context.Context) error {
 	return err
 }
 
-// errStopping is why nothing is launched any more.
-var errStopping = errors.New("it is stopping")
+// Why nothing is launched before the start and after the end of the work.
+var (
+	errStarting = errors.New("it is starting")
+	errStopping = errors.New("it is stopping")
+)
 
 // shutdown stops every agent, and records what the guard still had to tell
 // before it records the end.
 func (a *Appliance) shutdown(witnessed <-chan struct{}) error {
 	a.mu.Lock()
-	if a.failure == nil {
+	if a.failure == nil || errors.Is(a.failure, errStarting) {
 		a.failure = errStopping
 	}
 	a.mu.Unlock()
@@ -227,6 +233,11 @@ func (a *Appliance) listen(cancel context.CancelCauseFunc) (stop func(), err err
 
 // ready tells a person at the terminal, and systemd where it started us.
 func (a *Appliance) ready() {
+	a.mu.Lock()
+	if errors.Is(a.failure, errStarting) {
+		a.failure = nil
+	}
+	a.mu.Unlock()
 	slog.Info("the appliance is ready", "release", a.cfg.Release.Version, "tier", string(a.guard.Tier()),
 		"registry", a.cfg.Registry, "control", filepath.Join(a.cfg.Paths.Run, "control.sock"))
 }

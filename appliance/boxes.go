@@ -65,6 +65,9 @@ func (a *Appliance) sandbox(ctx context.Context, ag *agent, out io.Writer) (*san
 	if err != nil {
 		return nil, nil, err
 	}
+	if len(ag.Command) > 0 {
+		img.Entrypoint, img.Cmd = ag.Command, nil
+	}
 	spec := sandbox.Spec{
 		Name: ag.Name, Image: img, Policy: ag.policy(), Args: ag.Args, Env: ag.Env, Stdout: out, Stderr: out,
 		Network: func(ctx context.Context, _ int, ns *os.File) (io.Closer, error) {

@@ -84,6 +84,9 @@ type Agent struct {
 	Name   string   `yaml:"name"`
 	Image  string   `yaml:"image"`  // ref in the store
 	Policy string   `yaml:"policy"` // file below Slot/policies or a preset's name
-	Args   []string `yaml:"args,omitempty"`
+	// Command replaces the image's entry point and command, Args its command
+	// only (as command and args do in Kubernetes).
+	Command []string `yaml:"command,omitempty"`
+	Args    []string `yaml:"args,omitempty"`
 	Env    []string `yaml:"env,omitempty"` // NAME=value
 }

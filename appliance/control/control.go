@@ -62,8 +62,10 @@ type LaunchRequest struct {
 	Image  string   `json:"image,omitempty"`  // ref in the store
 	Policy string   `json:"policy,omitempty"` // name, for messages
 	Source []byte   `json:"source,omitempty"` // policy text; overrides the configured one
-	Args   []string `json:"args,omitempty"`
-	Env    []string `json:"env,omitempty"`
+	// Command replaces the image's entry point and command, Args its command only.
+	Command []string `json:"command,omitempty"`
+	Args    []string `json:"args,omitempty"`
+	Env     []string `json:"env,omitempty"`
 }
 
 // PolicyRequest replaces the hot-reloadable layers of an agent's policy.

@@ -43,7 +43,7 @@ agents:
   - name: ` + agentName + `
     image: openclaw:0.1.0
     policy: openclaw.yaml
-    args: [/bin/sh, -c, 'openclaw agent --local --session-id demo --message "Write a report." ; echo "turn ended with $?"; exec sleep infinity']
+    command: [/bin/sh, -c, 'openclaw agent --local --session-id demo --message "Write a report." ; echo "turn ended with $?"; exec sleep infinity']
 `
 
 // offline enters a network namespace of its own, with loopback only.

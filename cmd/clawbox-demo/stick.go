@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -68,6 +67,9 @@ func (d *demo) bundle() error {
 		if _, err := d.must(d.bin, "key", "generate", "demo", "--out", filepath.Join(d.dist, "demo")); err != nil {
 			return err
 		}
+	}
+	if err := os.WriteFile(d.answersFile(), []byte(answers), 0o644); err != nil {
+		return err
 	}
 	// Debian's packages float, so the image differs from day to day and the
 	// lock is made anew; a release would commit its lock.
@@ -159,12 +161,6 @@ func sizeOf(path string) string {
 		return err
 	})
 	return fmt.Sprintf("%.1f MB", float64(n)/1e6)
-}
-
-// lookPath says whether a tool is there.
-func lookPath(name string) bool {
-	_, err := exec.LookPath(name)
-	return err == nil
 }
 
 // contains says whether every word stands in s.

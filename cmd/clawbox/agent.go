@@ -58,6 +58,7 @@ defaults to NAME. Arguments after -- replace the image's command.`,
 	}
 	f := c.Flags()
 	f.StringVar(&r.Agent, "agent", "", "entry of the appliance's configuration to take image, policy and command from")
+	f.StringArrayVar(&r.Command, "entrypoint", nil, "program, and its first arguments, in place of the image's entry point (repeatable)")
 	f.StringVar(&r.Image, "image", "", "image in the local registry")
 	f.StringVar(&policyFile, "policy", "", "policy file; replaces the configured one")
 	f.StringArrayVarP(&r.Env, "env", "e", nil, "NAME=value for the agent's environment (repeatable)")

@@ -15,6 +15,10 @@ func statusCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "status",
 		Short: "Say what runs, how it is protected and what is weaker than it should be",
+		Long: `Say what runs, how it is protected and what is weaker than it should be.
+
+Ends with status 4 while the appliance refuses work (starting, stopping, or
+failed closed), so that scripts can wait for it.`,
 		Args:  usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cl, err := a.client()
@@ -25,15 +29,32 @@ func statusCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.print(cmd.OutOrStdout(), st, func(w io.Writer) { printStatus(w, st) })
+			if err := a.print(cmd.OutOrStdout(), st, func(w io.Writer) { printStatus(w, st) }); err != nil {
+				return err
+			}
+			if st.Error != "" {
+				return exitCode(exitRefused)
+			}
+			return nil
 		},
 	}
+}
+
+// tierWords says what each guard tier does about a program that is not listed.
+var tierWords = map[string]string{
+	"T1": "unlisted programs are refused (BPF LSM)",
+	"T2": "unlisted programs are refused (fmod_ret)",
+	"T3": "unlisted programs are killed before their first instruction (tracepoint)",
+	"T4": "NO GUARD: Landlock alone limits programs, and nobody watches",
 }
 
 func printStatus(w io.Writer, st control.Status) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "release\t%s (sequence %d), clawbox %s, up %s\n", st.Release, st.Sequence, st.Version, time.Since(st.Started).Round(time.Second))
-	fmt.Fprintf(t, "guard\ttier %s: %s\n", st.Tier, st.TierWhy)
+	fmt.Fprintf(t, "guard\ttier %s: %s\n", st.Tier, tierWords[st.Tier])
+	if st.TierWhy != "" {
+		fmt.Fprintf(t, "\t%s\n", st.TierWhy)
+	}
 	fmt.Fprintf(t, "landlock\tABI %d\n", st.Landlock)
 	fmt.Fprintf(t, "lost events\t%d\n", st.Lost)
 	fmt.Fprintf(t, "registry\t%s\n", st.Registry)
