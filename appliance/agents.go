@@ -48,6 +48,7 @@ type agent struct {
 	box     *sandbox.Box
 	done    chan struct{} // closed when the box is gone; nil before the first start
 	started time.Time
+	tallies map[string]tally // budgets hit, see strike
 }
 
 var agentName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
@@ -299,6 +300,7 @@ func (a *Appliance) start(ctx context.Context, ag *agent) error {
 		out.Close()
 		return err
 	}
+	ag.tallies = map[string]tally{}
 	box, release, err := a.sandbox(ctx, ag, out)
 	if err != nil {
 		out.Close()
@@ -316,6 +318,7 @@ func (a *Appliance) start(ctx context.Context, ag *agent) error {
 func (a *Appliance) await(ag *agent, box *sandbox.Box, release func()) {
 	code, why := box.Wait()
 	release()
+	a.strikesLeft(ag)
 	ag.mu.Lock()
 	ag.box, ag.Ended, ag.Code, ag.Why = nil, time.Now().UTC(), code, why
 	err := ag.save()

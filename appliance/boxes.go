@@ -73,7 +73,7 @@ func (a *Appliance) sandbox(ctx context.Context, ag *agent, out io.Writer) (*san
 		Network: func(ctx context.Context, _ int, ns *os.File) (io.Closer, error) {
 			return a.proxy.Attach(ctx, egress.Agent{ID: ag.Name, Policy: ag.policy}, ns)
 		},
-		Event: func(e sandbox.Event) { a.budgetRecord(ag, e.Budget, e.Detail) },
+		Event: func(e sandbox.Event) { a.strike(ag, e.Budget, e.Count, e.Detail) },
 	}
 	if a.guard.Tier() != guard.TierNone {
 		spec.Guard = func(s guard.Scope) (io.Closer, error) {

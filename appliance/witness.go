@@ -2,7 +2,6 @@ package appliance
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"path"
@@ -127,8 +126,8 @@ func opened(r ledger.Record, e guard.Event) ledger.Record {
 	return r
 }
 
-// callKinds maps what a refused system call is about; any other is a service
-// of the kernel that the sandbox has no use for.
+// callKinds maps the system calls that are about programs and connections; any
+// other is about a file if it names one.
 var callKinds = map[string]ledger.Kind{
 	"execve": ledger.KindExec, "execveat": ledger.KindExec,
 	"connect": ledger.KindConnect, "bind": ledger.KindConnect, "sendto": ledger.KindConnect, "sendmsg": ledger.KindConnect, "socket": ledger.KindConnect,
@@ -137,6 +136,9 @@ var callKinds = map[string]ledger.Kind{
 // refused records a system call that the kernel refused.
 func refused(r ledger.Record, e guard.Event) ledger.Record {
 	r.Kind = ledger.KindFile
+	if e.Path == "" && e.Addr == "" {
+		r.Kind = ledger.KindKernel
+	}
 	if k, ok := callKinds[e.Syscall]; ok {
 		r.Kind = k
 	}
@@ -189,10 +191,51 @@ func visible(p *policies.Policy, file string) bool {
 	return false
 }
 
-// budgetRecord tells that a sandbox ran into a limit.
-func (a *Appliance) budgetRecord(ag *agent, what, detail string) {
-	rec := a.lifecycle(ag, ledger.Denied, "budget."+what, detail)
-	if err := a.log.Record(context.Background(), rec); err != nil && !errors.Is(err, context.Canceled) {
+// budgetQuiet is how often a budget that is hit again and again is recorded:
+// a fork bomb that lives on within its budget hits it all the time.
+const budgetQuiet = time.Minute
+
+// tally counts a budget's hits since it was last recorded.
+type tally struct {
+	at time.Time // of the last record
+	n  int64
+}
+
+// strike counts a budget that was hit, and records it unless it did so less
+// than budgetQuiet ago.
+func (a *Appliance) strike(ag *agent, budget string, count int64, detail string) {
+	ag.mu.Lock()
+	t := ag.tallies[budget]
+	t.n += count
+	due := time.Since(t.at) >= budgetQuiet
+	n := t.n
+	if due {
+		t = tally{at: time.Now()}
+	}
+	ag.tallies[budget] = t
+	ag.mu.Unlock()
+	if due {
+		a.budgetRecord(ag, budget, n, detail)
+	}
+}
+
+// strikesLeft records what strike has counted and not told.
+func (a *Appliance) strikesLeft(ag *agent) {
+	ag.mu.Lock()
+	left := ag.tallies
+	ag.tallies = map[string]tally{}
+	ag.mu.Unlock()
+	for budget, t := range left {
+		if t.n > 0 {
+			a.budgetRecord(ag, budget, t.n, "since the last record")
+		}
+	}
+}
+
+func (a *Appliance) budgetRecord(ag *agent, budget string, count int64, detail string) {
+	rec := a.lifecycle(ag, ledger.Denied, "budget."+budget, detail)
+	rec.Attrs = map[string]any{"count": count}
+	if err := a.log.Record(context.Background(), rec); err != nil {
 		a.fail(fmt.Errorf("a budget event could not be recorded: %w", err))
 	}
 }

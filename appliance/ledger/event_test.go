@@ -51,7 +51,7 @@ func TestEventIsOCSF(t *testing.T) {
 	required := map[Kind][]string{
 		KindExec: {"actor", "device", "process"}, KindFile: {"actor", "device", "file"},
 		KindConnect: {"dst_endpoint"}, KindDNS: {"query"}, KindModel: {"actor", "api", "src_endpoint"}, KindApproval: {"actor", "api", "src_endpoint"},
-		KindLifecycle: {"app"}, KindInstall: {"app"}, KindService: {"app"}, KindPolicy: {"entity"}, KindWeakening: {"device"},
+		KindLifecycle: {"app"}, KindInstall: {"app"}, KindService: {"app"}, KindPolicy: {"entity"}, KindWeakening: {"device"}, KindKernel: {"actor", "device", "kernel"},
 	}
 	for k, c := range classes {
 		b, err := encode(full(k, Denied), "box")

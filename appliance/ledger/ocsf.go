@@ -80,7 +80,8 @@ const (
 	severityHigh  = 4
 )
 
-// classes: Process Activity 1007, File System Activity 1001, Network Activity
+// classes: Process Activity 1007, File System Activity 1001, Kernel Activity
+// 1003, Network Activity
 // 4001, DNS Activity 4003, API Activity 6003, Application Lifecycle 6002,
 // Entity Management 3004, Device Config State Change 5019.
 var classes = map[Kind]class{
@@ -97,6 +98,10 @@ var classes = map[Kind]class{
 		},
 		paths:  map[field]string{fPath: "file.path"},
 		derive: deriveFile,
+	},
+	KindKernel: {
+		uid: 1003, category: 1, activity: 4, // invoke
+		derive: deriveKernel,
 	},
 	KindConnect: {
 		uid: 4001, category: 4, activity: activityOther,
@@ -182,6 +187,14 @@ func deriveExec(r *Record, e event) {
 func deriveFile(r *Record, e event) {
 	e.set("file.name", base(r.Path))
 	e.set("file.type_id", 0) // unknown
+}
+
+// deriveKernel names the system call, which producers give as the attribute
+// "syscall".
+func deriveKernel(r *Record, e event) {
+	name, _ := r.Attrs["syscall"].(string)
+	e.set("kernel.name", name)
+	e.set("kernel.type_id", 2) // system call
 }
 
 func deriveAPI(operation string) func(*Record, event) {

@@ -13,6 +13,7 @@ type Kind string
 const (
 	KindExec      Kind = "exec"      // a program was started, or kept from starting
 	KindFile      Kind = "file"      // a file access was refused (or allowed, at audit level all)
+	KindKernel    Kind = "kernel"    // a system call was refused that names no file, program or address
 	KindConnect   Kind = "connect"   // a connection out of a sandbox: allowed, denied or held
 	KindDNS       Kind = "dns"       // a name was asked for and refused
 	KindModel     Kind = "model"     // an inference call: request decision, later its usage

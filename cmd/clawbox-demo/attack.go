@@ -79,7 +79,7 @@ func (d *demo) attackList() []attack {
 	daemon := strconv.Itoa(d.daemon.Process.Pid)
 	return []attack{
 		{"read the ledger's key on the host", sh("cat " + secret + " && echo PWNED"), record{Kind: "file", Verdict: "denied", Path: secret}},
-		{"read the image's shadow file", sh("cat /etc/shadow && echo PWNED"), record{Kind: "file", Verdict: "denied", Path: "/etc/shadow"}},
+		{"look into root's home", sh("ls /root && echo PWNED"), record{Kind: "file", Verdict: "denied", Path: "/root"}},
 		{"plant a program in /usr/bin", sh("echo x > /usr/bin/backdoor && echo PWNED"), record{Kind: "file", Verdict: "denied", Path: "/usr/bin/backdoor"}},
 		{"read the control socket's folder", sh("ls " + d.host + "/run/clawbox && echo PWNED"), record{Kind: "file", Verdict: "denied", Path: "/run/clawbox"}},
 		{"run curl", sh("curl --version && echo PWNED"), record{Kind: "exec", Verdict: "denied", Path: "/curl"}},
@@ -87,7 +87,7 @@ func (d *demo) attackList() []attack {
 		{"run ssh", sh("ssh -V && echo PWNED"), record{Kind: "exec", Verdict: "denied", Path: "/ssh"}},
 		{"run a copy of curl from the workspace", sh("cp /usr/bin/curl /workspace/c && chmod +x /workspace/c && /workspace/c --version && echo PWNED"), record{Kind: "exec", Verdict: "denied", Path: "/workspace/c"}},
 		{"run curl through the dynamic linker", bash("/lib64/ld-linux-x86-64.so.2 /usr/bin/curl --version && echo PWNED"), record{Kind: "exec", Verdict: "denied", Path: "ld-linux"}},
-		{"kill the daemon that governs it", sh("kill -9 " + daemon + " && echo PWNED"), record{Kind: "file", Verdict: "denied", Reason: "kernel.esrch"}},
+		{"kill the daemon that governs it", sh("kill -9 " + daemon + " && echo PWNED"), record{Kind: "kernel", Verdict: "denied", Reason: "kernel.esrch"}},
 		{"reach the appliance's registry", fetch("http://127.0.0.1:5000/v2/"), record{Kind: "connect", Verdict: "denied", Reason: "net.", Host: "127.0.0.1"}},
 		{"reach a metadata service", fetch("http://169.254.169.254/latest/meta-data/"), record{Kind: "connect", Verdict: "denied", Reason: "net.", Host: "169.254.169.254"}},
 		{"reach a host that the policy denies", fetch("https://drop.exfil.example/"), record{Kind: "dns", Verdict: "denied", Host: "drop.exfil.example"}},
@@ -95,14 +95,14 @@ func (d *demo) attackList() []attack {
 	}
 }
 
-// attacks runs the list, then the two that try to bring the host down.
+// attacks runs the list.
 func (d *demo) attacks() error {
 	for _, a := range d.attackList() {
 		if err := d.attack(a); err != nil {
 			return err
 		}
 	}
-	return d.forkBomb()
+	return nil
 }
 
 func (d *demo) attack(a attack) error {
@@ -125,13 +125,13 @@ func (d *demo) attack(a attack) error {
 	return d.wantRecord(a.record, from)
 }
 
-// forkBomb starts one, and shows that the budget holds and the host goes on.
+// forkBomb starts one, and shows that the budget holds, that the host goes on,
+// and that stopping the agent ends it.
 func (d *demo) forkBomb() error {
 	from, err := d.size()
 	if err != nil {
 		return err
 	}
-	d.say("* fork bomb")
 	if _, err := d.inside(sh("f() { f | f & }; f; sleep 2")...); err != nil {
 		return err
 	}
@@ -143,10 +143,16 @@ func (d *demo) forkBomb() error {
 		return fmt.Errorf("the host can't start programs any more: %v", err)
 	}
 	d.say("the host starts a program in %v meanwhile", r.took.Round(time.Millisecond))
-	return d.until(time.Minute, "the bomb to burn out", func() (bool, error) {
-		r, err := d.inside("/bin/true")
-		return r.code == 0, err
-	})
+	if _, err := d.clawbox("agent", "status", agentName); err != nil {
+		return err
+	}
+	r, err = d.quiet("agent", "stop", agentName, "--grace", "1s")
+	if err != nil || r.code != 0 {
+		return fmt.Errorf("agent stop: %v %s", err, r.out)
+	}
+	d.say("'clawbox agent stop' ended the bomb in %v", r.took.Round(time.Millisecond))
+	_, err = d.clawbox("agent", "list")
+	return err
 }
 
 // look shows what the sandbox sees.
