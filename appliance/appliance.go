@@ -156,8 +156,10 @@ func (a *Appliance) Run(ctx context.Context) error {
 	}
 	witnessed := make(chan struct{})
 	go func() { defer close(witnessed); a.witness() }()
-	rec := ledger.Record{Kind: ledger.KindService, Verdict: ledger.Allowed, Reason: "service.started",
-		Detail: "guard tier " + string(a.guard.Tier()), Attrs: map[string]any{"version": a.version, "release": a.cfg.Release.Version}}
+	rec := ledger.Record{
+		Kind: ledger.KindService, Verdict: ledger.Allowed, Reason: "service.started",
+		Detail: "guard tier " + string(a.guard.Tier()), Attrs: map[string]any{"version": a.version, "release": a.cfg.Release.Version},
+	}
 	if err := a.log.Record(ctx, rec); err != nil {
 		return err
 	}

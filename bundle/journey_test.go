@@ -35,8 +35,10 @@ func TestJourney(t *testing.T) {
 	sound(t, s, 4)
 	src := filepath.Dir(out)
 	for _, c := range []struct{ ref, name, file string }{
-		{"clawbox:0.1.0", "clawbox", "clawbox.bin"}, {"rules:0.1.0", "rules.yaml", "rules.yaml"},
-		{"tiny:0.1.0", "tiny.gguf", "model/tiny.gguf"}, {"tiny:0.1.0", "empty.txt", "model/empty.txt"},
+		{"clawbox:0.1.0", "clawbox", "clawbox.bin"},
+		{"rules:0.1.0", "rules.yaml", "rules.yaml"},
+		{"tiny:0.1.0", "tiny.gguf", "model/tiny.gguf"},
+		{"tiny:0.1.0", "empty.txt", "model/empty.txt"},
 	} {
 		if !bytes.Equal(blob(t, s, c.ref, c.name), read(t, filepath.Join(src, c.file))) {
 			t.Errorf("%s %s differs", c.ref, c.name)

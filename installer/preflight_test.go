@@ -95,7 +95,8 @@ func TestPreflight(t *testing.T) {
 			check string
 			want  Severity
 			mod   func(w world)
-		}) bool {
+		},
+		) bool {
 			return r.check == c
 		}) {
 			t.Errorf("no row for the check %q", c)

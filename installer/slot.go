@@ -19,9 +19,6 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-// fileType is the artifact type of file and policy items.
-const fileType = "application/vnd.clawbox.file.v1"
-
 // maxPolicy bounds a policy's size in bytes before it is read into memory.
 const maxPolicy = 1 << 20
 

@@ -174,8 +174,11 @@ func TestDecideHandmadeRules(t *testing.T) {
 func BenchmarkDecide(b *testing.B) {
 	p := mustParse(b, rich)
 	for _, r := range []Request{
-		{Action: Read, Path: "/usr/lib/x"}, {Action: Exec, Path: "/opt/tools/jq"},
-		{Action: Connect, Host: "api.example.com", Port: 443}, {Action: Connect, Host: "nobody.example", Port: 443}, {Action: Infer, Model: "big"},
+		{Action: Read, Path: "/usr/lib/x"},
+		{Action: Exec, Path: "/opt/tools/jq"},
+		{Action: Connect, Host: "api.example.com", Port: 443},
+		{Action: Connect, Host: "nobody.example", Port: 443},
+		{Action: Infer, Model: "big"},
 	} {
 		b.Run(r.String(), func(b *testing.B) {
 			b.ReportAllocs()

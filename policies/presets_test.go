@@ -151,8 +151,18 @@ func TestWithAllow(t *testing.T) {
 		t.Errorf("got %+v", d)
 	}
 	for _, r := range []HostRule{
-		{}, {Host: "a.example", Domain: "b.example"}, {Domain: "b.example", CIDR: "10.0.0.0/8"}, {Host: "a..b"}, {Host: "x}, {domain: com"}, {Host: "a", Ports: []int{0}}, {CIDR: "10.0.0.1/8"},
-		{Domain: "*"}, {Host: "https://a"}, {Host: "a\nb"}, {Host: "\xff"}, {Host: "x", Ports: []int{80, 80}},
+		{},
+		{Host: "a.example", Domain: "b.example"},
+		{Domain: "b.example", CIDR: "10.0.0.0/8"},
+		{Host: "a..b"},
+		{Host: "x}, {domain: com"},
+		{Host: "a", Ports: []int{0}},
+		{CIDR: "10.0.0.1/8"},
+		{Domain: "*"},
+		{Host: "https://a"},
+		{Host: "a\nb"},
+		{Host: "\xff"},
+		{Host: "x", Ports: []int{80, 80}},
 	} {
 		if q := p.WithAllow(r); q.Digest() != before {
 			t.Errorf("%+v was added:\n%s", r, q.YAML())

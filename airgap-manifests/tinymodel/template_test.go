@@ -49,8 +49,11 @@ func TestTemplateChoosesTheScript(t *testing.T) {
 		return out
 	}
 	full := []Script{
-		{"plain", Plain, 0, "plain text"}, {"user", User, 0, "user text"}, {"any", Tool, 0, "any text"},
-		{"one", Tool, 1, "first text"}, {"two", Tool, 2, "second text"},
+		{"plain", Plain, 0, "plain text"},
+		{"user", User, 0, "user text"},
+		{"any", Tool, 0, "any text"},
+		{"one", Tool, 1, "first text"},
+		{"two", Tool, 2, "second text"},
 	}
 	cases := []struct {
 		scripts []Script

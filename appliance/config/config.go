@@ -81,12 +81,12 @@ type Upstream struct {
 
 // Agent is a launchable agent.
 type Agent struct {
-	Name   string   `yaml:"name"`
-	Image  string   `yaml:"image"`  // ref in the store
-	Policy string   `yaml:"policy"` // file below Slot/policies or a preset's name
+	Name   string `yaml:"name"`
+	Image  string `yaml:"image"`  // ref in the store
+	Policy string `yaml:"policy"` // file below Slot/policies or a preset's name
 	// Command replaces the image's entry point and command, Args its command
 	// only (as command and args do in Kubernetes).
 	Command []string `yaml:"command,omitempty"`
 	Args    []string `yaml:"args,omitempty"`
-	Env    []string `yaml:"env,omitempty"` // NAME=value
+	Env     []string `yaml:"env,omitempty"` // NAME=value
 }

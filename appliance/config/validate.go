@@ -87,8 +87,13 @@ func (p Paths) validate() error {
 	var errs []error
 	seen := map[string]string{}
 	for _, f := range []struct{ name, path string }{
-		{"slot", p.Slot}, {"store", p.Store}, {"state", p.State}, {"ledger", p.Ledger},
-		{"run", p.Run}, {"keys", p.Keys}, {"receipts", p.Receipts},
+		{"slot", p.Slot},
+		{"store", p.Store},
+		{"state", p.State},
+		{"ledger", p.Ledger},
+		{"run", p.Run},
+		{"keys", p.Keys},
+		{"receipts", p.Receipts},
 	} {
 		name := "paths." + f.name
 		errs = append(errs, AbsPath(name, f.path))

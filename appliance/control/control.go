@@ -57,11 +57,11 @@ type AgentStatus struct {
 // LaunchRequest starts an agent. Fields left empty come from the appliance's
 // configuration of Agent.
 type LaunchRequest struct {
-	Name   string   `json:"name"`
-	Agent  string   `json:"agent,omitempty"`  // an entry of the configuration's agents
-	Image  string   `json:"image,omitempty"`  // ref in the store
-	Policy string   `json:"policy,omitempty"` // name, for messages
-	Source []byte   `json:"source,omitempty"` // policy text; overrides the configured one
+	Name   string `json:"name"`
+	Agent  string `json:"agent,omitempty"`  // an entry of the configuration's agents
+	Image  string `json:"image,omitempty"`  // ref in the store
+	Policy string `json:"policy,omitempty"` // name, for messages
+	Source []byte `json:"source,omitempty"` // policy text; overrides the configured one
 	// Command replaces the image's entry point and command, Args its command only.
 	Command []string `json:"command,omitempty"`
 	Args    []string `json:"args,omitempty"`

@@ -569,8 +569,13 @@ func TestNewRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, hosts := range []map[string]string{
-		{"a.example": "127.0.0.1"}, {"a.example": "::1"}, {"a.example": "169.254.169.254"}, {"a.example": "b"}, {"bad name": "10.0.0.1"},
-		{"a.example": "10.0.0.1", "A.example": "10.0.0.2"}, {InferenceHost: "10.0.0.1"},
+		{"a.example": "127.0.0.1"},
+		{"a.example": "::1"},
+		{"a.example": "169.254.169.254"},
+		{"a.example": "b"},
+		{"bad name": "10.0.0.1"},
+		{"a.example": "10.0.0.1", "A.example": "10.0.0.2"},
+		{InferenceHost: "10.0.0.1"},
 	} {
 		if _, err := New(Config{Recorder: &book{}, Holds: h, Hosts: hosts}); err == nil {
 			t.Errorf("%v: want an error", hosts)

@@ -163,8 +163,6 @@ func hear(t *testing.T, e *Engine) (told, error) {
 	return w, json.Unmarshal(b, &w)
 }
 
-func alive(pid int) bool { return syscall.Kill(pid, 0) == nil }
-
 // gone waits until the process doesn't exist; orphans are reaped by whoever adopts them.
 func gone(t *testing.T, pid int) {
 	t.Helper()

@@ -88,7 +88,7 @@ func (g *Guard) check(s Scope) error {
 	}
 	for i, n := range s.Exec {
 		if n.Ino == 0 {
-			return fmt.Errorf("Exec[%d] has inode 0; list a whole file system in ExecDevices", i)
+			return fmt.Errorf("executable %d of the list has inode 0; list a whole file system in ExecDevices", i)
 		}
 	}
 	return g.mount.checkCgroup(s.CgroupID)

@@ -127,12 +127,17 @@ var issuers = []struct {
 	lo, hi, digits int   // the first digits lie in lo..hi
 	lengths        []int // of the whole number
 }{
-	{34, 34, 2, []int{15}}, {37, 37, 2, []int{15}}, // American Express
-	{300, 305, 3, []int{14}}, {36, 36, 2, []int{14}}, {38, 39, 2, []int{14, 16}}, // Diners Club
-	{3528, 3589, 4, []int{16}},                         // JCB
-	{4, 4, 1, []int{16, 19}},                           // Visa; its 13-digit numbers are gone
-	{51, 55, 2, []int{16}}, {2221, 2720, 4, []int{16}}, // Mastercard
-	{6011, 6011, 4, []int{16, 19}}, {644, 649, 3, []int{16}}, // Discover
+	{34, 34, 2, []int{15}},
+	{37, 37, 2, []int{15}}, // American Express
+	{300, 305, 3, []int{14}},
+	{36, 36, 2, []int{14}},
+	{38, 39, 2, []int{14, 16}}, // Diners Club
+	{3528, 3589, 4, []int{16}}, // JCB
+	{4, 4, 1, []int{16, 19}},   // Visa; its 13-digit numbers are gone
+	{51, 55, 2, []int{16}},
+	{2221, 2720, 4, []int{16}}, // Mastercard
+	{6011, 6011, 4, []int{16, 19}},
+	{644, 649, 3, []int{16}}, // Discover
 	{65, 65, 2, []int{16}},
 	{62, 62, 2, []int{16, 17, 18, 19}}, // UnionPay
 }

@@ -11,11 +11,24 @@ func init() {
 		n         int
 		countries string
 	}{
-		{15, "NO"}, {16, "BE"}, {18, "DK FI FO GL NL SD FK"}, {19, "MK SI"}, {20, "AT BA EE KZ LT LU XK MN"},
-		{21, "CH HR LI LV"}, {22, "BG BH CR DE GB GE IE ME RS VA"}, {23, "AE GI IL IQ TL OM SO"},
-		{24, "AD CZ ES MD PK RO SA SE SK TN VG"}, {25, "LY PT ST"}, {26, "IS TR"},
-		{27, "BI DJ FR GR IT MC MR SM"}, {28, "AL AZ BY CY DO GT HU LB NI PL SV"},
-		{29, "BR EG PS QA UA"}, {30, "JO KW MU YE"}, {31, "MT SC"}, {32, "LC"}, {33, "RU"},
+		{15, "NO"},
+		{16, "BE"},
+		{18, "DK FI FO GL NL SD FK"},
+		{19, "MK SI"},
+		{20, "AT BA EE KZ LT LU XK MN"},
+		{21, "CH HR LI LV"},
+		{22, "BG BH CR DE GB GE IE ME RS VA"},
+		{23, "AE GI IL IQ TL OM SO"},
+		{24, "AD CZ ES MD PK RO SA SE SK TN VG"},
+		{25, "LY PT ST"},
+		{26, "IS TR"},
+		{27, "BI DJ FR GR IT MC MR SM"},
+		{28, "AL AZ BY CY DO GT HU LB NI PL SV"},
+		{29, "BR EG PS QA UA"},
+		{30, "JO KW MU YE"},
+		{31, "MT SC"},
+		{32, "LC"},
+		{33, "RU"},
 	} {
 		for c := range bytes.FieldsSeq([]byte(x.countries)) {
 			ibanLength[[2]byte(c)] = x.n
@@ -70,19 +83,29 @@ type mark struct {
 // tokens lists the credentials that carry a mark of their issuer. least is
 // the number of bytes after the prefix; set says which they are.
 var tokens = []mark{
-	{"AKIA", 16, upperDigit}, {"ASIA", 16, upperDigit}, // AWS
-	{"ghp_", 36, alnum}, {"gho_", 36, alnum}, {"ghu_", 36, alnum}, {"ghs_", 36, alnum}, {"ghr_", 36, alnum}, // GitHub
+	{"AKIA", 16, upperDigit},
+	{"ASIA", 16, upperDigit}, // AWS
+	{"ghp_", 36, alnum},
+	{"gho_", 36, alnum},
+	{"ghu_", 36, alnum},
+	{"ghs_", 36, alnum},
+	{"ghr_", 36, alnum}, // GitHub
 	{"github_pat_", 60, word},
-	{"glpat-", 20, word},                     // GitLab
-	{"sk-", 32, word},                        // OpenAI, Anthropic (sk-ant-) and their relatives
-	{"nvapi-", 40, word},                     // NVIDIA
-	{"hf_", 30, alnum},                       // Hugging Face
-	{"npm_", 36, alnum},                      // npm
-	{"AIza", 35, word},                       // Google
-	{"xoxb-", 20, word}, {"xoxp-", 20, word}, // Slack
-	{"xoxa-", 20, word}, {"xoxr-", 20, word}, {"xoxs-", 20, word}, {"xapp-", 20, word},
-	{"sk_live_", 20, alnum}, {"rk_live_", 20, alnum}, // Stripe
-	{"eyJ", 40, jwt}, // a JSON web token: base64url of {" with two dots
+	{"glpat-", 20, word}, // GitLab
+	{"sk-", 32, word},    // OpenAI, Anthropic (sk-ant-) and their relatives
+	{"nvapi-", 40, word}, // NVIDIA
+	{"hf_", 30, alnum},   // Hugging Face
+	{"npm_", 36, alnum},  // npm
+	{"AIza", 35, word},   // Google
+	{"xoxb-", 20, word},
+	{"xoxp-", 20, word}, // Slack
+	{"xoxa-", 20, word},
+	{"xoxr-", 20, word},
+	{"xoxs-", 20, word},
+	{"xapp-", 20, word},
+	{"sk_live_", 20, alnum},
+	{"rk_live_", 20, alnum}, // Stripe
+	{"eyJ", 40, jwt},        // a JSON web token: base64url of {" with two dots
 }
 
 // marks holds tokens by the first byte of their prefix.

@@ -91,8 +91,11 @@ func newSite(t *testing.T) *site {
 	s.policy = &policies.Policy{Name: "test", Inference: policies.Inference{
 		Sensitive: "deny",
 		Routes: []policies.Route{
-			{Models: []string{"near"}, Upstream: "local"}, {Models: []string{"far", "further"}, Upstream: "cloud"},
-			{Models: []string{"inside"}, Upstream: "site"}, {Models: []string{"lost"}, Upstream: "gone"}, {Models: []string{"nowhere"}, Upstream: "undefined"},
+			{Models: []string{"near"}, Upstream: "local"},
+			{Models: []string{"far", "further"}, Upstream: "cloud"},
+			{Models: []string{"inside"}, Upstream: "site"},
+			{Models: []string{"lost"}, Upstream: "gone"},
+			{Models: []string{"nowhere"}, Upstream: "undefined"},
 		},
 	}}
 	s.front = httptest.NewServer(s.router.Handler(Agent{ID: "a1", UID: 4242, Policy: func() *policies.Policy { return s.policy }}))
@@ -557,8 +560,10 @@ func TestModels(t *testing.T) {
 		io.WriteString(w, `{"data":[{"id":"far"},{"id":"extra"},{"id":"near"}]}`)
 	}
 	s.policy.Inference.Routes = []policies.Route{
-		{Models: []string{"near"}, Upstream: "local"}, {Models: []string{"lost"}, Upstream: "gone"},
-		{Models: []string{"x"}, Upstream: "undefined"}, {Models: []string{"*"}, Upstream: "cloud"},
+		{Models: []string{"near"}, Upstream: "local"},
+		{Models: []string{"lost"}, Upstream: "gone"},
+		{Models: []string{"x"}, Upstream: "undefined"},
+		{Models: []string{"*"}, Upstream: "cloud"},
 	}
 	resp, err := http.Get(s.front.URL + "/v1/models")
 	if err != nil {
@@ -588,7 +593,9 @@ func TestModels(t *testing.T) {
 
 func TestRedirectIsNotFollowed(t *testing.T) {
 	s := newSite(t)
-	s.reply = func(w http.ResponseWriter, q *http.Request) { http.Redirect(w, q, "http://169.254.169.254/", 307) }
+	s.reply = func(w http.ResponseWriter, q *http.Request) {
+		http.Redirect(w, q, "http://169.254.169.254/", http.StatusTemporaryRedirect)
+	}
 	if st, b := s.post("/v1/chat/completions", chat("far", "x")); st != 502 || !strings.Contains(b, "infer.redirect") || s.calls() != 1 {
 		t.Errorf("got %d %s after %d calls", st, b, s.calls())
 	}

@@ -145,8 +145,11 @@ func TestPutRefuses(t *testing.T) {
 func TestBadDigests(t *testing.T) {
 	s := open(t)
 	for _, h := range []v1.Hash{
-		{}, {Algorithm: "sha256", Hex: "../../../etc/passwd"}, {Algorithm: "..", Hex: strings.Repeat("a", 64)},
-		{Algorithm: "sha256", Hex: strings.Repeat("A", 64)}, {Algorithm: "sha512", Hex: strings.Repeat("a", 128)},
+		{},
+		{Algorithm: "sha256", Hex: "../../../etc/passwd"},
+		{Algorithm: "..", Hex: strings.Repeat("a", 64)},
+		{Algorithm: "sha256", Hex: strings.Repeat("A", 64)},
+		{Algorithm: "sha512", Hex: strings.Repeat("a", 128)},
 		{Algorithm: "sha256", Hex: strings.Repeat("a", 64) + "\n"},
 	} {
 		if s.Path(h) != "" {

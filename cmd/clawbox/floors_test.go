@@ -59,8 +59,10 @@ func TestWalls(t *testing.T) {
 	}
 }
 
-var row = regexp.MustCompile("^\\| (\\d) \\| (.+?) \\|")
-var quoted = regexp.MustCompile("`([a-z0-9/-]+)`")
+var (
+	row    = regexp.MustCompile(`^\| (\d) \| (.+?) \|`)
+	quoted = regexp.MustCompile("`([a-z0-9/-]+)`")
+)
 
 // documentedFloors reads the table of docs/architecture.md.
 func documentedFloors(t *testing.T) map[string]int {

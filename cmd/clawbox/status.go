@@ -19,7 +19,7 @@ func statusCmd(a *app) *cobra.Command {
 
 Ends with status 4 while the appliance refuses work (starting, stopping, or
 failed closed), so that scripts can wait for it.`,
-		Args:  usageArgs(cobra.NoArgs),
+		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cl, err := a.client()
 			if err != nil {

@@ -105,7 +105,8 @@ func TestFailuresHaveReasons(t *testing.T) {
 		if !slices.ContainsFunc(probes, func(x struct {
 			name string
 			run  func(*gatherer) error
-		}) bool {
+		},
+		) bool {
 			return x.name == p
 		}) {
 			t.Errorf("Failed names %q, which is no probe", p)

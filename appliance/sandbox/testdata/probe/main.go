@@ -77,6 +77,7 @@ func mode(p string) (string, error) {
 	}
 	return st.Mode().String(), nil
 }
+
 func appendTo(p string) (string, error) {
 	f, err := os.OpenFile(p, os.O_WRONLY|os.O_APPEND, 0)
 	if err == nil {
