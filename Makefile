@@ -20,7 +20,7 @@ setup: ## Install the Debian packages that the demo and the tests need
 	@$(AS_ROOT) sh internal/tools/setup.sh
 
 test: setup ## Run every test (as root: they make real sandboxes)
-	$(AS_ROOT) $(GO) test -timeout 20m ./...
+	$(AS_ROOT) env CLAWBOX_ENGINE="$(abspath $(wildcard $(DIST)/ollama))" $(GO) test -timeout 20m ./...
 
 lint: ## Check formatting, vet, staticcheck; govulncheck where its database answers
 	@sh internal/tools/lint.sh

@@ -1,0 +1,292 @@
+package appliance
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/clawbox/clawbox/appliance/config"
+	"github.com/clawbox/clawbox/appliance/control"
+	"github.com/clawbox/clawbox/appliance/guard"
+	"github.com/clawbox/clawbox/appliance/ledger"
+	"github.com/clawbox/clawbox/policies"
+	"golang.org/x/mod/sumdb/note"
+)
+
+// bare is an Appliance with a ledger and one agent, and nothing that needs root.
+func bare(t *testing.T) *Appliance {
+	t.Helper()
+	dir := t.TempDir()
+	c := config.Config{Paths: config.Paths{
+		Keys: filepath.Join(dir, "keys"), Ledger: filepath.Join(dir, "ledger"), Receipts: filepath.Join(dir, "receipts"),
+		State: filepath.Join(dir, "state"), Slot: filepath.Join(dir, "slot"),
+	}}
+	for _, d := range []string{c.Paths.Keys, c.Paths.Receipts, c.Paths.Ledger, filepath.Join(c.Paths.State, "agents", "ada")} {
+		must(t, os.MkdirAll(d, 0o700))
+	}
+	skey, _, err := note.GenerateKey(rand.Reader, "test/ledger")
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(c.Paths.Keys, "ledger.key"), []byte(skey+"\n"), 0o600))
+	must(t, os.WriteFile(filepath.Join(c.Paths.Receipts, "1.json"), []byte(`{"release":"demo"}`), 0o600))
+	a := &Appliance{cfg: c, agents: map[string]*agent{}, guard: guard.LoadNone("a test")}
+	p, err := policies.Preset("sandbox")
+	must(t, err)
+	ag := &agent{agentSpec: agentSpec{Name: "ada"}, dir: filepath.Join(c.Paths.State, "agents", "ada"), tallies: map[string]tally{}}
+	ag.pol.Store(p)
+	a.agents["ada"] = ag
+	return a
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// entries reads the whole ledger.
+func entries(t *testing.T, a *Appliance) (rs []ledger.Record) {
+	t.Helper()
+	for e, err := range ledger.Read(a.cfg.Paths.Ledger, 0) {
+		must(t, err)
+		rs = append(rs, e.Record)
+	}
+	return rs
+}
+
+// TestReceiptsComeFirst: entry 0 is the installation, a later receipt follows
+// once, and a ledger that vanished is not begun again.
+func TestReceiptsComeFirst(t *testing.T) {
+	a := bare(t)
+	must(t, a.openLedger())
+	must(t, a.log.Close())
+	must(t, os.WriteFile(filepath.Join(a.cfg.Paths.Receipts, "12.json"), []byte(`{"release":"next"}`), 0o600))
+	for range 2 {
+		must(t, a.openLedger())
+		must(t, a.log.Close())
+	}
+	rs := entries(t, a)
+	if len(rs) != 2 || rs[0].Kind != ledger.KindInstall || rs[1].Kind != ledger.KindInstall {
+		t.Fatalf("the ledger holds %+v, want the two receipts", rs)
+	}
+	must(t, os.RemoveAll(a.cfg.Paths.Ledger))
+	if err := a.openLedger(); err == nil || !strings.Contains(err.Error(), "is gone") {
+		t.Errorf("a second ledger: %v, want a refusal", err)
+	}
+}
+
+func TestLedgerNeedsItsKeyAndReceipt(t *testing.T) {
+	cases := map[string]struct {
+		spoil func(config.Paths) error
+		want  string
+	}{
+		"open to others": {func(p config.Paths) error { return os.Chmod(filepath.Join(p.Keys, "ledger.key"), 0o644) }, "want 0600"},
+		"no key":         {func(p config.Paths) error { return os.Remove(filepath.Join(p.Keys, "ledger.key")) }, "clawbox install"},
+		"no key inside": {func(p config.Paths) error {
+			return os.WriteFile(filepath.Join(p.Keys, "ledger.key"), []byte("x"), 0o600)
+		}, "malformed"},
+		"no receipt":  {func(p config.Paths) error { return os.Remove(filepath.Join(p.Receipts, "1.json")) }, "receipt"},
+		"odd receipt": {func(p config.Paths) error { return os.WriteFile(filepath.Join(p.Receipts, "x.json"), nil, 0o600) }, "want a name"},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			a := bare(t)
+			must(t, c.spoil(a.cfg.Paths))
+			if err := a.openLedger(); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+			if a.log != nil {
+				a.log.Close()
+			}
+		})
+	}
+}
+
+func TestVerifierKey(t *testing.T) {
+	skey, vkey, err := note.GenerateKey(rand.Reader, "a/name")
+	must(t, err)
+	got, err := verifierKey(skey)
+	if err != nil || got != vkey {
+		t.Errorf("got %q, %v; want %q", got, err, vkey)
+	}
+}
+
+// TestObserve: what the guard saw becomes the right record, and what is no
+// news becomes none.
+func TestObserve(t *testing.T) {
+	a := bare(t)
+	cases := []struct {
+		name string
+		e    guard.Event
+		want ledger.Record // Kind "" for none
+	}{
+		{"program", guard.Event{Kind: guard.Exec, Path: "/bin/sh"}, ledger.Record{Kind: ledger.KindExec, Verdict: ledger.Allowed, Path: "/bin/sh", Reason: "exec.listed"}},
+		{"killed", guard.Event{Kind: guard.Exec, Path: "/tmp/x", Killed: true}, ledger.Record{Kind: ledger.KindExec, Verdict: ledger.Denied, Path: "/tmp/x", Reason: "exec.unlisted"}},
+		{"opened", guard.Event{Kind: guard.Opened, Path: "/etc/hosts", Access: guard.ReadOnly}, ledger.Record{Kind: ledger.KindFile, Verdict: ledger.Allowed, Path: "/etc/hosts", Reason: "fs.read"}},
+		{"written", guard.Event{Kind: guard.Opened, Path: "/tmp/a", Access: guard.ReadWrite}, ledger.Record{Kind: ledger.KindFile, Verdict: ledger.Allowed, Path: "/tmp/a", Reason: "fs.write"}},
+		{"refused", guard.Event{Kind: guard.Refused, Syscall: "openat", Path: "shadow", Dir: "/etc", Errno: syscall.EACCES}, ledger.Record{Kind: ledger.KindFile, Verdict: ledger.Denied, Path: "/etc/shadow", Reason: "kernel.eacces"}},
+		{"absent, where it may look", guard.Event{Kind: guard.Refused, Syscall: "openat", Path: "/usr/lib/none", Errno: syscall.ENOENT}, ledger.Record{}},
+		{"absent, where it may not", guard.Event{Kind: guard.Refused, Syscall: "openat", Path: "/root/.ssh/id", Errno: syscall.ENOENT}, ledger.Record{Kind: ledger.KindFile, Verdict: ledger.Denied, Path: "/root/.ssh/id", Reason: "kernel.enoent"}},
+		{"absent, by a detour", guard.Event{Kind: guard.Refused, Syscall: "openat", Path: "/usr/../root/x", Errno: syscall.ENOENT}, ledger.Record{Kind: ledger.KindFile, Verdict: ledger.Denied, Path: "/usr/../root/x", Reason: "kernel.enoent"}},
+		{"exec refused", guard.Event{Kind: guard.Refused, Syscall: "execve", Path: "/usr/bin/nc", Errno: syscall.EACCES}, ledger.Record{Kind: ledger.KindExec, Verdict: ledger.Denied, Path: "/usr/bin/nc", Reason: "kernel.eacces"}},
+		{"connect refused", guard.Event{Kind: guard.Refused, Syscall: "connect", Addr: "unix:/run/x", Errno: syscall.EACCES}, ledger.Record{Kind: ledger.KindConnect, Verdict: ledger.Denied, Host: "unix:/run/x", Reason: "kernel.eacces"}},
+		{"kill", guard.Event{Kind: guard.Refused, Syscall: "kill", Errno: syscall.ESRCH}, ledger.Record{Kind: ledger.KindKernel, Verdict: ledger.Denied, Reason: "kernel.esrch"}},
+	}
+	for _, c := range cases {
+		c.e.Scope = "ada"
+		rs := a.observe(nil, c.e)
+		if c.want.Kind == "" {
+			if len(rs) != 0 {
+				t.Errorf("%s: got %+v, want no record", c.name, rs)
+			}
+			continue
+		}
+		if len(rs) != 1 {
+			t.Errorf("%s: got %d records", c.name, len(rs))
+			continue
+		}
+		r := rs[0]
+		got := ledger.Record{Kind: r.Kind, Verdict: r.Verdict, Path: r.Path, Host: r.Host, Reason: r.Reason}
+		if got.Kind != c.want.Kind || got.Verdict != c.want.Verdict || got.Path != c.want.Path || got.Host != c.want.Host || got.Reason != c.want.Reason {
+			t.Errorf("%s: got %+v, want %+v", c.name, got, c.want)
+		}
+		if r.Agent != "ada" || r.Policy != a.agents["ada"].digest() {
+			t.Errorf("%s: of agent %q, policy %q", c.name, r.Agent, r.Policy)
+		}
+	}
+}
+
+// TestStrikes: a budget that is hit all the time is recorded once, and the
+// rest when the agent ends.
+func TestStrikes(t *testing.T) {
+	a := bare(t)
+	must(t, a.openLedger())
+	ag := a.agents["ada"]
+	for range 10 {
+		a.strike(ag, "processes", 3, "refused")
+	}
+	a.strikesLeft(ag)
+	must(t, a.log.Close())
+	var counts []any
+	for _, r := range entries(t, a) {
+		if r.Reason == "budget.processes" {
+			counts = append(counts, r.Attrs["count"])
+		}
+	}
+	if len(counts) != 2 || counts[0] != int64(3) || counts[1] != int64(27) {
+		t.Errorf("recorded counts %v, want 3 and 27", counts)
+	}
+}
+
+// TestLockedLayers: a reload may change the network and inference, nothing else.
+func TestLockedLayers(t *testing.T) {
+	const base = "apiVersion: clawbox.io/v1\nkind: AgentPolicy\nmetadata: {name: x}\n"
+	old, err := policies.Parse("x", []byte(base))
+	must(t, err)
+	for add, want := range map[string]string{
+		"":                                     "",
+		"network: {default: hold}\n":           "",
+		"inference: {routes: []}\n":            "",
+		"filesystem: {write: [/tmp, /data]}\n": "filesystem",
+		"process: {exec: [/bin/sh]}\n":         "process",
+		"budgets: {processes: 9}\n":            "budget",
+		"audit: {files: all}\n":                "audit",
+		"require: {tier: T4}\n":                "require",
+	} {
+		p, err := policies.Parse("x", []byte(base+add))
+		must(t, err)
+		if got := lockedChange(old, p); got != want {
+			t.Errorf("%q changes %q, want %q", add, got, want)
+		}
+	}
+}
+
+// TestAdmit: a policy that wants more than the host gives is refused.
+func TestAdmit(t *testing.T) {
+	a := bare(t) // no guard: tier T4
+	for src, want := range map[string]string{
+		"":                      "requires guard tier T3",
+		"require: {tier: T4}\n": "",
+		"audit: {files: all}\nrequire: {tier: T4}\n": "audit.files: all",
+		"nonsense: 1\n": "unknown field",
+	} {
+		ag := &agent{agentSpec: agentSpec{Name: "x", Policy: "x.yaml", Source: []byte("apiVersion: clawbox.io/v1\nkind: AgentPolicy\nmetadata: {name: x}\n" + src)}}
+		err := a.admit(ag)
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%q: got %v, want %q", src, err, want)
+		}
+	}
+}
+
+func TestLaunchIsRefused(t *testing.T) {
+	a := bare(t)
+	cases := []struct {
+		q    control.LaunchRequest
+		code string
+	}{
+		{control.LaunchRequest{Name: "../etc"}, "invalid"},
+		{control.LaunchRequest{Name: ""}, "invalid"},
+		{control.LaunchRequest{Name: "Ada"}, "invalid"},
+		{control.LaunchRequest{Name: "bob"}, "not_found"},
+		{control.LaunchRequest{Name: "bob", Agent: "nobody"}, "not_found"},
+		{control.LaunchRequest{Name: "ada", Image: "other"}, "conflict"},
+	}
+	for _, c := range cases {
+		_, err := a.Launch(context.Background(), c.q)
+		var e *control.Error
+		if !errors.As(err, &e) || e.Code != c.code {
+			t.Errorf("%+v: got %v, want code %s", c.q, err, c.code)
+		}
+	}
+	a.failure = errStopping
+	if _, err := a.Launch(context.Background(), control.LaunchRequest{Name: "ada"}); err == nil || !strings.Contains(err.Error(), "stopping") {
+		t.Errorf("while stopping: %v", err)
+	}
+}
+
+// TestOutputIsBounded: a flood takes two files, and the newest output is kept.
+func TestOutputIsBounded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "output.log")
+	o, err := openOutput(path)
+	must(t, err)
+	chunk := bytes.Repeat([]byte("x"), 1<<20)
+	for range 40 {
+		_, err := o.Write(chunk)
+		must(t, err)
+	}
+	_, err = o.Write([]byte("the end"))
+	must(t, err)
+	must(t, o.Close())
+	b, err := os.ReadFile(path)
+	must(t, err)
+	if !bytes.HasSuffix(b, []byte("the end")) {
+		t.Error("the newest output is gone")
+	}
+	var total int64
+	for _, f := range []string{path, path + ".1"} {
+		st, err := os.Stat(f)
+		must(t, err)
+		total += st.Size()
+	}
+	if total > 2*maxOutput+int64(len(chunk)) {
+		t.Errorf("40 MiB of output took %d bytes", total)
+	}
+}
+
+// TestFailClosed: once a record of something that happened can't be kept, work
+// is refused and status says why.
+func TestFailClosed(t *testing.T) {
+	a := bare(t)
+	must(t, a.openLedger())
+	must(t, a.log.Close())
+	a.strike(a.agents["ada"], "memory", 1, "killed")
+	if err := a.refusal(); err == nil || !strings.Contains(err.Error(), "refuses work") {
+		t.Errorf("after a record that failed: %v", err)
+	}
+}
