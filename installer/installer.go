@@ -12,9 +12,9 @@
 // checked the signature, the index and every size before a Release exists;
 // Run looks at sequence and preflight again; only then the first folder is
 // made. The payload is hashed while it is copied, as it must be read only
-// once; media whose payload is damaged or was tampered with leave verified
-// blobs and an inactive installation behind, never an active one (Env.Deep
-// reads everything twice instead and leaves nothing).
+// once; if media turn out not to be what was signed then, a first installation
+// is taken back and only verified blobs stay in the store (with Env.Verify
+// everything is read twice and nothing stays).
 //
 // Run writes one line to <state>/install/journal before and after each step.
 // Killed at any moment and started again with the same media, it repeats the

@@ -274,6 +274,10 @@ func (r *run) tell(s step, what, detail string) {
 // failed records and explains. That the journal may be what failed must not
 // hide the cause.
 func (r *run) failed(s step, err error) error {
+	if r.spoiled(err) {
+		kept, uerr := r.undo()
+		return errors.Join(&SpoiledError{Blobs: kept, Store: r.l.Store(), Err: err}, uerr)
+	}
 	_ = r.j.append(line{Event: "fail", Step: s.id, Text: err.Error()})
 	e := &StepError{Step: s.id, Title: s.title, Err: err}
 	for _, t := range steps {
