@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -14,9 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/clawbox/clawbox/appliance/config"
 	"github.com/clawbox/clawbox/appliance/control"
-	"github.com/clawbox/clawbox/appliance/guard"
 	"github.com/clawbox/clawbox/appliance/ledger"
 	"github.com/clawbox/clawbox/appliance/sandbox"
 	"github.com/clawbox/clawbox/internal/durable"
@@ -149,169 +146,6 @@ func (a *Appliance) running(name string) (*agent, *sandbox.Box, error) {
 		return nil, nil, control.Errorf("conflict", "agent %s does not run (%s); start it with 'clawbox agent launch %s'", name, ag.Why, name)
 	}
 	return ag, ag.box, nil
-}
-
-// Launch starts an agent: a new one, or a stopped one on the files it left.
-// The launch is on the ledger before anything runs.
-func (a *Appliance) Launch(ctx context.Context, q control.LaunchRequest) (control.AgentStatus, error) {
-	if err := a.refusal(); err != nil {
-		return control.AgentStatus{}, err
-	}
-	// One launch at a time: it keeps "does it run already" and "start it" together.
-	a.launching.Lock()
-	defer a.launching.Unlock()
-	ag, err := a.prepare(q)
-	if err != nil {
-		return control.AgentStatus{}, err
-	}
-	if err := a.start(ctx, ag); err != nil {
-		return control.AgentStatus{}, err
-	}
-	a.mu.Lock()
-	a.agents[ag.Name] = ag
-	a.mu.Unlock()
-	return ag.status(), nil
-}
-
-// prepare resolves a request to an agent that can start; it starts nothing.
-func (a *Appliance) prepare(q control.LaunchRequest) (*agent, error) {
-	if !agentName.MatchString(q.Name) {
-		return nil, control.Errorf("invalid", "agent name: got %q, want 1 to 32 of a-z, 0-9 and -, not at the ends", q.Name)
-	}
-	if old, err := a.agent(q.Name); err == nil {
-		return a.again(old, q)
-	}
-	spec, err := a.resolve(q)
-	if err != nil {
-		return nil, err
-	}
-	ag := &agent{agentSpec: spec, dir: filepath.Join(a.agentsDir(), q.Name)}
-	return ag, a.admit(ag)
-}
-
-// again prepares a stopped agent. Its image and policy stay what they were.
-func (a *Appliance) again(old *agent, q control.LaunchRequest) (*agent, error) {
-	old.mu.Lock()
-	runs := old.box != nil
-	old.mu.Unlock()
-	switch {
-	case runs:
-		return nil, control.Errorf("conflict", "agent %s runs already; 'clawbox agent connect %s' enters it", q.Name, q.Name)
-	case q.Agent != "" || q.Image != "" || q.Source != nil:
-		return nil, control.Errorf("conflict", "agent %s exists with image %s and policy %s; 'clawbox agent rm %s' first to give it others",
-			q.Name, old.Image, old.policy().Name, q.Name)
-	}
-	ag := &agent{agentSpec: old.agentSpec, dir: old.dir}
-	ag.Ended, ag.Code, ag.Why = time.Time{}, 0, ""
-	if len(q.Command) > 0 || len(q.Args) > 0 {
-		ag.Command, ag.Args = q.Command, q.Args
-	}
-	ag.Env = append(ag.Env, q.Env...)
-	return ag, a.admit(ag)
-}
-
-// resolve fills a request's gaps from the configuration.
-func (a *Appliance) resolve(q control.LaunchRequest) (agentSpec, error) {
-	s := agentSpec{Name: q.Name, Image: q.Image, Policy: q.Policy, Source: q.Source, Command: q.Command, Args: q.Args, Env: q.Env}
-	name := q.Agent
-	if name == "" {
-		name = q.Name
-	}
-	c, ok := a.configured(name)
-	if !ok && (q.Agent != "" || s.Image == "" || s.Source == nil) {
-		return s, control.Errorf("not_found", "the configuration has no agent %q (it has %v); name one with --agent, or give --image and --policy", name, a.configuredNames())
-	}
-	if s.Image == "" {
-		s.Image = c.Image
-	}
-	if len(s.Command) == 0 && len(s.Args) == 0 {
-		s.Command, s.Args = c.Command, c.Args
-	}
-	s.Env = append(append([]string(nil), c.Env...), s.Env...)
-	if s.Source == nil {
-		src, err := a.policySource(c.Policy)
-		if err != nil {
-			return s, err
-		}
-		s.Policy, s.Source = c.Policy, src
-	}
-	return s, nil
-}
-
-// policySource reads a policy that the slot holds, or a preset.
-func (a *Appliance) policySource(name string) ([]byte, error) {
-	b, err := os.ReadFile(filepath.Join(a.cfg.Paths.Slot, "policies", filepath.Base(name)))
-	if !errors.Is(err, fs.ErrNotExist) {
-		return b, err
-	}
-	p, err := policies.Preset(name)
-	if err != nil {
-		return nil, control.Errorf("not_found", "no policy %q: neither a file of this release nor a preset (%v)", name, policies.Presets())
-	}
-	return p.YAML(), nil
-}
-
-func (a *Appliance) configured(name string) (config.Agent, bool) {
-	for _, c := range a.cfg.Agents {
-		if c.Name == name {
-			return c, true
-		}
-	}
-	return config.Agent{}, false
-}
-
-func (a *Appliance) configuredNames() (names []string) {
-	for _, c := range a.cfg.Agents {
-		names = append(names, c.Name)
-	}
-	return names
-}
-
-// admit parses the policy and holds it against what this host provides.
-func (a *Appliance) admit(ag *agent) error {
-	p, err := policies.Parse(ag.Policy, ag.Source)
-	if err != nil {
-		return control.Errorf("invalid", "%v", err)
-	}
-	if have := string(a.guard.Tier()); p.Require.Tier != "" && have > p.Require.Tier {
-		return control.Errorf("refused", "policy %s requires guard tier %s or better, this host reaches %s (%s)", p.Name, p.Require.Tier, have, a.guard.Why())
-	}
-	if p.Audit.Files == "all" && a.guard.Tier() == guard.TierNone {
-		return control.Errorf("refused", "policy %s wants every opened file recorded (audit.files: all), and this host has no guard that could tell (%s); use audit.files: denied, knowingly", p.Name, a.guard.Why())
-	}
-	ag.pol.Store(p)
-	return nil
-}
-
-// start runs the agent's sandbox.
-func (a *Appliance) start(ctx context.Context, ag *agent) error {
-	if err := durable.MkdirAll(ag.dir, 0o711); err != nil {
-		return err
-	}
-	if err := ag.save(); err != nil {
-		return err
-	}
-	out, err := openOutput(ag.logPath())
-	if err != nil {
-		return err
-	}
-	err = a.log.Record(ctx, a.lifecycle(ag, ledger.Allowed, "agent.launch", "image "+ag.Image))
-	if err != nil {
-		out.Close()
-		return err
-	}
-	ag.tallies = map[string]tally{}
-	box, release, err := a.sandbox(ctx, ag, out)
-	if err != nil {
-		out.Close()
-		rec := a.lifecycle(ag, ledger.Denied, "agent.launch_failed", err.Error())
-		return errors.Join(control.Errorf("refused", "agent %s did not start: %v", ag.Name, err), a.log.Record(ctx, rec))
-	}
-	ag.mu.Lock()
-	ag.box, ag.done, ag.started = box, make(chan struct{}), time.Now().UTC()
-	ag.mu.Unlock()
-	go a.await(ag, box, func() { release(); out.Close() })
-	return nil
 }
 
 // await waits for a sandbox to end, and records how it did.

@@ -49,6 +49,16 @@ func (l *logFlags) path() (string, error) {
 	return c.Paths.Ledger, err
 }
 
+// open is the ledger's directory and public key.
+func (l *logFlags) open() (string, note.Verifier, error) {
+	dir, err := l.path()
+	if err != nil {
+		return "", nil, err
+	}
+	v, err := l.verifier()
+	return dir, v, err
+}
+
 // verifier reads the ledger's public key.
 func (l *logFlags) verifier() (note.Verifier, error) {
 	path := l.key
@@ -79,11 +89,7 @@ Whoever holds the ledger's key, or puts back an older copy of the whole
 directory, is found out by a checkpoint that was kept elsewhere: --anchor.`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			dir, err := l.path()
-			if err != nil {
-				return err
-			}
-			v, err := l.verifier()
+			dir, v, err := l.open()
 			if err != nil {
 				return err
 			}
@@ -223,11 +229,7 @@ func auditAnchorCmd(l *logFlags) *cobra.Command {
 		Short: "Verify, then print the checkpoint to keep elsewhere",
 		Args:  usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			dir, err := l.path()
-			if err != nil {
-				return err
-			}
-			v, err := l.verifier()
+			dir, v, err := l.open()
 			if err != nil {
 				return err
 			}
