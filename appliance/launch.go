@@ -178,4 +178,3 @@ func (a *Appliance) start(ctx context.Context, ag *agent) error {
 	go a.await(ag, box, func() { release(); out.Close() })
 	return nil
 }
-
