@@ -28,7 +28,7 @@ lint: ## Check formatting, vet, staticcheck; govulncheck where its database answ
 generate: ## Rebuild the committed BPF objects and check that they did not drift
 	@$(AS_ROOT) sh internal/tools/setup.sh generate
 	$(GO) generate ./appliance/guard
-	git diff --exit-code -- appliance/guard
+	git diff --exit-code -- 'appliance/guard/*_bpfel*'
 
 demo: setup build ## Bundle, verify, install offline, govern a real agent, prove the record
 	$(AS_ROOT) $(GO) run ./cmd/clawbox-demo -dist $(DIST)

@@ -6,7 +6,7 @@ set -eu
 
 case "${1:-run}" in
 run) want="build-essential ca-certificates iproute2 mmdebstrap nlohmann-json3-dev libstb-dev npm busybox-static" ;;
-generate) want="clang llvm libbpf-dev" ;;
+generate) want="clang-14 llvm-14" ;;
 *)
 	echo "setup.sh: got '$1', want nothing or 'generate'" >&2
 	exit 2
