@@ -17,46 +17,61 @@ import (
 type Head struct {
 	Size       int64
 	Root       tlog.Hash
+	Commit     int64  // commits since the log was made, this one included; 0 for the empty log
 	Checkpoint []byte // the signed note that says so
 }
 
 // An opener turns the bytes of a note into the head that it states.
 type opener func(b []byte) (Head, error)
 
-// signHead states size and root as a C2SP tlog-checkpoint. The origin is the
-// key's name, as the specification recommends.
-func signHead(s note.Signer, size int64, root tlog.Hash) (Head, error) {
-	text := fmt.Sprintf("%s\n%d\n%s\n", s.Name(), size, root)
+// commitLine begins the extension line that numbers the commits. It stands
+// under the signature, so that a checkpoint taken out of the wal leaves a gap
+// that nobody without the key can close.
+const commitLine = "commit "
+
+// signHead states the tree p, as commit number n, in a C2SP tlog-checkpoint.
+// The origin is the key's name, as the specification recommends; the number
+// is an extension line, which it allows after the root.
+func signHead(s note.Signer, p *peaks, n int64) (Head, error) {
+	root := p.root()
+	text := fmt.Sprintf("%s\n%d\n%s\n%s%d\n", s.Name(), p.n, root, commitLine, n)
 	b, err := note.Sign(&note.Note{Text: text}, s)
 	if err != nil {
-		return Head{}, fmt.Errorf("sign checkpoint of size %d: %w", size, err)
+		return Head{}, fmt.Errorf("sign checkpoint of size %d: %w", p.n, err)
 	}
-	return Head{Size: size, Root: root, Checkpoint: b}, nil
+	return Head{Size: p.n, Root: root, Commit: n, Checkpoint: b}, nil
 }
 
-// parseHead reads the three lines of a checkpoint's text. It accepts exactly
-// what signHead writes, or the same with extension lines when ext is set.
-func parseHead(text, origin string, ext bool) (Head, error) {
-	l := strings.SplitAfterN(text, "\n", 4)
-	if len(l) != 4 {
-		return Head{}, errors.New("checkpoint has fewer than three lines")
+// parseHead reads the four lines of a checkpoint's text. It accepts exactly
+// what signHead writes.
+func parseHead(text, origin string) (Head, error) {
+	l := strings.SplitAfter(text, "\n")
+	if len(l) != 5 || l[4] != "" {
+		return Head{}, fmt.Errorf("checkpoint has %d lines, want 4: origin, size, root, commit", len(l)-1)
 	}
 	if got := strings.TrimSuffix(l[0], "\n"); origin != "" && got != origin {
 		return Head{}, fmt.Errorf("checkpoint is of log %q, want %q", got, origin)
 	}
-	n := strings.TrimSuffix(l[1], "\n")
-	size, err := strconv.ParseInt(n, 10, 64)
-	if err != nil || size < 0 || strconv.FormatInt(size, 10) != n {
-		return Head{}, fmt.Errorf("checkpoint size %q is not a plain decimal number", n)
+	size, ok := decimal(l[1])
+	if !ok {
+		return Head{}, fmt.Errorf("checkpoint size %q is not a plain decimal number", strings.TrimSuffix(l[1], "\n"))
 	}
 	root, err := tlog.ParseHash(strings.TrimSuffix(l[2], "\n"))
 	if err != nil || root.String()+"\n" != l[2] { // base64 has spare bits: compare
 		return Head{}, fmt.Errorf("checkpoint root %q is not base64 of 32 bytes", strings.TrimSuffix(l[2], "\n"))
 	}
-	if l[3] != "" && !ext {
-		return Head{}, errors.New("checkpoint has more than three lines")
+	n, ok := decimal(strings.TrimPrefix(l[3], commitLine))
+	if !ok || !strings.HasPrefix(l[3], commitLine) {
+		return Head{}, fmt.Errorf("checkpoint has the line %q, want %q and a plain decimal number", strings.TrimSuffix(l[3], "\n"), commitLine)
 	}
-	return Head{Size: size, Root: root}, nil
+	return Head{Size: size, Root: root, Commit: n}, nil
+}
+
+// decimal reads a line that holds a number of 0 or more in its only spelling.
+func decimal(line string) (int64, bool) {
+	s := strings.TrimSuffix(line, "\n")
+	n, err := strconv.ParseInt(s, 10, 64)
+	return n, err == nil && n >= 0 && strconv.FormatInt(n, 10) == s
 }
 
 // strict opens notes written by the log itself: one signature, by v, and not
@@ -69,7 +84,7 @@ func strict(v note.Verifier) opener {
 		if err != nil {
 			return Head{}, fmt.Errorf("checkpoint signature: %w (want a signature by %s)", err, v.Name())
 		}
-		h, err := parseHead(n.Text, v.Name(), false)
+		h, err := parseHead(n.Text, v.Name())
 		if err != nil {
 			return Head{}, err
 		}
@@ -94,7 +109,7 @@ func anchored(v note.Verifier) opener {
 		if err != nil {
 			return Head{}, fmt.Errorf("%w (want a signature by %s)", err, v.Name())
 		}
-		h, err := parseHead(n.Text, v.Name(), true)
+		h, err := parseHead(n.Text, v.Name())
 		h.Checkpoint = b
 		return h, err
 	}
@@ -107,7 +122,7 @@ func unverified(b []byte) (Head, error) {
 	if !ok {
 		return Head{}, errors.New("checkpoint is not a signed note")
 	}
-	h, err := parseHead(text+"\n", "", true)
+	h, err := parseHead(text+"\n", "")
 	h.Checkpoint = b
 	return h, err
 }

@@ -19,7 +19,8 @@
 //
 // # The directory
 //
-//	checkpoint       the head, at most a second old; C2SP tlog-checkpoint
+//	checkpoint       the head, at most a second old; C2SP tlog-checkpoint with
+//	                 the extension line "commit N": commits since the beginning
 //	wal              the entries that don't fill a bundle yet, see wal.go
 //	tile/<L>/<N>     full hash tiles: 256 hashes; C2SP tlog-tiles
 //	tile/entries/<N> full entry bundles: 256 entries; C2SP tlog-tiles

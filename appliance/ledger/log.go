@@ -53,8 +53,7 @@ func Create(dir string, s note.Signer) (*Log, error) {
 	} else if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("create ledger: %w", err)
 	}
-	p := peaks{}
-	h, err := signHead(s, 0, p.root())
+	h, err := signHead(s, &peaks{}, 0)
 	if err != nil {
 		return nil, fmt.Errorf("create ledger: %w", err)
 	}

@@ -123,7 +123,7 @@ func (w *writer) recover(t *tear) error {
 	}
 	leaf := tlog.RecordHash(e)
 	w.peaks.add(leaf)
-	if w.head, err = signHead(w.signer, w.peaks.n, w.peaks.root()); err != nil {
+	if w.head, err = signHead(w.signer, &w.peaks, w.head.Commit+1); err != nil {
 		return err
 	}
 	w.entries, w.tiles.leaves = append(w.entries, e), append(w.tiles.leaves, leaf)

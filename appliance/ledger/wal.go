@@ -17,11 +17,11 @@ import (
 //
 // It begins with the checkpoint of the tree that the full bundles hold, and
 // each commit is one or more entries and the checkpoint over the tree that
-// they make. The checksum is there to tell a torn write from a changed one
-// and to name the entry that was hit; what protects the bytes is the
-// checkpoint.
+// they make. The checkpoints are numbered without a gap. The checksum is
+// there to tell a torn write from a changed one and to name the entry that
+// was hit; what protects the bytes, and the number, is the checkpoint.
 const (
-	walMagic  = "clawbox wal 1\n"
+	walMagic  = "clawbox wal 2\n"
 	frameHead = 7
 
 	frameEntry      = 'E'
@@ -136,6 +136,9 @@ func (w *walImage) commit(es [][]byte, body []byte, open opener) error {
 		}
 		w.commits = append(w.commits, h)
 		return nil
+	}
+	if want := w.head().Commit + 1; h.Commit != want {
+		return fmt.Errorf("is commit %d, want %d: a commit was taken out or put in", h.Commit, want)
 	}
 	if want := w.head().Size + int64(len(es)); h.Size != want || len(es) == 0 {
 		return fmt.Errorf("is of size %d after %d new entries, want %d", h.Size, len(es), want)

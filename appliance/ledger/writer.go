@@ -34,7 +34,7 @@ func (w *writer) commit(es [][]byte) (int, error) {
 		leaves[i] = tlog.RecordHash(e)
 		p.add(leaves[i])
 	}
-	h, err := signHead(w.signer, p.n, p.root())
+	h, err := signHead(w.signer, &p, w.head.Commit+1)
 	if err != nil {
 		return 0, err
 	}
