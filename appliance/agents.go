@@ -50,6 +50,9 @@ type agent struct {
 
 var agentName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
 
+// specFile keeps an agentSpec, in the agent's folder.
+const specFile = "agent.json"
+
 func (ag *agent) logPath() string { return filepath.Join(ag.dir, "output.log") }
 
 func (ag *agent) policy() *policies.Policy { return ag.pol.Load() }
@@ -91,12 +94,12 @@ func (ag *agent) save() error {
 	if err != nil {
 		return err
 	}
-	return durable.WriteFile(filepath.Join(ag.dir, "agent.json"), append(b, '\n'), 0o600)
+	return durable.WriteFile(filepath.Join(ag.dir, specFile), append(b, '\n'), 0o600)
 }
 
 // loadAgents reads the agents that an earlier daemon left; all are stopped.
 func (a *Appliance) loadAgents() error {
-	files, err := filepath.Glob(filepath.Join(a.agentsDir(), "*", "agent.json"))
+	files, err := filepath.Glob(filepath.Join(a.agentsDir(), "*", specFile))
 	if err != nil {
 		return err
 	}
@@ -107,11 +110,11 @@ func (a *Appliance) loadAgents() error {
 			err = json.Unmarshal(b, &ag.agentSpec)
 		}
 		if err != nil {
-			return fmt.Errorf("agent record %s: %w", f, err)
+			return fmt.Errorf("agent record %s: %w; restore it, or remove it to forget the agent (its files stay)", f, err)
 		}
 		p, err := policies.Parse(ag.Policy, ag.Source)
 		if err != nil {
-			return fmt.Errorf("agent record %s: its policy no longer parses: %w", f, err)
+			return fmt.Errorf("agent record %s: its policy no longer parses: %w; remove the record to forget the agent (its files stay)", f, err)
 		}
 		ag.pol.Store(p)
 		if ag.Ended.IsZero() {
@@ -215,6 +218,9 @@ func (a *Appliance) Remove(ctx context.Context, name string) error {
 // Reload replaces the network and inference layers of an agent's policy. The
 // locked layers must be what they are.
 func (a *Appliance) Reload(ctx context.Context, name string, q control.PolicyRequest) (control.AgentStatus, error) {
+	// Not during a launch, which has read the policy already.
+	a.launching.Lock()
+	defer a.launching.Unlock()
 	ag, err := a.agent(name)
 	if err != nil {
 		return control.AgentStatus{}, err
@@ -225,7 +231,7 @@ func (a *Appliance) Reload(ctx context.Context, name string, q control.PolicyReq
 	}
 	old := ag.policy()
 	if part := lockedChange(old, p); part != "" {
-		return control.AgentStatus{}, control.Errorf("refused", "the %s rules are locked when a sandbox is created, and %s changes them; stop the agent and launch it again", part, q.Name)
+		return control.AgentStatus{}, control.Errorf("refused", "the %s rules are locked when a sandbox is created, and %s changes them; stop the agent, then 'clawbox agent launch %s --policy %s' starts it on its files", part, q.Name, name, q.Name)
 	}
 	rec := a.lifecycle(ag, ledger.Allowed, "policy.reloaded", "network and inference rules replaced")
 	rec.Kind, rec.Policy, rec.Attrs = ledger.KindPolicy, p.Digest(), map[string]any{"previous": old.Digest()}

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/clawbox/clawbox/appliance/control"
 )
@@ -147,13 +148,18 @@ func (a *Appliance) handleLogs(w http.ResponseWriter, r *http.Request) {
 		refuse(w, control.Errorf("not_found", "agent %s has no output yet: %v", ag.Name, err))
 		return
 	}
-	defer f.Close()
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	if old, err := os.Open(ag.logPath() + ".1"); err == nil {
+		io.Copy(w, old)
+		old.Close()
+	}
+	t := &tail{path: ag.logPath(), f: f}
+	defer t.close()
 	if r.URL.Query().Get("follow") == "" {
-		io.Copy(w, f)
+		t.copy(w)
 		return
 	}
-	follow(r.Context(), w, f, ag.gone())
+	t.follow(r.Context(), w, ag.gone())
 }
 
 // serveUnix answers on a Unix socket that only root may open.
@@ -174,5 +180,6 @@ func serveUnix(path string, mode os.FileMode, h http.Handler) (*http.Server, net
 		l.Close()
 		return nil, nil, err
 	}
-	return &http.Server{Handler: h}, l, nil
+	// No time-out for answers: logs and exec sessions take as long as they take.
+	return &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}, l, nil
 }

@@ -128,7 +128,8 @@ func (a *Appliance) fail(err error) {
 		return
 	}
 	slog.Error("failing closed: all agents are stopped", "error", err)
-	a.stopAll(0)
+	// The caller may be part of what stopping an agent waits for.
+	go a.stopAll(0)
 }
 
 // refusal says why work is refused now, if it is.
@@ -164,12 +165,30 @@ func (a *Appliance) Run(ctx context.Context) error {
 		return err
 	}
 	a.ready()
-	<-ctx.Done()
+	a.attend(ctx)
 	err = a.shutdown(witnessed)
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		err = errors.Join(cause, err)
 	}
 	return err
+}
+
+// attend looks after what can fail silently until ctx ends: a ledger that
+// takes no more records, and a disk that an agent fills.
+func (a *Appliance) attend(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if err := a.log.Err(); err != nil {
+			a.fail(fmt.Errorf("the ledger takes no records: %w", err))
+		}
+		a.makeRoom()
+	}
 }
 
 // Why nothing is launched before the start and after the end of the work.
@@ -186,6 +205,8 @@ func (a *Appliance) shutdown(witnessed <-chan struct{}) error {
 		a.failure = errStopping
 	}
 	a.mu.Unlock()
+	a.launching.Lock() // a launch under way sees the failure when it is done
+	defer a.launching.Unlock()
 	a.stopAll(5 * time.Second)
 	err := a.guard.Close()
 	<-witnessed
@@ -273,6 +294,9 @@ func (a *Appliance) close() {
 	}
 	if a.guard != nil {
 		a.guard.Close()
+	}
+	if a.boxes != nil {
+		a.boxes.Close()
 	}
 	if a.log != nil {
 		a.log.Close()

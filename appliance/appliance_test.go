@@ -235,7 +235,8 @@ func TestLaunchIsRefused(t *testing.T) {
 		{control.LaunchRequest{Name: "Ada"}, "invalid"},
 		{control.LaunchRequest{Name: "bob"}, "not_found"},
 		{control.LaunchRequest{Name: "bob", Agent: "nobody"}, "not_found"},
-		{control.LaunchRequest{Name: "ada", Image: "other"}, "conflict"},
+		{control.LaunchRequest{Name: "ada", Agent: "nobody"}, "not_found"},
+		{control.LaunchRequest{Name: "ada", Image: "other", Source: []byte("x: 1\n")}, "invalid"},
 	}
 	for _, c := range cases {
 		_, err := a.Launch(context.Background(), c.q)
@@ -288,5 +289,49 @@ func TestFailClosed(t *testing.T) {
 	a.strike(a.agents["ada"], "memory", 1, "killed")
 	if err := a.refusal(); err == nil || !strings.Contains(err.Error(), "refuses work") {
 		t.Errorf("after a record that failed: %v", err)
+	}
+}
+
+// TestFailedLaunchLeavesNothing: an agent that could not start is not there
+// afterwards, neither in memory nor for the next daemon.
+func TestFailedLaunchLeavesNothing(t *testing.T) {
+	a := bare(t)
+	must(t, a.openLedger())
+	must(t, a.log.Close()) // no record, so no start
+	const src = "apiVersion: clawbox.io/v1\nkind: AgentPolicy\nmetadata: {name: x}\nrequire: {tier: T4}\n"
+	_, err := a.Launch(context.Background(), control.LaunchRequest{Name: "bob", Image: "i", Policy: "x.yaml", Source: []byte(src)})
+	if err == nil {
+		t.Fatal("launched without a record")
+	}
+	if _, err := a.agent("bob"); err == nil {
+		t.Error("the agent is still listed")
+	}
+	if _, err := os.Stat(filepath.Join(a.agentsDir(), "bob", specFile)); err == nil {
+		t.Error("the next daemon would find the agent")
+	}
+}
+
+// TestTailFollowsTurnOver: a reader sees what is written before and after the
+// file turns over.
+func TestTailFollowsTurnOver(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "output.log")
+	o, err := openOutput(path)
+	must(t, err)
+	f, err := os.Open(path)
+	must(t, err)
+	tl := &tail{path: path, f: f}
+	defer tl.close()
+	var got bytes.Buffer
+	chunk := bytes.Repeat([]byte("x"), 1<<20)
+	for range 17 {
+		_, err := o.Write(chunk)
+		must(t, err)
+	}
+	must(t, tl.copy(&got))
+	_, err = o.Write([]byte("the end"))
+	must(t, err)
+	must(t, tl.copy(&got))
+	if got.Len() != 17<<20+7 || !bytes.HasSuffix(got.Bytes(), []byte("the end")) {
+		t.Errorf("read %d bytes, want all %d", got.Len(), 17<<20+7)
 	}
 }

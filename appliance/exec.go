@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"time"
 
 	"github.com/clawbox/clawbox/appliance/control"
 	"github.com/clawbox/clawbox/appliance/ledger"
@@ -62,6 +63,13 @@ func session(conn io.Writer, in io.Reader, box *sandbox.Box, q control.ExecReque
 	go func() {
 		defer cancel()
 		readInput(in, pw, sizes)
+	}()
+	// A client that hangs up while its input waits is noticed by writing to it.
+	go func() {
+		defer cancel()
+		for fw.Send(control.FrameStdout, nil) == nil && ctx.Err() == nil {
+			time.Sleep(time.Second)
+		}
 	}()
 	code, err := box.Exec(ctx, sandbox.ExecSpec{
 		Args: q.Args, Env: q.Env, TTY: q.TTY, Stdin: pr,

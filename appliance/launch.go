@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/clawbox/clawbox/appliance/config"
@@ -29,13 +30,36 @@ func (a *Appliance) Launch(ctx context.Context, q control.LaunchRequest) (contro
 	if err != nil {
 		return control.AgentStatus{}, err
 	}
-	if err := a.start(ctx, ag); err != nil {
-		return control.AgentStatus{}, err
-	}
+	// From here on the agent can be found: what it does is recorded under its
+	// policy, and stopAll sees it.
 	a.mu.Lock()
+	old := a.agents[ag.Name]
 	a.agents[ag.Name] = ag
 	a.mu.Unlock()
+	if err := a.start(ctx, ag); err != nil {
+		return control.AgentStatus{}, errors.Join(err, a.forget(ag, old))
+	}
+	// Either stopAll has seen the sandbox, or this sees why it was called.
+	if err := a.refusal(); err != nil {
+		return control.AgentStatus{}, errors.Join(err, a.Stop(ctx, ag.Name, 0))
+	}
 	return ag.status(), nil
+}
+
+// forget puts back what was there before a launch that failed.
+func (a *Appliance) forget(ag, old *agent) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if old != nil {
+		a.agents[ag.Name] = old
+		return old.save()
+	}
+	delete(a.agents, ag.Name)
+	err := os.Remove(filepath.Join(ag.dir, specFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // prepare resolves a request to an agent that can start; it starts nothing.
@@ -54,24 +78,34 @@ func (a *Appliance) prepare(q control.LaunchRequest) (*agent, error) {
 	return ag, a.admit(ag)
 }
 
-// again prepares a stopped agent. Its image and policy stay what they were.
+// again prepares a stopped agent. It keeps its files; image, policy and
+// command stay what they were unless the request names others.
 func (a *Appliance) again(old *agent, q control.LaunchRequest) (*agent, error) {
 	old.mu.Lock()
-	runs := old.box != nil
+	runs, spec := old.box != nil, old.agentSpec
 	old.mu.Unlock()
-	switch {
-	case runs:
+	if runs {
 		return nil, control.Errorf("conflict", "agent %s runs already; 'clawbox agent connect %s' enters it", q.Name, q.Name)
-	case q.Agent != "" || q.Image != "" || q.Source != nil:
-		return nil, control.Errorf("conflict", "agent %s exists with image %s and policy %s; 'clawbox agent rm %s' first to give it others",
-			q.Name, old.Image, old.policy().Name, q.Name)
 	}
-	ag := &agent{agentSpec: old.agentSpec, dir: old.dir}
-	ag.Ended, ag.Code, ag.Why = time.Time{}, 0, ""
-	if len(q.Command) > 0 || len(q.Args) > 0 {
-		ag.Command, ag.Args = q.Command, q.Args
+	if q.Agent != "" || q.Image != "" || q.Source != nil {
+		if q.Image == "" && q.Agent == "" {
+			q.Image = spec.Image
+		}
+		if q.Source == nil && q.Agent == "" {
+			q.Policy, q.Source = spec.Policy, spec.Source
+		}
+		var err error
+		if spec, err = a.resolve(q); err != nil {
+			return nil, err
+		}
+	} else {
+		if len(q.Command) > 0 || len(q.Args) > 0 {
+			spec.Command, spec.Args = q.Command, q.Args
+		}
+		spec.Env = slices.Concat(spec.Env, q.Env)
 	}
-	ag.Env = append(ag.Env, q.Env...)
+	spec.Ended, spec.Code, spec.Why = time.Time{}, 0, ""
+	ag := &agent{agentSpec: spec, dir: old.dir}
 	return ag, a.admit(ag)
 }
 

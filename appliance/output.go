@@ -67,13 +67,45 @@ func (o *outputFile) Close() error {
 	return o.f.Close()
 }
 
-// follow copies f to w, and what is appended to it, until done is closed.
-func follow(ctx context.Context, w http.ResponseWriter, f io.Reader, done <-chan struct{}) {
+// tail reads an output file, across its turning over.
+type tail struct {
+	path string
+	f    *os.File
+}
+
+func (t *tail) close() { t.f.Close() }
+
+// copy writes what is there to w.
+func (t *tail) copy(w io.Writer) error {
+	if _, err := io.Copy(w, t.f); err != nil {
+		return err
+	}
+	mine, err := t.f.Stat()
+	if err != nil {
+		return err
+	}
+	now, err := os.Stat(t.path)
+	if err != nil || os.SameFile(mine, now) {
+		return nil // between two names for a moment: the next call sees the new one
+	}
+	f, err := os.Open(t.path)
+	if err != nil {
+		return err
+	}
+	io.Copy(w, t.f) // what came before it was turned over
+	t.f.Close()
+	t.f = f
+	_, err = io.Copy(w, f)
+	return err
+}
+
+// follow goes on copying until done is closed.
+func (t *tail) follow(ctx context.Context, w http.ResponseWriter, done <-chan struct{}) {
 	rc := http.NewResponseController(w)
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for last := false; ; {
-		if _, err := io.Copy(w, f); err != nil || last {
+		if err := t.copy(w); err != nil || last {
 			return
 		}
 		rc.Flush()

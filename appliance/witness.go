@@ -28,20 +28,33 @@ func (a *Appliance) witness() {
 	var lost uint64
 	for e := range a.guard.Events() {
 		rs := a.batch(e)
-		if n := a.guard.Lost(); n != lost {
-			rs = append(rs, ledger.Record{
-				Kind: ledger.KindWeakening, Verdict: ledger.Denied, Reason: "guard.lost",
-				Detail: fmt.Sprintf("%d events found no room; programs among them were killed, refusals are not recorded", n-lost),
-			})
-			lost = n
-		}
-		if len(rs) == 0 {
-			continue
-		}
-		if err := a.log.Record(context.Background(), rs...); err != nil {
-			a.fail(fmt.Errorf("an event could not be recorded: %w", err))
-			return
-		}
+		rs, lost = a.losses(rs, lost)
+		a.keep(rs)
+	}
+	rs, _ := a.losses(nil, lost)
+	a.keep(rs)
+}
+
+// losses adds a record of events that were lost since there were before.
+func (a *Appliance) losses(rs []ledger.Record, before uint64) ([]ledger.Record, uint64) {
+	n := a.guard.Lost()
+	if n == before {
+		return rs, n
+	}
+	return append(rs, ledger.Record{
+		Kind: ledger.KindWeakening, Verdict: ledger.Denied, Reason: "guard.lost",
+		Detail: fmt.Sprintf("%d events found no room; programs among them were killed, refusals are not recorded", n-before),
+	}), n
+}
+
+// keep records a batch. What happened and can't be kept stops every agent; the
+// stream is drained all the same, because closing a scope waits for it.
+func (a *Appliance) keep(rs []ledger.Record) {
+	if len(rs) == 0 {
+		return
+	}
+	if err := a.log.Record(context.Background(), rs...); err != nil {
+		a.fail(fmt.Errorf("an event could not be recorded: %w", err))
 	}
 }
 
@@ -89,7 +102,8 @@ func (a *Appliance) observe(rs []ledger.Record, e guard.Event) []ledger.Record {
 	case guard.Opened:
 		return append(rs, opened(r, e))
 	}
-	if e.Errno == syscall.ENOENT && p != nil && visible(p, r.Path) {
+	// One that carries a count of others left out is never dropped.
+	if e.Errno == syscall.ENOENT && e.Skipped == 0 && p != nil && visible(p, r.Path) {
 		return rs
 	}
 	return append(rs, refused(r, e))

@@ -146,7 +146,7 @@ func (r *run) against(h history) error {
 	case h.last != nil && now.Plan != h.last.Plan:
 		return fmt.Errorf("%s is installed with other answers; wanted the same ones (%s); to change settings edit %s and restart the service", now, r.l.Answers(), r.l.Config())
 	case h.last == nil && h.open != nil && now.Digest != h.open.Digest:
-		return fmt.Errorf("got %s, but the installation of %s is under way here; wanted the same media; finish that first, or remove %s and %s to start over", now, *h.open, r.l.State(), r.l.Opt())
+		return fmt.Errorf("got %s, but the installation of %s is under way here; wanted the same media; finish that first, or remove %s, %s and %s to start over", now, *h.open, r.l.State(), r.l.Opt(), r.l.Etc())
 	}
 	return nil
 }

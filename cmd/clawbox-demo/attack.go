@@ -165,8 +165,10 @@ func (d *demo) look() error {
 	if strings.Contains(r.out, "clawbox serve") || strings.Contains(r.out, d.host) {
 		return fmt.Errorf("the sandbox sees the host")
 	}
-	if !regexp.MustCompile(`CapEff:\s+0000000000000000`).MatchString(r.out) {
-		return fmt.Errorf("the sandbox has capabilities")
+	for _, want := range []string{`CapEff:\s+0000000000000000\n`, `CapBnd:\s+0000000000000000\n`, `NoNewPrivs:\s+1\n`, `Seccomp:\s+2\n`} {
+		if !regexp.MustCompile(want).MatchString(r.out) {
+			return fmt.Errorf("the sandbox's status has no line %s", want)
+		}
 	}
 	return nil
 }

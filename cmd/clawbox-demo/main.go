@@ -91,7 +91,9 @@ func newDemo(ctx context.Context, dist, host string) (*demo, error) {
 	if err := os.RemoveAll(host); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(host, 0o755); err != nil {
+	// Mkdir, not MkdirAll: in a folder that everybody may write to, somebody
+	// else could have been first.
+	if err := os.Mkdir(host, 0o755); err != nil {
 		return nil, err
 	}
 	return d, os.WriteFile(mark, nil, 0o644)

@@ -144,7 +144,13 @@ func (d *demo) turn() error {
 	if _, err := d.clawbox("audit", "replay", "--agent", agentName, "--kind", "model"); err != nil {
 		return err
 	}
-	return d.wantRecord(record{Kind: "exec", Verdict: "allowed", Path: "/bin/sh"}, 0)
+	// The command that the model asked for runs id; nothing else does.
+	for _, want := range []record{{Kind: "exec", Verdict: "allowed", Path: "/id"}, {Kind: "model", Verdict: "allowed", Reason: "infer.usage"}} {
+		if err := d.wantRecord(want, 0); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // inside runs a program in the sandbox, silently.

@@ -18,7 +18,7 @@ func agentCmd(a *app) *cobra.Command {
 	c := &cobra.Command{Use: "agent", Short: "Launch agents under policy and look after them"}
 	c.AddCommand(agentLaunchCmd(a), agentConnectCmd(a), agentStatusCmd(a), agentLogsCmd(a),
 		agentStopCmd(a), agentRemoveCmd(a), agentListCmd(a), agentReloadCmd(a))
-	return c
+	return group(c)
 }
 
 func agentLaunchCmd(a *app) *cobra.Command {
@@ -78,7 +78,7 @@ func agentConnectCmd(a *app) *cobra.Command {
 			}
 			r := control.ExecRequest{Args: args[1:], TTY: tty}
 			if len(r.Args) == 0 {
-				r.Args, r.TTY = []string{"/bin/sh"}, true
+				r.Args, r.TTY = []string{"/bin/sh"}, tty || term.IsTerminal(int(os.Stdin.Fd()))
 			}
 			code, err := connect(cmd, cl, args[0], r)
 			if err == nil && code != 0 {
@@ -87,7 +87,7 @@ func agentConnectCmd(a *app) *cobra.Command {
 			return err
 		},
 	}
-	c.Flags().BoolVarP(&tty, "tty", "t", false, "give the program a terminal (default when no program is named)")
+	c.Flags().BoolVarP(&tty, "tty", "t", false, "give the program a terminal (default when no program is named and there is one)")
 	return c
 }
 
@@ -190,7 +190,7 @@ func printAgents(w io.Writer, as []control.AgentStatus) {
 }
 
 func agentLogsCmd(a *app) *cobra.Command {
-	var follow bool
+	var follow, raw bool
 	c := &cobra.Command{
 		Use:   "logs NAME",
 		Short: "Print what an agent wrote to its output",
@@ -200,9 +200,14 @@ func agentLogsCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return cl.Logs(cmd.Context(), args[0], follow, cmd.OutOrStdout())
+			w := cmd.OutOrStdout()
+			if isTerminal(w) && !raw {
+				w = escaper{w}
+			}
+			return cl.Logs(cmd.Context(), args[0], follow, w)
 		},
 	}
+	c.Flags().BoolVar(&raw, "raw", false, "on a terminal, print control characters as the agent wrote them: it can then move your cursor and more")
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the agent stops")
 	return c
 }

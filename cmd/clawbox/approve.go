@@ -84,8 +84,8 @@ func listPending(cmd *cobra.Command, a *app, cl *control.Client) error {
 		defer t.Flush()
 		fmt.Fprintln(t, "ID\tAGENT\tDESTINATION\tPROCESS\tWAITING\tFOR\tAN APPROVAL ADDS")
 		for _, p := range ps {
-			fmt.Fprintf(t, "%s\t%s\t%s:%d\t%s\t%d\t%s\t%s\n", p.ID, p.Agent, p.Host, p.Port, p.Process,
-				p.Waiting, time.Since(p.Since).Round(time.Second), p.Change)
+			fmt.Fprintf(t, "%s\t%s\t%s:%d\t%s\t%d\t%s\t%s\n", p.ID, p.Agent, printable(p.Host), p.Port, printable(p.Process),
+				p.Waiting, time.Since(p.Since).Round(time.Second), printable(p.Change))
 		}
 	})
 }

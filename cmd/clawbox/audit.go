@@ -7,6 +7,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -37,7 +38,7 @@ machine: --dir names a copy of its directory and --key its public key.`,
 	f.StringVar(&l.dir, "dir", "", "the ledger's directory (default: the installed appliance's)")
 	f.StringVar(&l.key, "key", "", "file with the ledger's public key (default: the installed appliance's)")
 	c.AddCommand(auditVerifyCmd(l), auditReplayCmd(l), auditExportCmd(l), auditAnchorCmd(l), auditProveCmd(l), auditCheckCmd(l))
-	return c
+	return group(c)
 }
 
 // path is the ledger's directory.
@@ -135,10 +136,29 @@ func (s *selection) flags(c *cobra.Command) {
 	f := c.Flags()
 	f.Int64Var(&s.from, "from", 0, "first entry")
 	f.StringVar(&s.agent, "agent", "", "only this agent")
-	f.StringVar(&s.kind, "kind", "", "only this kind: exec, file, connect, dns, model, approval, lifecycle, policy, install, weakening, service")
-	f.StringVar(&s.verdict, "verdict", "", "only this verdict: allowed, denied, held")
+	f.StringVar(&s.kind, "kind", "", "only this kind: "+strings.Join(kinds, ", "))
+	f.StringVar(&s.verdict, "verdict", "", "only this verdict: "+strings.Join(verdicts, ", "))
 	f.StringVar(&s.since, "since", "", "not before: a time in RFC 3339, or how long ago (15m)")
 	f.StringVar(&s.until, "until", "", "before: the same")
+}
+
+// kinds and verdicts are what --kind and --verdict take; an unknown word would
+// select nothing, which reads like "nothing happened".
+var (
+	kinds = []string{
+		"exec", "file", "kernel", "connect", "dns", "model", "approval", "lifecycle", "policy", "install", "weakening", "service",
+	}
+	verdicts = []string{"allowed", "denied", "held"}
+)
+
+func (s *selection) check() error {
+	if s.kind != "" && !slices.Contains(kinds, s.kind) {
+		return fmt.Errorf("--kind: got %q, want one of %s", s.kind, strings.Join(kinds, ", "))
+	}
+	if s.verdict != "" && !slices.Contains(verdicts, s.verdict) {
+		return fmt.Errorf("--verdict: got %q, want one of %s", s.verdict, strings.Join(verdicts, ", "))
+	}
+	return nil
 }
 
 // entries opens the selected part of the ledger.
@@ -146,6 +166,9 @@ func (l *logFlags) entries(s selection) (iter.Seq2[ledger.Entry, error], error) 
 	dir, err := l.path()
 	if err != nil {
 		return nil, err
+	}
+	if err := s.check(); err != nil {
+		return nil, usageError{err}
 	}
 	f := ledger.Filter{Agent: s.agent, Kind: ledger.Kind(s.kind), Verdict: ledger.Verdict(s.verdict)}
 	if f.Since, err = moment(s.since); err != nil {

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"strings"
 
 	"github.com/clawbox/clawbox/appliance/control"
 	"github.com/clawbox/clawbox/appliance/ledger"
 	"github.com/clawbox/clawbox/bundle/manifest"
 	"github.com/clawbox/clawbox/installer"
+	"github.com/clawbox/clawbox/installer/wizard"
 )
 
 // The exit statuses, documented by `clawbox help exit-status`.
@@ -67,6 +69,10 @@ func report(ctx context.Context, w io.Writer, err error) int {
 	return status(err)
 }
 
+// cobraUsage are the beginnings of cobra's own complaints about a command
+// line; they have no type.
+var cobraUsage = []string{"required flag", "if any flags in the group", "unknown command"}
+
 // status maps an error to its exit status.
 func status(err error) int {
 	var usage usageError
@@ -74,18 +80,26 @@ func status(err error) int {
 	var proof untrusted
 	var fault *ledger.Fault
 	var preflight *installer.ErrPreflight
+	for _, said := range cobraUsage {
+		if strings.HasPrefix(err.Error(), said) {
+			return exitUsage
+		}
+	}
 	switch {
 	case errors.As(err, &usage):
 		return exitUsage
 	case errors.Is(err, manifest.ErrUntrusted), errors.Is(err, manifest.ErrTampered),
 		errors.As(err, &proof), errors.As(err, &fault):
 		return exitUntrusted
-	case errors.As(err, &preflight), errors.Is(err, manifest.ErrRollback):
+	case errors.As(err, &preflight), errors.Is(err, manifest.ErrRollback), errors.Is(err, wizard.ErrDeclined):
 		return exitRefused
 	case errors.Is(err, control.ErrUnreachable):
 		return exitUnreachable
 	case errors.As(err, &refusal):
-		return refusalStatus[refusal.Code]
+		if code, ok := refusalStatus[refusal.Code]; ok {
+			return code
+		}
+		return exitRefused
 	case errors.Is(err, fs.ErrNotExist):
 		return exitNotFound
 	}

@@ -50,7 +50,7 @@ installation that was interrupted continues when the same command is run again.`
 func install(cmd *cobra.Command, a *app, f installFlags, dirs []string) error {
 	trust, _, err := installer.Trust(a.root, f.threshold, f.keys...)
 	if err != nil {
-		return err
+		return usageError{err}
 	}
 	m, err := bundle.OpenMedia(trust, dirs...)
 	if err != nil {
@@ -58,7 +58,6 @@ func install(cmd *cobra.Command, a *app, f installFlags, dirs []string) error {
 	}
 	w := cmd.ErrOrStderr()
 	p := bundle.NewProgress(w, isTerminal(w))
-	defer p.Close()
 	rel, env, err := installer.FromMedia(m, trust, p)
 	if err != nil {
 		return err
@@ -90,6 +89,7 @@ func install(cmd *cobra.Command, a *app, f installFlags, dirs []string) error {
 		env.Verify = func(ctx context.Context) error { return m.Verify(ctx, p) }
 	}
 	res, err := installer.Run(cmd.Context(), plan, env)
+	p.Close() // bars would overwrite what comes now
 	if err != nil {
 		return err
 	}

@@ -14,7 +14,7 @@ import (
 func keyCmd(a *app) *cobra.Command {
 	c := &cobra.Command{Use: "key", Short: "Make the keys that sign bundles"}
 	c.AddCommand(keyGenerateCmd(a))
-	return c
+	return group(c)
 }
 
 func keyGenerateCmd(a *app) *cobra.Command {

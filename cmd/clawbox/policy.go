@@ -23,7 +23,7 @@ A POLICY is a file, or one of the presets sandbox, development and production.
 The language is described in docs/policy.md.`,
 	}
 	c.AddCommand(policyCheckCmd(a), policyShowCmd(a), policyExplainCmd(a))
-	return c
+	return group(c)
 }
 
 // loadPolicy reads a file, or a preset when no such file is there.

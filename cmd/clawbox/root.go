@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/clawbox/clawbox/appliance/config"
 	"github.com/clawbox/clawbox/appliance/control"
@@ -51,6 +52,22 @@ func grouped(root *cobra.Command, id string, cs ...*cobra.Command) {
 		c.GroupID = id
 		root.AddCommand(c)
 	}
+}
+
+// group makes a mistyped verb an error: a script that says "audit verfy" must
+// not go on as if the ledger held.
+func group(c *cobra.Command) *cobra.Command {
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return cmd.Help()
+		}
+		var verbs []string
+		for _, s := range cmd.Commands() {
+			verbs = append(verbs, s.Name())
+		}
+		return usageError{fmt.Errorf("%s: got %q, want one of %s", cmd.CommandPath(), args[0], strings.Join(verbs, ", "))}
+	}
+	return c
 }
 
 func (a *app) check() error {
