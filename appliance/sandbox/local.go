@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -38,9 +40,10 @@ type Local struct {
 	abi    int    // of this kernel's Landlock, as far as it is used
 	lock   *os.File
 
-	mu    sync.Mutex // guards the rest
-	boxes map[string]bool
-	uid   map[string]int
+	mu     sync.Mutex      // guards the rest
+	boxes  map[string]bool // names in use: running, or being removed
+	uid    map[string]int
+	closed bool
 }
 
 // Open takes hold of the state directory and ends what a daemon that died has
@@ -103,17 +106,22 @@ func (l *Local) takeLock() error {
 	return nil
 }
 
-// Close lets go of the state directory. Sandboxes must have ended.
+// Close removes the cgroups and lets go of the state directory. Sandboxes
+// must have ended, and none starts afterwards. Closing again does nothing.
 func (l *Local) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.closed {
+		return nil
+	}
 	if len(l.boxes) > 0 {
-		return fmt.Errorf("%d sandboxes still run; stop them first", len(l.boxes))
+		return fmt.Errorf("%d sandboxes still run or are being removed; stop them first: %s", len(l.boxes), strings.Join(slices.Sorted(maps.Keys(l.boxes)), ", "))
 	}
-	for _, r := range l.h.roots() {
-		unix.Rmdir(filepath.Join(r, l.parent)) // a later daemon makes it again
-	}
-	return l.lock.Close()
+	l.closed = true
+	// A sandbox whose end met an error may have left its group behind. A
+	// hierarchy that never held one has no parent, which is no error.
+	all := &group{l.h, l.parent}
+	return errors.Join(l.sweep(), all.remove(5*time.Second), l.lock.Close())
 }
 
 // sweep kills and removes every cgroup below ours. The launcher dies with its
@@ -202,14 +210,17 @@ func (l *Local) Remove(name string) error {
 	if !validName.MatchString(name) {
 		return fmt.Errorf("name %q is not an agent's", name)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.boxes[name] {
-		return fmt.Errorf("agent %s runs; stop it first", name)
-	}
-	if err := os.RemoveAll(l.filesDir(name)); err != nil {
+	// The claim keeps the agent from starting; the lock, held for as long as
+	// the agent has made its files take, would keep all others from it too.
+	if err := l.claim(name); err != nil {
 		return err
 	}
+	defer l.release(name)
+	if err := erase(l.filesDir(name)); err != nil {
+		return fmt.Errorf("files of agent %s: %w; remove it again once that is mended", name, err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if _, ok := l.uid[name]; !ok {
 		return nil
 	}
@@ -237,12 +248,15 @@ func (l *Local) writable(name, p string, uid int) (string, error) {
 	return d, os.Lchown(d, uid, uid)
 }
 
-// claim reserves a name for one running sandbox.
+// claim reserves a name for one running sandbox, or for its removal.
 func (l *Local) claim(name string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.closed {
+		return errors.New("the daemon is stopping; start it again first")
+	}
 	if l.boxes[name] {
-		return fmt.Errorf("agent %s runs already; stop it first", name)
+		return fmt.Errorf("agent %s runs or is being removed; stop it first", name)
 	}
 	l.boxes[name] = true
 	return nil
