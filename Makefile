@@ -4,7 +4,6 @@ DIST    := dist
 VERSION ?= 0.1.0
 LDFLAGS := -s -w -X main.version=$(VERSION)
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -ldflags "$(LDFLAGS)"
-TOOL    := $(GO) tool -modfile=internal/tools/go.mod
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 
 .PHONY: help build setup test lint generate demo bench e2e clean
@@ -36,7 +35,7 @@ demo: setup build ## Bundle, verify, install offline, govern a real agent, prove
 bench: build ## Run the benchmarks
 	$(AS_ROOT) $(GO) test -run '^$$' -bench . -benchmem ./...
 
-e2e: setup build ## Run the whole journey against the built programs, with faults injected
+e2e: setup ## Run the journey of a small release through the command line, with faults injected
 	$(AS_ROOT) $(GO) test -count=1 -timeout 30m -run TestJourney -v ./cmd/clawbox
 
 clean: ## Remove what was built

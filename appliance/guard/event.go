@@ -60,9 +60,14 @@ type Event struct {
 	Args    [6]uint64 // numbers of processes are those of the caller's pid namespace
 
 	// Refused only.
-	Path2   string // second path argument (rename, link)
-	Addr    string // socket address argument: "10.0.0.1:80", "unix:/run/x", "unix:@name"
-	Skipped uint64 // refusals of this scope left out since its last event
+	Path2 string // second path argument (rename, link)
+	Addr  string // socket address argument: "10.0.0.1:80", "unix:/run/x", "unix:@name"
+	Cut   bool   // Path or Path2 had more than 510 bytes and is a beginning: no ground to judge by
+
+	// Refused only: events of the scope that its limits left out since the last
+	// one of the same sort was reported.
+	Skipped        uint64 // refusals; always zero with ENOENT
+	SkippedMissing uint64 // names that do not exist; zero without ENOENT
 
 	Errno syscall.Errno
 }
@@ -93,6 +98,10 @@ const (
 	flagKilled  = 1
 	flagForeign = 2
 )
+
+// toldMax is TOLD_MAX of witness.c: bytes of a refused path that are reported,
+// with the final zero.
+const toldMax = 512
 
 // Values of head.kind in witness.c.
 const (
@@ -125,8 +134,10 @@ func (g *Guard) decode(b []byte, q *queue) (Event, error) {
 		e.Killed, e.Errno = h.Flags&flagKilled != 0, syscall.Errno(-h.Ret)
 		e.file(&h, two)
 	case kindRefused:
-		e.Kind, e.Errno, e.Skipped = Refused, syscall.Errno(-h.Ret), h.Skipped
+		e.Kind, e.Errno = Refused, syscall.Errno(-h.Ret)
+		e.Cut = max(len(one), len(two)) >= toldMax
 		e.call(&h, one, two)
+		e.skipped(h.Skipped)
 	case kindOpened:
 		e.Kind, e.Access = Opened, access(h.Mode)
 		e.call(&h, one, nil)
@@ -138,6 +149,15 @@ func (g *Guard) decode(b []byte, q *queue) (Event, error) {
 		e.Dir = dirHint(e.PID, e.Path, dirFD(&h))
 	}
 	return e, nil
+}
+
+// skipped fills in what was left out before this refusal.
+func (e *Event) skipped(n uint64) {
+	if e.Errno == unix.ENOENT {
+		e.SkippedMissing = n
+		return
+	}
+	e.Skipped = n
 }
 
 // file fills in what was really loaded or opened.
@@ -174,6 +194,11 @@ func dirFD(h *witnessHead) int32 {
 func (g *Guard) name(id uint64) string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	return g.nameOf(id)
+}
+
+// nameOf is name with g.mu held.
+func (g *Guard) nameOf(id uint64) string {
 	if s, ok := g.names[id]; ok {
 		return s
 	}

@@ -38,8 +38,11 @@
 // the call, where another thread may have changed them: they are a hint, the
 // refusal is a fact. Requests through io_uring and the 32-bit system calls of
 // a 64-bit machine do not show here by name: confine them by seccomp.
-// A scope reports at most 1000 refusals in about a second; the next one that
-// is reported carries the number of those left out (Event.Skipped).
+// A scope reports at most 1000 refusals in about a second, and besides 200
+// names that do not exist (ENOENT), which so never displace a refusal. The next
+// event of the same sort carries the number of those left out (Event.Skipped,
+// Event.SkippedMissing). A path of more than 510 bytes is cut (Event.Cut), so
+// that the ring, which all scopes share, holds a second's worth of any flood.
 //
 // # What may be audited
 //
@@ -89,14 +92,20 @@ const (
 // ErrUnavailable is returned by Watch on a Guard of TierNone.
 var ErrUnavailable = errors.New("no BPF enforcement on this host")
 
-// refusalsPerSecond bounds what one scope can put into the ring.
-const refusalsPerSecond = 1000
+// These bound what one scope can put into the ring in 1.07 s.
+const (
+	refusalsPerSecond = 1000
+	missesPerSecond   = 200
+)
 
 // Sizes of the rings in bytes, some 6000 execs and 40,000 opens: the time that
-// the record may take before processes are killed for want of it.
+// the record may take before processes are killed for want of it. The ring of
+// refusals takes what one scope can cause across the border of two seconds,
+// 2 × 1200 events of two paths (1.2 KB).
 var (
-	execRing uint32 = 1 << 20
-	openRing uint32 = 8 << 20
+	execRing    uint32 = 1 << 20
+	refusalRing uint32 = 4 << 20
+	openRing    uint32 = 8 << 20
 )
 
 // Guard holds the loaded programs. Its methods are safe for concurrent use.
@@ -122,6 +131,7 @@ type Guard struct {
 	names      map[uint64]string // cgroup id → scope, also of scopes closed recently
 	retired    []uint64          // closed scopes, oldest first
 	unreported uint64            // rate-limited refusals that no event told of
+	lostBy     map[uint64]uint64 // cgroup id → events lost, but for what the kernel still counts
 	closed     bool
 }
 
@@ -170,13 +180,14 @@ func open() (*Guard, error) {
 	g := &Guard{
 		tier: TierTracepoint, mount: m,
 		events: make(chan Event, 256), done: make(chan struct{}),
-		watches: map[uint64]*Watch{}, names: map[uint64]string{},
+		watches: map[uint64]*Watch{}, names: map[uint64]string{}, lostBy: map[uint64]uint64{},
 	}
 	spec, err := loadWitness()
 	if err != nil {
 		return nil, err
 	}
 	spec.Maps[witnessMapExecs].MaxEntries = execRing
+	spec.Maps[witnessMapRefusals].MaxEntries = refusalRing
 	spec.Maps[witnessMapOpens].MaxEntries = openRing
 	if err := spec.LoadAndAssign(&g.objs, nil); err != nil {
 		return nil, fmt.Errorf("load BPF programs: %w", err)
@@ -192,8 +203,11 @@ func (g *Guard) attach() error {
 	if err := fillShapes(g.objs.Shapes); err != nil {
 		return fmt.Errorf("fill the system call table: %w", err)
 	}
-	if err := g.objs.PerSecond.Set(uint32(refusalsPerSecond)); err != nil {
-		return fmt.Errorf("set the rate limit: %w", err)
+	err := errors.Join(
+		g.objs.PerSecond.Set(uint32(refusalsPerSecond)),
+		g.objs.MissesPerSecond.Set(uint32(missesPerSecond)))
+	if err != nil {
+		return fmt.Errorf("set the rate limits: %w", err)
 	}
 	l, err := attachTracepoint(g.objs.OnExec)
 	if err != nil {
@@ -213,42 +227,6 @@ func (g *Guard) attach() error {
 
 func attachTracepoint(p *ebpf.Program) (link.Link, error) {
 	return link.AttachTracing(link.TracingOptions{Program: p, AttachType: ebpf.AttachTraceRawTp})
-}
-
-// Lost counts what happened in a scope and is missing from the stream: no room
-// in a ring, a program run that the kernel skipped, or refusals above the rate
-// limit that no later event told of. Whoever executed or opened a file that
-// found no room was killed. A skipped run would be an exec or open that nobody
-// looked at: the kernel skips a program that interrupts itself on one CPU, which
-// tracepoints on the kernels tried so far (6.1, 6.18) rule out by keeping
-// preemption off. So tell of any increase. After Close it is the final number.
-func (g *Guard) Lost() uint64 {
-	if g.tier == TierNone {
-		return 0
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.lost() + uint64(g.dropped.Load())
-}
-
-// lost is called with g.mu held.
-func (g *Guard) lost() uint64 {
-	n := g.unreported
-	if g.closed {
-		return n
-	}
-	for _, v := range []*ebpf.Variable{g.objs.LostExecs, g.objs.LostRefusals, g.objs.LostOpens} {
-		var l uint64
-		if v.Get(&l) == nil {
-			n += l
-		}
-	}
-	for _, p := range []*ebpf.Program{g.objs.OnExec, g.objs.OnExit} {
-		if st, err := p.Stats(); err == nil {
-			n += st.RecursionMisses
-		}
-	}
-	return n
 }
 
 // Close ends all enforcement and the stream of events. What happened before is
@@ -286,6 +264,9 @@ func (g *Guard) unhook() error {
 		if l != nil {
 			errs = append(errs, l.Close())
 		}
+	}
+	for _, w := range g.watches {
+		w.harvest()
 	}
 	if g.objs.LostExecs != nil { // something was loaded
 		g.unreported = g.lost()

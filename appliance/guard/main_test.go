@@ -59,6 +59,8 @@ func misbehave(how string, args []string) error {
 		return benchHelper(args)
 	case "flood":
 		return flood(args)
+	case "hide":
+		return hide(args[0], args[1])
 	case "open":
 		return openEveryWay(args[0])
 	case "loop":

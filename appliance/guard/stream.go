@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"encoding/binary"
 	"errors"
 	"math"
 	"sync/atomic"
@@ -96,7 +97,7 @@ func (g *Guard) deliver(q *queue, rec *ringbuf.Record) {
 	case g.events <- e:
 		g.sent.Add(1)
 	case <-g.done:
-		g.dropped.Add(1)
+		g.abandon(binary.NativeEndian.Uint64(rec.RawSample)) // head.cgroup comes first
 	}
 }
 

@@ -20,7 +20,7 @@ type Scope struct {
 	CgroupID    uint64   // see CgroupID; the cgroup and all below it
 	Exec        []Inode  // programs that may be executed
 	ExecDevices []uint64 // file systems (Inode.Dev) of which every file may be executed
-	AuditENOENT bool     // also report names that do not exist; noisy
+	AuditENOENT bool     // also report names that do not exist, 200 in about a second; noisy
 
 	// NoRefusals leaves refused system calls unreported. While any scope wants
 	// them, every system call of the host takes some 0.1 µs longer.
@@ -46,8 +46,8 @@ const (
 	flagAuditOpens   = 4
 )
 
-// maxRetired bounds the names kept for events that are still on their way
-// when their scope is closed.
+// maxRetired bounds the names and counts kept of closed scopes, of which events
+// are still on their way.
 const maxRetired = 1024
 
 // Watch is a scope being watched, until Close.
@@ -142,10 +142,7 @@ func (g *Guard) count() error {
 // end undoes begin, wherever that stopped; g.mu is held.
 func (w *Watch) end() error {
 	g, id := w.g, w.s.CgroupID
-	var v witnessScope
-	if g.objs.Scopes.Lookup(id, &v) == nil {
-		g.unreported += v.Skipped
-	}
+	w.harvest()
 	errs := []error{gone(g.objs.Scopes.Delete(id))}
 	for _, k := range w.keys() {
 		errs = append(errs, gone(g.objs.Allow.Delete(k)))
@@ -185,7 +182,10 @@ func gone(err error) error {
 func (g *Guard) retire(id uint64) {
 	g.retired = append(g.retired, id)
 	if len(g.retired) > maxRetired {
-		delete(g.names, g.retired[0])
+		if old := g.retired[0]; g.watches[old] == nil { // not watched anew
+			delete(g.names, old)
+			delete(g.lostBy, old)
+		}
 		g.retired = g.retired[1:]
 	}
 }

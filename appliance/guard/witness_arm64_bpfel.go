@@ -49,12 +49,24 @@ type witnessHead struct {
 }
 
 type witnessScope struct {
-	_       structs.HostLayout
-	Window  uint64
-	Count   uint64
-	Skipped uint64
-	Flags   uint32
-	Pad     uint32
+	_        structs.HostLayout
+	Refusals struct {
+		_       structs.HostLayout
+		Window  uint64
+		Count   uint64
+		Skipped uint64
+		Told    uint64
+	}
+	Misses struct {
+		_       structs.HostLayout
+		Window  uint64
+		Count   uint64
+		Skipped uint64
+		Told    uint64
+	}
+	Lost  uint64
+	Flags uint32
+	Pad   uint32
 }
 
 type witnessShape struct {
@@ -68,21 +80,22 @@ type witnessShape struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	witnessMapAllow        = "allow"
-	witnessMapExecs        = "execs"
-	witnessMapOpens        = "opens"
-	witnessMapRefusals     = "refusals"
-	witnessMapScopes       = "scopes"
-	witnessMapScratch      = "scratch"
-	witnessMapShapes       = "shapes"
-	witnessProgOnExec      = "on_exec"
-	witnessProgOnExit      = "on_exit"
-	witnessVarAuditing     = "auditing"
-	witnessVarLostExecs    = "lost_execs"
-	witnessVarLostOpens    = "lost_opens"
-	witnessVarLostRefusals = "lost_refusals"
-	witnessVarPerSecond    = "per_second"
-	witnessVarWatching     = "watching"
+	witnessMapAllow           = "allow"
+	witnessMapExecs           = "execs"
+	witnessMapOpens           = "opens"
+	witnessMapRefusals        = "refusals"
+	witnessMapScopes          = "scopes"
+	witnessMapScratch         = "scratch"
+	witnessMapShapes          = "shapes"
+	witnessProgOnExec         = "on_exec"
+	witnessProgOnExit         = "on_exit"
+	witnessVarAuditing        = "auditing"
+	witnessVarLostExecs       = "lost_execs"
+	witnessVarLostOpens       = "lost_opens"
+	witnessVarLostRefusals    = "lost_refusals"
+	witnessVarMissesPerSecond = "misses_per_second"
+	witnessVarPerSecond       = "per_second"
+	witnessVarWatching        = "watching"
 )
 
 // loadWitness returns the embedded CollectionSpec for witness.
@@ -148,12 +161,13 @@ type witnessMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type witnessVariableSpecs struct {
-	Auditing     *ebpf.VariableSpec `ebpf:"auditing"`
-	LostExecs    *ebpf.VariableSpec `ebpf:"lost_execs"`
-	LostOpens    *ebpf.VariableSpec `ebpf:"lost_opens"`
-	LostRefusals *ebpf.VariableSpec `ebpf:"lost_refusals"`
-	PerSecond    *ebpf.VariableSpec `ebpf:"per_second"`
-	Watching     *ebpf.VariableSpec `ebpf:"watching"`
+	Auditing        *ebpf.VariableSpec `ebpf:"auditing"`
+	LostExecs       *ebpf.VariableSpec `ebpf:"lost_execs"`
+	LostOpens       *ebpf.VariableSpec `ebpf:"lost_opens"`
+	LostRefusals    *ebpf.VariableSpec `ebpf:"lost_refusals"`
+	MissesPerSecond *ebpf.VariableSpec `ebpf:"misses_per_second"`
+	PerSecond       *ebpf.VariableSpec `ebpf:"per_second"`
+	Watching        *ebpf.VariableSpec `ebpf:"watching"`
 }
 
 // witnessObjects contains all objects after they have been loaded into the kernel.
@@ -201,12 +215,13 @@ func (m *witnessMaps) Close() error {
 //
 // It can be passed to loadWitnessObjects or ebpf.CollectionSpec.LoadAndAssign.
 type witnessVariables struct {
-	Auditing     *ebpf.Variable `ebpf:"auditing"`
-	LostExecs    *ebpf.Variable `ebpf:"lost_execs"`
-	LostOpens    *ebpf.Variable `ebpf:"lost_opens"`
-	LostRefusals *ebpf.Variable `ebpf:"lost_refusals"`
-	PerSecond    *ebpf.Variable `ebpf:"per_second"`
-	Watching     *ebpf.Variable `ebpf:"watching"`
+	Auditing        *ebpf.Variable `ebpf:"auditing"`
+	LostExecs       *ebpf.Variable `ebpf:"lost_execs"`
+	LostOpens       *ebpf.Variable `ebpf:"lost_opens"`
+	LostRefusals    *ebpf.Variable `ebpf:"lost_refusals"`
+	MissesPerSecond *ebpf.Variable `ebpf:"misses_per_second"`
+	PerSecond       *ebpf.Variable `ebpf:"per_second"`
+	Watching        *ebpf.Variable `ebpf:"watching"`
 }
 
 // witnessPrograms contains all programs after they have been loaded into the kernel.

@@ -44,6 +44,7 @@
 // holds the key, or puts the whole directory back to an older state, is found
 // only by comparing with an anchor kept elsewhere. The state in the checkpoint
 // file is such an older state: who stops the service by force can cut off what
-// came after it, at most a second's entries, unless an anchor covers them.
+// came after it, at most a second's entries, unless an anchor covers them;
+// Report.Unpublished says how many such entries there are.
 // Key rotation isn't built: one log has one key.
 package ledger

@@ -21,7 +21,8 @@ type Fault struct {
 // What to do about a fault.
 const (
 	restore   = "the log was changed or its disk is damaged; stop using it and compare it with a copy and with the checkpoints kept elsewhere"
-	startOnce = "the service did not stop in order; start it once, it completes or cuts what was under way and records it"
+	startOnce = "the service did not stop in order; start it once, it completes or cuts what was under way and records it (a copy that was taken while it ran: copy again)"
+	askAnchor = "it was changed, or is of another log or key; get it again from where it was kept, and if it is the same, the log was replaced: stop using it"
 )
 
 func (f *Fault) Error() string {

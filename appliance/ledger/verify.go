@@ -23,29 +23,37 @@ type Report struct {
 	Size       int64     `json:"size"` // entries
 	Root       tlog.Hash `json:"root"`
 	Checkpoint string    `json:"checkpoint"` // keep a copy elsewhere: it is the next Verify's anchor
-	Live       bool      `json:"live"`       // a service is writing; what came after the start isn't in here
-	Bundles    int64     `json:"bundles"`
-	Tiles      int64     `json:"tiles"`
-	Commits    int       `json:"commits"` // in the wal
-	Anchors    int       `json:"anchors"`
+	// Unpublished entries came after the checkpoint file, all of them under
+	// signed checkpoints in the wal. A service that stopped in order leaves
+	// none; one that runs, was killed, or was copied while it ran leaves up to
+	// a second's.
+	Unpublished int64 `json:"unpublished"`
+
+	Live    bool  `json:"live"` // a service is writing; what came after the start isn't in here
+	Bundles int64 `json:"bundles"`
+	Tiles   int64 `json:"tiles"`
+	Commits int   `json:"commits"` // in the wal
+	Anchors int   `json:"anchors"`
 }
 
 // Verify computes the whole log anew from the bytes of its entries and
 // compares every tile of every level, every signed checkpoint, every anchor
 // and the list of files. It changes nothing and takes no lock that would stop
-// the service. The error is a *Fault or a failure to read.
+// the service. The error is a *Fault, a failure to read, or about an anchor
+// that isn't a signed note at all.
 //
 // On a log that a service is writing it verifies the state at the start and
 // tolerates growth only: a commit under way at the end of the wal, the
 // files of a rotation. What an earlier, complete checkpoint stated is never
-// tolerated to be missing. On a log at rest nothing is tolerated.
+// tolerated to be missing. On a log at rest, which may be a copy, the wal may
+// be ahead of the checkpoint file (never behind), but only by whole commits.
 func Verify(dir string, v note.Verifier, o Options) (Report, error) {
 	dir = filepath.Clean(dir)
 	var as []Head
 	for i, b := range o.Anchors {
 		h, err := anchored(v)(b)
 		if err != nil {
-			return Report{}, fmt.Errorf("verify ledger: anchor %d: %w", i, err)
+			return Report{}, fmt.Errorf("verify ledger: %w", badAnchor(i, err))
 		}
 		as = append(as, h)
 	}
@@ -65,6 +73,17 @@ func Verify(dir string, v note.Verifier, o Options) (Report, error) {
 		return Report{}, fmt.Errorf("verify ledger %s: %w", dir, err)
 	}
 	return r, nil
+}
+
+// badAnchor tells a note that the log's key didn't sign, which speaks against
+// the log or the anchor, from a file that isn't a note, which is a slip.
+func badAnchor(i int, err error) error {
+	var unknown *note.UnverifiedNoteError
+	var wrong *note.InvalidSignatureError
+	if errors.As(err, &unknown) || errors.As(err, &wrong) {
+		return &Fault{fmt.Sprintf("anchor %d", i), -1, err.Error(), askAnchor}
+	}
+	return fmt.Errorf("anchor %d: %w: want a copy of this log's checkpoint, as clawbox audit anchor prints it", i, err)
 }
 
 // busy says whether somebody writes to the log.
@@ -119,7 +138,10 @@ func (f *verifier) run(cp Head) error {
 	if err := covers(f.wal, cp); err != nil {
 		return err
 	}
-	if err := f.atRest(cp); err != nil {
+	if err := f.published(cp); err != nil {
+		return err
+	}
+	if err := f.atRest(); err != nil {
 		return err
 	}
 	if err := f.claims(); err != nil { // those of size 0
@@ -140,11 +162,12 @@ func (f *verifier) run(cp Head) error {
 	}
 	h := f.wal.head()
 	f.r.Size, f.r.Root, f.r.Checkpoint = h.Size, h.Root, string(h.Checkpoint)
+	f.r.Unpublished = h.Size - cp.Size
 	return f.files()
 }
 
 // atRest refuses what only a running service may leave behind.
-func (f *verifier) atRest(cp Head) error {
+func (f *verifier) atRest() error {
 	w := f.wal
 	switch {
 	case f.live:
@@ -153,12 +176,24 @@ func (f *verifier) atRest(cp Head) error {
 		return &Fault{walFile, w.bad, fmt.Sprintf("%d bytes at the end are under no signed checkpoint (%v)", len(w.rest), w.why), startOnce}
 	case w.full():
 		return &Fault{walFile, -1, "holds a full bundle that was not moved to its tile", startOnce}
-	case cp.Size != w.head().Size:
-		return &Fault{checkpointFile, cp.Size, fmt.Sprintf("states %d entries, the wal has %d", cp.Size, w.head().Size), startOnce}
-	case !bytes.Equal(cp.Checkpoint, w.head().Checkpoint):
-		return &Fault{checkpointFile, -1, "differs from the wal's last checkpoint", restore}
 	}
 	return nil
+}
+
+// published refuses a checkpoint file that isn't one of the wal's commits, nor
+// older than all of them. The root of an older one is compared with the
+// bundles, see claims.
+func (f *verifier) published(cp Head) error {
+	first := f.wal.commits[0]
+	if cp.Size < first.Size && cp.Commit < first.Commit {
+		return nil
+	}
+	for _, h := range f.wal.commits {
+		if bytes.Equal(h.Checkpoint, cp.Checkpoint) {
+			return nil
+		}
+	}
+	return &Fault{checkpointFile, -1, fmt.Sprintf("states %d entries at commit %d, which is not a commit in the wal", cp.Size, cp.Commit), restore}
 }
 
 // claims compares the roots that are stated for the present size.

@@ -9,6 +9,7 @@
 
 #define PATH_MAX 4096
 #define NAME_MAX 256
+#define TOLD_MAX 512	/* of a refused path, with its final zero; the same in event.go */
 #define ADDR_MAX 128	/* sizeof(struct sockaddr_storage) */
 #define LEVELS 32	/* of the cgroup tree; a scope must be above this depth */
 #define NR_MAX 512	/* system call numbers known to the table */
@@ -40,7 +41,7 @@ struct head {
 	__u64 boot_ns;
 	__u64 ino;
 	__u64 args[8];	/* six are used; eight so that an index can be masked */
-	__u64 skipped;	/* refusals of this scope not reported since the last */
+	__u64 skipped;	/* of the same budget, not reported since its last event */
 	__u32 dev;
 	__u32 pid;
 	__u32 ppid;
@@ -61,10 +62,22 @@ struct event {
 	char text[2 * PATH_MAX];
 };
 
-struct scope {
+/* How many events a scope may cause. All but window and count only grow. */
+struct budget {
 	__u64 window;	/* the second that count is about */
 	__u64 count;
-	__u64 skipped;
+	__u64 skipped;	/* events left out */
+	__u64 told;	/* of these, known from a later event */
+};
+
+/*
+ * Misses (ENOENT) are cheap to cause and mean little, so they have a budget of
+ * their own: however many there are, they displace no refusal.
+ */
+struct scope {
+	struct budget refusals;
+	struct budget misses;
+	__u64 lost;	/* events that found no room in a ring */
 	__u32 flags;
 	__u32 pad;
 };
@@ -114,7 +127,10 @@ struct {
 	TYPE(value, struct event);
 } scratch SEC(".maps");
 
-/* A ring each, so that a flood of refusals or opens can't push out an exec. */
+/*
+ * A ring each, so that a flood of refusals or opens can't push out an exec. The
+ * sizes are set by guard.go.
+ */
 struct {
 	UINT(type, MAP_RINGBUF);
 	UINT(max_entries, 1 << 20);
@@ -133,6 +149,7 @@ struct {
 volatile __u32 watching;	/* number of scopes */
 volatile __u32 auditing;	/* number of scopes that want opened files */
 volatile __u32 per_second;	/* refusals reported per scope and 1.07 s */
+volatile __u32 misses_per_second; /* the same of misses */
 volatile __u64 lost_execs;	/* events that found no room (their exec was killed) */
 volatile __u64 lost_refusals;	/* events that found no room */
 volatile __u64 lost_opens;	/* events that found no room (their process was killed) */
@@ -203,6 +220,13 @@ inline_always long emit(void *ring, struct event *e)
 	return bpf_ringbuf_output(ring, e, n, 0);
 }
 
+/* Counts an event that found no room. */
+inline_always void lose(struct scope *s, volatile __u64 *total)
+{
+	__sync_fetch_and_add(&s->lost, 1);
+	__sync_fetch_and_add(total, 1);
+}
+
 /*
  * Runs after the kernel has committed to the new image and before its first
  * instruction. bprm->file is what was really loaded: for a script its
@@ -213,11 +237,13 @@ int on_exec(__u64 *ctx)
 {
 	struct linux_binprm *bprm = (void *)ctx[2];
 	struct file *file = bprm->file;
+	struct scope *s;
 	struct event *e;
 	__u64 cgroup;
 	__u32 n;
 
-	if (!scope_of_current(&cgroup))
+	s = scope_of_current(&cgroup);
+	if (!s)
 		return 0;
 	e = new_event(0, cgroup);
 	if (!e) { /* can't happen; but no event, no exec */
@@ -237,25 +263,25 @@ int on_exec(__u64 *ctx)
 	e->h.len[1] = clamp(bpf_probe_read_kernel_str(e->text + n, NAME_MAX,
 				file->f_path.dentry->d_name.name), NAME_MAX);
 	if (emit(&execs, e)) {
-		__sync_fetch_and_add(&lost_execs, 1);
+		lose(s, &lost_execs);
 		bpf_send_signal(SIGKILL); /* what can't be recorded may not run */
 	}
 	return 0;
 }
 
-/* True when this second's budget of the scope is spent. Races cost accuracy only. */
-inline_always int over_budget(struct scope *s)
+/* True when this second's budget is spent. Races cost accuracy only. */
+inline_always int over(struct budget *b, __u32 limit)
 {
 	__u64 now = bpf_ktime_get_ns() >> 30; /* 1.07 s */
 
-	if (s->window != now) {
-		s->window = now;
-		s->count = 0;
+	if (b->window != now) {
+		b->window = now;
+		b->count = 0;
 	}
-	__sync_fetch_and_add(&s->count, 1);
-	if (s->count <= per_second)
+	__sync_fetch_and_add(&b->count, 1);
+	if (b->count <= limit)
 		return 0;
-	__sync_fetch_and_add(&s->skipped, 1);
+	__sync_fetch_and_add(&b->skipped, 1);
 	return 1;
 }
 
@@ -290,18 +316,21 @@ inline_always int foreign(struct task_struct *t)
 }
 #endif
 
-/* Reads up to two strings of the caller's memory, where it may have changed since. */
-inline_always void read_paths(struct event *e, struct shape *sh)
+/*
+ * Reads up to two strings of the caller's memory, where it may have changed since.
+ * Of each at most max bytes, a constant.
+ */
+inline_always void read_paths(struct event *e, struct shape *sh, __u32 max)
 {
 	__u32 n = 0;
 
 	if (sh->path[0])
-		n = clamp(bpf_probe_read_user_str(e->text, PATH_MAX,
-				(void *)e->h.args[(sh->path[0] - 1) & 7]), PATH_MAX);
+		n = clamp(bpf_probe_read_user_str(e->text, max,
+				(void *)e->h.args[(sh->path[0] - 1) & 7]), max);
 	e->h.len[0] = n;
 	if (sh->path[1])
-		e->h.len[1] = clamp(bpf_probe_read_user_str(e->text + n, PATH_MAX,
-				(void *)e->h.args[(sh->path[1] - 1) & 7]), PATH_MAX);
+		e->h.len[1] = clamp(bpf_probe_read_user_str(e->text + n, max,
+				(void *)e->h.args[(sh->path[1] - 1) & 7]), max);
 }
 
 inline_always void read_addr(struct event *e, struct shape *sh)
@@ -380,10 +409,10 @@ inline_always int opened(struct pt_regs *regs, __u32 fd)
 	if (alien)
 		e->h.flags = FOREIGN; /* other registers: no path */
 	else
-		read_paths(e, sh);
+		read_paths(e, sh, PATH_MAX);
 	read_file(e, task, fd);
 	if (emit(&opens, e)) {
-		__sync_fetch_and_add(&lost_opens, 1);
+		lose(s, &lost_opens);
 		bpf_send_signal(SIGKILL);
 	}
 	return 0;
@@ -420,6 +449,29 @@ inline_always int telling(struct pt_regs *regs, struct shape *sh, struct scope *
 	return 1;
 }
 
+/* Tells of a refusal that is within its budget b. */
+inline_always void refused(struct pt_regs *regs, struct shape *sh, struct scope *s,
+			   struct budget *b, struct event *e)
+{
+	__u64 told = b->told, skipped = b->skipped;
+
+	e->h.kind = REFUSED;
+	e->h.ino = e->h.dev = e->h.mode = 0;
+	syscall_args(regs, e->h.args);
+	/* Two CPUs may tell of the same ones: twice rather than never. */
+	e->h.skipped = skipped > told ? skipped - told : 0;
+	if (foreign(bpf_get_current_task()))
+		e->h.flags = FOREIGN;
+	else if (sh->addr)
+		read_addr(e, sh);
+	else
+		read_paths(e, sh, TOLD_MAX);
+	if (emit(&refusals, e))
+		lose(s, &lost_refusals);
+	else
+		b->told = skipped;
+}
+
 /*
  * Every system call of the host comes by here while a scope is watched, so the
  * result is looked at first: nearly all leave after one comparison.
@@ -429,6 +481,7 @@ int on_exit(__u64 *ctx)
 {
 	struct pt_regs *regs = (void *)ctx[0];
 	long ret = ctx[1];
+	struct budget *b;
 	struct shape *sh;
 	struct scope *s;
 	struct event *e;
@@ -444,27 +497,17 @@ int on_exit(__u64 *ctx)
 		return 0;
 	nr = syscall_nr(regs);
 	sh = bpf_map_lookup_elem(&shapes, &nr);
-	if (!sh || !telling(regs, sh, s, ret) || over_budget(s))
+	if (!sh || !telling(regs, sh, s, ret))
+		return 0;
+	b = ret == -ENOENT ? &s->misses : &s->refusals;
+	if (over(b, ret == -ENOENT ? misses_per_second : per_second))
 		return 0;
 	e = new_event(1, cgroup);
 	if (!e)
 		return 0;
-	e->h.kind = REFUSED;
 	e->h.nr = nr;
 	e->h.ret = ret;
-	e->h.ino = e->h.dev = e->h.mode = 0;
-	syscall_args(regs, e->h.args);
-	e->h.skipped = s->skipped;
-	if (foreign(bpf_get_current_task()))
-		e->h.flags = FOREIGN;
-	else if (sh->addr)
-		read_addr(e, sh);
-	else
-		read_paths(e, sh);
-	if (emit(&refusals, e))
-		__sync_fetch_and_add(&lost_refusals, 1);
-	else if (e->h.skipped)
-		__sync_fetch_and_add(&s->skipped, -e->h.skipped);
+	refused(regs, sh, s, b, e);
 	return 0;
 }
 
