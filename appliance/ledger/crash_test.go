@@ -175,6 +175,29 @@ func TestCrashMatrix(t *testing.T) {
 	t.Logf("%d ops, %d states, all recovered", len(ops), states)
 }
 
+// TestCrashInRecovery stops Open at every step of cutting a torn commit off:
+// the next Open must finish, though power fails between any two of them.
+func TestCrashInRecovery(t *testing.T) {
+	k := newKeys(t, "ledger.example")
+	for _, n := range []int{20, width - 1} { // in the second the recovery's own record fills the bundle
+		base := smallLog(t, k, n, 100)
+		held := Head{Size: int64(n), Checkpoint: readFile(t, base, checkpointFile)}
+		add(walFile, "E\x00\x09torn")(t, base)
+		ops, _ := record(t, k, base, nil)
+		for i := range len(ops) + 1 {
+			for mask := range 8 { // which of the last unflushed steps survive
+				dir := filepath.Join(t.TempDir(), "log")
+				must(t, os.CopyFS(dir, os.DirFS(base)))
+				survive(t, dir, ops[:i], func(j int) int { return mask >> (j % 3) & 1 })
+				if err := recovers(dir, k, held); err != nil {
+					t.Fatalf("%d entries, crash after op %d of %d, surviving %03b: %v", n, i, len(ops), mask, err)
+				}
+				must(t, os.RemoveAll(dir))
+			}
+		}
+	}
+}
+
 // together says whether the first of ops may still be under way when the last
 // one is done: only writes follow it, which share a call.
 func together(ops []op) bool {

@@ -84,8 +84,8 @@ func load(d disk, dir string, s note.Signer, v note.Verifier) (*writer, *tear, e
 	if err := covers(wal, cp); err != nil {
 		return nil, nil, err
 	}
-	// The wal may hold up to a second more than the checkpoint file, which can
-	// even be from before the last bundle only if the files were mixed.
+	// The wal may hold up to a second more than the checkpoint file, and begin
+	// after it when a rotation was cut off.
 	root, err := w.tiles.root(cp.Size)
 	if err != nil {
 		return nil, nil, err
@@ -197,12 +197,22 @@ func signedAt(b []byte, open opener) (h Head, n int, ok bool) {
 	return h, len(b) - len(rest), err == nil
 }
 
-// covers refuses a wal that ends below the checkpoint file: what that states
-// was answered, so it cannot have been torn off by a crash.
+// covers refuses a wal that doesn't go on from the checkpoint file: that must
+// be one of the wal's commits, or older than all of them, as between the two
+// renames of a rotation (its root is compared with the bundles elsewhere).
+// What it states was answered, so a crash cannot have torn it off the wal.
 func covers(w *walImage, cp Head) error {
-	end := w.head().Size
+	first, end := w.commits[0], w.head().Size
 	if cp.Size <= end {
-		return nil
+		if cp.Size < first.Size && cp.Commit < first.Commit {
+			return nil
+		}
+		for _, h := range w.commits {
+			if bytes.Equal(h.Checkpoint, cp.Checkpoint) {
+				return nil
+			}
+		}
+		return &Fault{checkpointFile, -1, fmt.Sprintf("states %d entries at commit %d, which is not a commit in the wal", cp.Size, cp.Commit), restore}
 	}
 	what := fmt.Sprintf("has %d entries under signed checkpoints, the checkpoint file says %d", end, cp.Size)
 	if w.why != nil {

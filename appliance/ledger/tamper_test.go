@@ -286,56 +286,6 @@ func insertEntry(t *testing.T, dir string) {
 	})
 }
 
-// TestDropEveryFrame takes each frame, each commit with its entries, and each
-// stretch of checkpoints alone out of the wal. What is left has right checksums
-// and, where only checkpoints are gone, right roots.
-func TestDropEveryFrame(t *testing.T) {
-	k := newKeys(t, "ledger.example")
-	sound := smallLog(t, k, width+30, 4) // rotated once, so that the numbers don't begin at 0
-	var kinds string
-	frames(t, sound, func(fs [][2][]byte) [][2][]byte {
-		for _, f := range fs {
-			kinds += string(f[0])
-		}
-		return fs
-	})
-	if !strings.HasPrefix(kinds, "CEEEEC") || strings.Count(kinds, "C") < 8 {
-		t.Fatalf("the wal holds %s", kinds)
-	}
-	gone := func(what string, out func(i int) bool) {
-		dir := filepath.Join(t.TempDir(), "log")
-		must(t, os.CopyFS(dir, os.DirFS(sound)))
-		frames(t, dir, func(fs [][2][]byte) (left [][2][]byte) {
-			for i, f := range fs {
-				if !out(i) {
-					left = append(left, f)
-				}
-			}
-			return left
-		})
-		if f := refused(t, dir, k, what, Options{}); f.File != walFile {
-			t.Errorf("%s: fault is %v", what, f)
-		}
-		if l, err := Open(dir, k.s, k.v); err == nil {
-			l.Close()
-			t.Errorf("%s: opened", what)
-		}
-	}
-	for i, kind := range kinds {
-		gone(fmt.Sprintf("without frame %d (%c)", i, kind), func(j int) bool { return j == i })
-		if kind != frameCheckpoint || i == 0 {
-			continue
-		}
-		from := strings.LastIndexByte(kinds[:i], frameCheckpoint)
-		gone(fmt.Sprintf("without the commit of frames %d to %d", from+1, i), func(j int) bool { return j > from && j <= i })
-		if last := len(kinds) - 1; i < last {
-			gone(fmt.Sprintf("without the checkpoints from %d up to the last", i), func(j int) bool {
-				return kinds[j] == frameCheckpoint && j >= i && j < last
-			})
-		}
-	}
-}
-
 // TestRollbackNeedsAnchor: the whole directory put back to an older state is
 // consistent in itself; only a checkpoint kept elsewhere shows it.
 func TestRollbackNeedsAnchor(t *testing.T) {

@@ -138,9 +138,6 @@ func (f *verifier) run(cp Head) error {
 	if err := covers(f.wal, cp); err != nil {
 		return err
 	}
-	if err := f.published(cp); err != nil {
-		return err
-	}
 	if err := f.atRest(); err != nil {
 		return err
 	}
@@ -178,22 +175,6 @@ func (f *verifier) atRest() error {
 		return &Fault{walFile, -1, "holds a full bundle that was not moved to its tile", startOnce}
 	}
 	return nil
-}
-
-// published refuses a checkpoint file that isn't one of the wal's commits, nor
-// older than all of them. The root of an older one is compared with the
-// bundles, see claims.
-func (f *verifier) published(cp Head) error {
-	first := f.wal.commits[0]
-	if cp.Size < first.Size && cp.Commit < first.Commit {
-		return nil
-	}
-	for _, h := range f.wal.commits {
-		if bytes.Equal(h.Checkpoint, cp.Checkpoint) {
-			return nil
-		}
-	}
-	return &Fault{checkpointFile, -1, fmt.Sprintf("states %d entries at commit %d, which is not a commit in the wal", cp.Size, cp.Commit), restore}
 }
 
 // claims compares the roots that are stated for the present size.

@@ -51,8 +51,8 @@ func (w *writer) commit(es [][]byte) (int, error) {
 // rotate moves a full wal to a bundle and tiles. The wal stays until all of
 // them are durable. No rename for a tile: until the wal is replaced nobody
 // counts on the file, and Open writes it again if a crash comes between. The
-// checkpoint file is brought up to date in the same step, so that it is never
-// below the start of the wal.
+// checkpoint file is brought up to date in the same step; it is below the start
+// of the wal for the moment between two renames only.
 func (w *writer) rotate() error {
 	n := w.tiles.start / width
 	files := []op{{verb: write, path: tilePath(-1, n), data: appendBundle(nil, w.entries...)}}
@@ -98,13 +98,19 @@ func (w *writer) mkdirs(dir string) error {
 	return w.all(op{verb: mkdir, path: dir}, op{verb: syncDir, path: up})
 }
 
-// restart replaces the wal by the image b and the checkpoint file by the
-// head.
+// restart replaces the wal by the image b, and then the checkpoint file by the
+// head. The wal is durable first: it may hold a commit that the one before it
+// lacks, and a checkpoint file ahead of the wal is refused.
 func (w *writer) restart(b []byte) error {
-	if err := w.disk.do(w.heads(b)...); err != nil {
+	err := w.all(
+		op{verb: write, path: walFile + ".new", data: b},
+		op{verb: rename, path: walFile + ".new", to: walFile},
+		op{verb: syncDir, path: "."},
+	)
+	if err != nil {
 		return err
 	}
-	return w.swap()
+	return w.publish()
 }
 
 // heads writes the next checkpoint file and the next wal beside the present
@@ -118,8 +124,8 @@ func (w *writer) heads(wal []byte) []op {
 
 func (w *writer) swap() error {
 	err := w.all(
-		op{verb: rename, path: checkpointFile + ".new", to: checkpointFile},
 		op{verb: rename, path: walFile + ".new", to: walFile},
+		op{verb: rename, path: checkpointFile + ".new", to: checkpointFile},
 		op{verb: syncDir, path: "."},
 	)
 	w.shown = w.head.Size
