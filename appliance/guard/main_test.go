@@ -178,7 +178,7 @@ func flood(args []string) error {
 		return err
 	}
 	for i := range n + 1 {
-		if i == n {
+		if i == n && n > 0 {
 			time.Sleep(1200 * time.Millisecond)
 		}
 		if _, err := unix.Open(args[0], unix.O_RDONLY, 0); err != unix.EACCES {
