@@ -41,9 +41,14 @@ func (a *Appliance) losses(rs []ledger.Record, before uint64) ([]ledger.Record, 
 	if n == before {
 		return rs, n
 	}
+	by := map[string]any{}
+	for agent, lost := range a.guard.LostBy() {
+		by[agent] = lost
+	}
 	return append(rs, ledger.Record{
 		Kind: ledger.KindWeakening, Verdict: ledger.Denied, Reason: "guard.lost",
 		Detail: fmt.Sprintf("%d events found no room; programs among them were killed, refusals are not recorded", n-before),
+		Attrs:  map[string]any{"lost_by": by},
 	}), n
 }
 
@@ -90,8 +95,13 @@ func (a *Appliance) observe(rs []ledger.Record, e guard.Event) []ledger.Record {
 		p = ag.policy()
 		r.Policy = p.Digest()
 	}
-	if e.Skipped > 0 {
-		r.Attrs["skipped"] = e.Skipped
+	for name, n := range map[string]uint64{"skipped": e.Skipped, "skipped_missing": e.SkippedMissing} {
+		if n > 0 {
+			r.Attrs[name] = n
+		}
+	}
+	if e.Cut {
+		r.Attrs["cut"] = true // the path goes on
 	}
 	switch e.Kind {
 	case guard.Exec:
@@ -102,8 +112,8 @@ func (a *Appliance) observe(rs []ledger.Record, e guard.Event) []ledger.Record {
 	case guard.Opened:
 		return append(rs, opened(r, e))
 	}
-	// One that carries a count of others left out is never dropped.
-	if e.Errno == syscall.ENOENT && e.Skipped == 0 && p != nil && visible(p, r.Path) {
+	// One that tells of others left out, or of a path not seen whole, is news.
+	if e.Errno == syscall.ENOENT && e.Skipped+e.SkippedMissing == 0 && !e.Cut && p != nil && visible(p, r.Path) {
 		return rs
 	}
 	return append(rs, refused(r, e))
