@@ -237,9 +237,10 @@ func newBench(t testing.TB) *bench {
 		if err := b.l.Close(); err != nil {
 			t.Error(err)
 		}
-		left, _ := filepath.Glob("/sys/fs/cgroup/*/" + b.l.parent)
-		if len(left) > 0 {
-			t.Errorf("cgroups left behind: %v", left)
+		for _, r := range b.l.h.roots() {
+			if _, err := os.Stat(filepath.Join(r, b.l.parent)); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("cgroups left behind in %s: %v", r, err)
+			}
 		}
 	})
 	return b
