@@ -37,8 +37,11 @@ var someCalls = map[uint32][]clause{
 	unix.SYS_SOCKET: append(slices.Clone(sockets), routes),
 	// The kernel knows socketpair for Unix sockets only; say so before it grows.
 	unix.SYS_SOCKETPAIR: {allowIf(is(0, unix.AF_UNIX))},
-	// Typing into the operator's terminal.
-	unix.SYS_IOCTL: {refuseIf(is(1, unix.TIOCSTI)), refuseIf(is(1, unix.TIOCLINUX)), always},
+	// Typing into the operator's terminal; another line discipline, for which
+	// the kernel would load a module.
+	unix.SYS_IOCTL: {refuseIf(is(1, unix.TIOCSTI, unix.TIOCLINUX, unix.TIOCSETD)), always},
+	// Another protocol over TCP: likewise.
+	unix.SYS_SETSOCKOPT: {refuseIf(is(1, unix.SOL_TCP), is(2, unix.TCP_ULP)), always},
 	// Linux and "which is it?"; others switch off address randomization.
 	unix.SYS_PERSONALITY: {allowIf(is(0, 0, 0xffffffff))},
 	// Programs that exist in no file: no path for Landlock, no inode for the guard.

@@ -194,7 +194,7 @@ func TestTerminal(t *testing.T) {
 	}()
 	code, err := box.Exec(t.Context(), ExecSpec{Args: []string{"/bin/probe", "cat", "tty", "cat"}, TTY: true, Stdin: r, Stdout: out, Resize: sizes})
 	got := answers(out.String())
-	if err != nil || code != 0 || !strings.Contains(out.String(), "cat: ok 5\r\n") || got["tty"] != "ok /dev/pts/0 40x100 TIOCSTI=EPERM" {
+	if err != nil || code != 0 || !strings.Contains(out.String(), "cat: ok 5\r\n") || got["tty"] != "ok /dev/pts/0 40x100 TIOCSTI=EPERM TIOCSETD=EPERM" {
 		t.Errorf("status %d, %v, output %q", code, err, out)
 	}
 	if got := answers(agent.String())["append=/dev/pts/0"]; got != "EACCES" {
@@ -377,6 +377,41 @@ func TestRemove(t *testing.T) {
 	}
 	if _, err := Open(b.l.opt); err == nil || !strings.Contains(err.Error(), "in use by another daemon") {
 		t.Errorf("second daemon: %v", err)
+	}
+}
+
+// TestClose: no cgroup outlives an orderly stop, not even one that a failed
+// teardown left, and nothing starts after it.
+func TestClose(t *testing.T) {
+	b := newBench(t)
+	if err := b.l.Close(); err != nil {
+		t.Errorf("before any sandbox: %v", err)
+	}
+	b = newBench(t)
+	box, _ := b.start(Spec{}, "sleep=60")
+	if err := b.l.Close(); err == nil || !strings.Contains(err.Error(), "agent") {
+		t.Errorf("while a sandbox runs: %v", err)
+	}
+	if err := box.Stop(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range b.l.h.roots() {
+		if err := os.Mkdir(filepath.Join(r, b.l.parent, "left"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if err := b.l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, r := range b.l.h.roots() {
+		if _, err := os.Stat(filepath.Join(r, b.l.parent)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: %v; want no %s", r, err, b.l.parent)
+		}
+	}
+	if _, err := b.l.Start(t.Context(), Spec{Name: "late", Policy: policy(), Image: b.image}); err == nil || !strings.Contains(err.Error(), "stopping") {
+		t.Errorf("start after close: %v", err)
 	}
 }
 

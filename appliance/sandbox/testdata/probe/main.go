@@ -145,6 +145,12 @@ var calls = map[string][4]uintptr{
 	"keyctl":    {unix.SYS_KEYCTL, 0, 0, 0},
 	"unknown":   {511, 0, 0, 0},
 	"setuid":    {unix.SYS_SETUID, 0, 0, 0},
+	// On a bad descriptor: only what stands before the kernel's own code
+	// answers otherwise than EBADF.
+	"ulp":     {unix.SYS_SETSOCKOPT, ^uintptr(0), unix.SOL_TCP, unix.TCP_ULP},
+	"nodelay": {unix.SYS_SETSOCKOPT, ^uintptr(0), unix.SOL_TCP, unix.TCP_NODELAY},
+	"setd":    {unix.SYS_IOCTL, ^uintptr(0), unix.TIOCSETD, 0},
+	"getd":    {unix.SYS_IOCTL, ^uintptr(0), unix.TIOCGETD, 0},
 }
 
 func call(name string) (string, error) {
@@ -263,7 +269,9 @@ func tty(string) (string, error) {
 	}
 	var c byte = 'x'
 	_, _, e := unix.Syscall(unix.SYS_IOCTL, 0, unix.TIOCSTI, uintptr(unsafe.Pointer(&c)))
-	return fmt.Sprintf("%s %dx%d TIOCSTI=%s", name, w.Row, w.Col, unix.ErrnoName(e)), nil
+	var usual int32 // the one it has: nothing but the filter objects
+	_, _, d := unix.Syscall(unix.SYS_IOCTL, 0, unix.TIOCSETD, uintptr(unsafe.Pointer(&usual)))
+	return fmt.Sprintf("%s %dx%d TIOCSTI=%s TIOCSETD=%s", name, w.Row, w.Col, unix.ErrnoName(e), unix.ErrnoName(d)), nil
 }
 
 func cat(string) (string, error) {
