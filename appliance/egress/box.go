@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/clawbox/clawbox/appliance/ledger"
+	"github.com/clawbox/clawbox/appliance/router"
 	"github.com/clawbox/clawbox/policies"
 )
 
@@ -49,7 +50,7 @@ type box struct {
 	digPol  *policies.Policy
 	dig     string // digest of digPol
 
-	nextDeny time.Time // see turn
+	denials, refused router.Pace // of connections, of DNS names: neither delays the other
 }
 
 func newBox(p *Proxy, a Agent) *box {
@@ -213,29 +214,10 @@ func (b *box) unsteered() ledger.Record {
 	}
 }
 
-// A loop of refused connections would fill the ledger as fast as the disk
-// takes it, so refusals beyond a burst have to wait for their turn.
-const (
-	denyBurst = 200
-	denyEvery = 20 * time.Millisecond // one more refusal
-)
-
-// turn says how long a refusal at now waits. The caller holds mu.
-func (b *box) turn(now time.Time) time.Duration {
-	if full := now.Add(-denyBurst * denyEvery); b.nextDeny.Before(full) {
-		b.nextDeny = full
-	}
-	b.nextDeny = b.nextDeny.Add(denyEvery)
-	return b.nextDeny.Sub(now)
-}
-
-// pace lets a refusal wait for its turn.
-func (b *box) pace() {
-	b.mu.Lock()
-	wait := b.turn(time.Now())
-	b.mu.Unlock()
+// pace lets a refusal wait for its turn. It ends early only with the box.
+func (b *box) pace(p *router.Pace) {
 	select {
-	case <-time.After(wait):
+	case <-time.After(p.Turn(time.Now(), 1)):
 	case <-b.ctx.Done():
 	}
 }

@@ -256,7 +256,7 @@ func reset(c net.Conn) {
 // deny records the refusal and tells the client, in its own protocol where
 // that is HTTP.
 func (c *conn) deny(why *refusal) {
-	c.box.pace()
+	c.box.pace(&c.box.denials)
 	c.hint()
 	if !c.write(ledger.Denied, why.reason, why.detail, map[string]any{"rule": why.rule}) {
 		why = noLedger()

@@ -125,12 +125,14 @@ func denyAnyPort(p *policies.Policy) *policies.Policy {
 	return &q
 }
 
-// refusedName records a refused name, each at most once a minute: a loop of
-// questions must not fill the ledger.
+// refusedName records a refused name, each at most once a minute and all of
+// them at a pace: a loop of questions must not fill the ledger. The wait holds
+// up the agent's further questions, which the kernel queues or drops.
 func (b *box) refusedName(host, reason, detail string) {
 	if !b.said.first(host + " " + reason) {
 		return
 	}
+	b.pace(&b.refused)
 	ctx, cancel := context.WithTimeout(b.ctx, recordTimeout)
 	defer cancel()
 	_ = b.proxy.c.Recorder.Record(ctx, ledger.Record{ // refused anyway

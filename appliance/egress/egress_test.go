@@ -472,19 +472,23 @@ func TestRouter(t *testing.T) {
 
 // A loop of refusals is slowed, a burst is not.
 func TestPace(t *testing.T) {
-	b, now := &box{}, time.Now()
-	for i := range denyBurst {
-		if w := b.turn(now); w > 0 {
+	var p router.Pace
+	now := time.Now()
+	for i := range router.DenyBurst {
+		if w := p.Turn(now, 1); w > 0 {
 			t.Fatalf("refusal %d waits %v", i, w)
 		}
 	}
 	for i := range 10 {
-		if w := b.turn(now); w != time.Duration(i+1)*denyEvery {
+		if w := p.Turn(now, 1); w != time.Duration(i+1)*router.DenyEvery {
 			t.Errorf("refusal %d after the burst waits %v", i, w)
 		}
 	}
-	if w := b.turn(now.Add(time.Hour)); w > 0 {
+	if w := p.Turn(now.Add(time.Hour), 1); w > 0 {
 		t.Errorf("after an hour: %v", w)
+	}
+	if w := p.Turn(now.Add(time.Hour), router.DenyBurst); w != router.DenyEvery {
+		t.Errorf("many turns at once: got %v", w)
 	}
 }
 

@@ -1,6 +1,9 @@
 package router
 
-import "net/http"
+import (
+	"net/http"
+	"time"
+)
 
 // meter counts an agent's use. Router.mu guards it.
 type meter struct {
@@ -8,6 +11,7 @@ type meter struct {
 	tokens   int // settled
 	reserved int // of calls on their way
 	open     int // calls on their way
+	denials  *Pace
 }
 
 // maxOpen bounds an agent's calls at one time, and so the memory that their
@@ -83,10 +87,19 @@ func (h *handler) settle(c *call, used int) {
 func (h *handler) meter() *meter {
 	m := h.meters[h.agent.ID]
 	if m == nil {
-		m = &meter{}
+		m = &meter{denials: &Pace{}}
 		h.meters[h.agent.ID] = m
 	}
 	return m
+}
+
+// pace lets n refusals wait for their turn. A client that hangs up does not
+// shorten it, and keeps its connection until then.
+func (h *handler) pace(n int) {
+	h.mu.Lock()
+	p := h.meter().denials
+	h.mu.Unlock()
+	time.Sleep(p.Turn(time.Now(), n))
 }
 
 // Spent returns the requests started and the tokens settled for an agent.

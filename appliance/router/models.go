@@ -31,7 +31,7 @@ func (h *handler) models(w http.ResponseWriter, q *http.Request) {
 	case c.pol == nil:
 		why = refuse(http.StatusForbidden, "infer.no_policy", "agent %s has no policy", h.agent.ID)
 	case q.Method != http.MethodGet:
-		why = refuse(http.StatusMethodNotAllowed, "infer.method", "got %s, want GET", q.Method)
+		why = refuse(http.StatusMethodNotAllowed, "infer.method", "got %.20q, want GET", q.Method)
 	}
 	if why != nil {
 		h.deny(q.Context(), c, why)
@@ -63,7 +63,8 @@ func answer(w http.ResponseWriter, ms []model, id string) *refusal {
 }
 
 // list collects the routed models in the policy's order. Asking an upstream is
-// an action, so it is recorded first.
+// an action, so it is recorded first, and paced as a refusal is: no budget
+// bounds it.
 func (h *handler) list(ctx context.Context, c *call) ([]model, *refusal) {
 	out := []model{}
 	add := func(id string, up string) {
@@ -95,6 +96,7 @@ func (h *handler) list(ctx context.Context, c *call) ([]model, *refusal) {
 
 // ask fetches an upstream's model names. One that does not answer has none.
 func (h *handler) ask(ctx context.Context, c *call, up upstream) ([]string, *refusal) {
+	h.pace(1)
 	r := h.record(c, ledger.Allowed)
 	r.Reason, r.Host = "infer.list", up.base.Hostname()
 	r.Attrs = map[string]any{"endpoint": "/models", "upstream": up.name}

@@ -206,7 +206,7 @@ func (h *handler) admit(c *call, w http.ResponseWriter, q *http.Request) *refusa
 func (h *handler) read(w http.ResponseWriter, q *http.Request) ([]byte, *refusal) {
 	if q.Method != http.MethodPost {
 		w.Header().Set("Allow", "POST")
-		return nil, refuse(http.StatusMethodNotAllowed, "infer.method", "got %s, want POST", q.Method)
+		return nil, refuse(http.StatusMethodNotAllowed, "infer.method", "got %.20q, want POST", q.Method)
 	}
 	if ct, _, err := mime.ParseMediaType(q.Header.Get("Content-Type")); err != nil || ct != "application/json" {
 		return nil, refuse(http.StatusUnsupportedMediaType, "infer.content_type", "got Content-Type %.80q, want application/json", q.Header.Get("Content-Type"))
@@ -279,8 +279,15 @@ func denied(c *call) *refusal {
 	return refuse(http.StatusForbidden, d.Reason, "%s", msg)
 }
 
-// deny records a refusal. Its error changes nothing: the call is refused anyway.
+// turnBytes is how much of a refused body costs one more turn: reading and
+// inspecting 8 MiB for nothing is dearer than a record.
+const turnBytes = 64 << 10
+
+// deny records a refusal, at a pace. The record's error changes nothing: the
+// call is refused anyway.
 func (h *handler) deny(ctx context.Context, c *call, why *refusal) {
+	c.out, c.req.body, c.req.fields = nil, nil, nil // not held while waiting
+	h.pace(1 + c.size/turnBytes)
 	r := h.record(c, ledger.Denied)
 	r.Reason, r.Detail = why.code, why.Error()
 	_ = h.rec.Record(context.WithoutCancel(ctx), r)
@@ -301,6 +308,9 @@ func (h *handler) record(c *call, v ledger.Verdict) ledger.Record {
 	}
 	if c.up.name != "" {
 		r.Host, r.Attrs["upstream"], r.Attrs["upstream_local"] = c.up.base.Hostname(), c.up.name, c.up.local
+	}
+	if !modelName(r.Model) { // refused for it or for what came before: the detail quotes its beginning, if anything does
+		r.Model = ""
 	}
 	if len(c.found) > 0 {
 		r.Attrs["sensitive"], r.Attrs["stripped"] = c.found.String(), c.decision.Strip
