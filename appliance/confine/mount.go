@@ -33,11 +33,19 @@ var devLinks = map[string]string{
 	"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2", "ptmx": "pts/ptmx",
 }
 
-// masked are parts of /proc that tell about the host or steer it. They are
-// closed to an unprivileged user anyway; the mask holds if one day they aren't.
+// masked are parts of /proc that tell about the host or steer it. Most are
+// closed to an unprivileged user anyway; the mask holds if one day they
+// aren't. The others count for the whole host, so that an agent could watch
+// its neighbours and the operator's keystrokes, or recognize the machine.
+// What language runtimes read stays: cpuinfo, meminfo, stat, uptime, loadavg,
+// version, vmstat, filesystems, cgroups.
 var masked = []string{
 	"kcore", "keys", "key-users", "kallsyms", "kmsg", "kpagecount", "kpageflags", "kpagecgroup", "sysrq-trigger", "timer_list",
 	"sched_debug", "latency_stats", "slabinfo", "vmallocinfo", "modules", "config.gz", "acpi", "asound", "bus", "driver", "fs", "irq", "scsi",
+	// How it was started, and with what hardware.
+	"cmdline", "bootconfig", "version_signature", "iomem", "ioports", "dma", "mtrr", "mpt", "devices", "misc", "consoles", "partitions", "mdstat", "swaps",
+	// What happens on it now.
+	"interrupts", "softirqs", "diskstats", "locks", "pressure", "schedstat", "buddyinfo", "pagetypeinfo", "zoneinfo",
 }
 
 // build mounts r in the calling process's mount namespace and makes it the
@@ -68,7 +76,7 @@ func build(r *Root) error {
 
 // mountOverlay mounts the layers over the first one. They are named by
 // descriptor: no path needs escaping, the 4096 bytes of mount options suffice
-// for any image, and the sandbox's mount table shows no host path.
+// for any image, and the mount options show no host path.
 func mountOverlay(layers []string) error {
 	var refs []string
 	for _, l := range layers {
@@ -98,6 +106,10 @@ func mountBinds(bs []Bind) error {
 
 // mount binds without following a link: the source belongs to the daemon, and
 // the target lies in the read-only image.
+//
+// The sandbox can read where the source lies on its file system: the kernel
+// prints it as "root" in /proc/self/mountinfo (proc_pid_mountinfo(5), field 4),
+// with the device, and has no way to hide it. The path gives no access.
 func (b Bind) mount() error {
 	at, err := target(b.Target)
 	if err != nil {

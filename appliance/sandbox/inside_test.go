@@ -54,6 +54,14 @@ func TestInside(t *testing.T) {
 		{"read=/proc/sys/kernel/hostname", "ok agent"},
 		{"list=/dev", "ok fd full null ptmx pts random shm stderr stdin stdout tty urandom zero"},
 		{"read=/proc/self/cgroup", ""}, // checked below
+		{"read=/proc/self/mountinfo", ""},
+		{"read=/proc/cmdline", "ok"},
+		{"read=/proc/interrupts", "ok"},
+		{"read=/proc/softirqs", "ok"},
+		{"read=/proc/diskstats", "ok"},
+		{"read=/proc/partitions", "ok"},
+		{"read=/proc/locks", "ok"},
+		{"list=/proc/pressure", ""}, // some kernels lack it
 		// Programs: unlisted, written by the agent, in memory, the launcher.
 		{"exec=/usr/bin/hidden print=x", "EACCES"},
 		{"exec=/workspace/f", "EACCES"},
@@ -99,7 +107,10 @@ func TestInside(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	args := []string{"pids", "fds", "mounts"}
+	args := []string{
+		"pids", "fds", "mounts",
+		"read=/proc/cpuinfo", "read=/proc/meminfo", "read=/proc/stat", "read=/proc/uptime", "read=/proc/loadavg", "read=/proc/version",
+	}
 	for _, x := range tests {
 		args = append(args, x.try)
 	}
@@ -126,7 +137,22 @@ func TestInside(t *testing.T) {
 		}
 	}
 	if strings.Contains(got["mounts"], b.state) {
-		t.Errorf("mount table shows the host's state directory: %s", got["mounts"])
+		t.Errorf("mount options show the host's state directory: %s", got["mounts"])
+	}
+	for _, f := range []string{"cpuinfo", "meminfo", "stat", "uptime", "loadavg", "version"} {
+		if len(got["read=/proc/"+f]) < len("ok x") {
+			t.Errorf("runtimes need /proc/%s, got %q", f, got["read=/proc/"+f])
+		}
+	}
+	if l := got["list=/proc/pressure"]; l != "ok" && l != "ENOENT" {
+		t.Errorf("/proc/pressure: %q, want it empty", l)
+	}
+	// The kernel shows where a bind comes from; nothing else may.
+	for l := range strings.SplitSeq(got["read=/proc/self/mountinfo"], "|") {
+		f := strings.Fields(strings.TrimPrefix(l, "ok "))
+		if len(f) < 5 || f[4] != "/workspace" && strings.Contains(l, filepath.Base(filepath.Dir(b.state))) {
+			t.Errorf("mountinfo shows the host's state directory: %s", l)
+		}
 	}
 	if n := box.Notes(); len(n) != 1 || !strings.Contains(n[0], "/usr/share/absent") {
 		t.Errorf("notes: %q, want one about /usr/share/absent", n)
