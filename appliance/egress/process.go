@@ -11,15 +11,22 @@ import (
 	"github.com/clawbox/clawbox/appliance/ledger"
 )
 
+// maxLooks bounds the processes and descriptors that one hint looks at: an
+// agent decides how many there are.
+const maxLooks = 2000
+
 // hint fills in which process holds the client's end. It is asked only for
 // what is held or denied, once a connection, and it may find nothing: the
-// process can be gone already.
+// process can be gone already, have more company than maxLooks, or another
+// hint is being looked for.
 func (c *conn) hint() {
 	if c.proc.PID != 0 {
 		return
 	}
 	b := c.box
-	b.hints.Lock()
+	if !b.hints.TryLock() {
+		return
+	}
 	defer b.hints.Unlock()
 	if b.diag == nil {
 		return
@@ -29,13 +36,14 @@ func (c *conn) hint() {
 		return
 	}
 	c.proc.UID = int(s.UID)
-	if pid := holder(s.INode, s.UID); pid != 0 {
+	if pid := holder(s.INode, s.UID, maxLooks); pid != 0 {
 		c.proc = process(pid, int(s.UID))
 	}
 }
 
-// holder finds a process of uid that has the socket open, or 0.
-func holder(inode, uid uint32) int {
+// holder finds a process of uid that has the socket open, or 0 when that took
+// more than looks.
+func holder(inode, uid uint32, looks int) int {
 	want := fmt.Sprintf("socket:[%d]", inode)
 	ps, _ := os.ReadDir("/proc")
 	for _, e := range ps {
@@ -47,15 +55,33 @@ func holder(inode, uid uint32) int {
 		if st, ok := sys(fi, err); !ok || st.Uid != uid {
 			continue
 		}
-		dir := filepath.Join("/proc", e.Name(), "fd")
-		fds, _ := os.ReadDir(dir)
-		for _, f := range fds {
-			if l, err := os.Readlink(filepath.Join(dir, f.Name())); err == nil && l == want {
-				return pid
-			}
+		if looks--; looks <= 0 { // Readdirnames takes 0 for all
+			return 0
 		}
+		found, n := opens(filepath.Join("/proc", e.Name(), "fd"), want, looks)
+		if found {
+			return pid
+		}
+		looks -= n
 	}
 	return 0
+}
+
+// opens looks for a descriptor that is want in the first max of dir, and says
+// at how many it looked.
+func opens(dir, want string, max int) (bool, int) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return false, 0
+	}
+	defer d.Close()
+	fds, _ := d.Readdirnames(max)
+	for i, f := range fds {
+		if l, err := os.Readlink(filepath.Join(dir, f)); err == nil && l == want {
+			return true, i + 1
+		}
+	}
+	return false, len(fds)
 }
 
 func sys(fi os.FileInfo, err error) (*syscall.Stat_t, bool) {

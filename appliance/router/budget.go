@@ -7,35 +7,63 @@ import (
 
 // meter counts an agent's use. Router.mu guards it.
 type meter struct {
-	requests int // started
-	tokens   int // settled
-	reserved int // of calls on their way
-	open     int // calls on their way
+	requests int   // begun, refused ones too
+	tokens   int   // settled
+	reserved int   // of calls on their way
+	open     int   // calls on their way
+	bytes    int64 // of their bodies
 	denials  *Pace
 }
 
-// maxOpen bounds an agent's calls at one time, and so the memory that their
-// bodies take: some 25 MiB each at worst.
-const maxOpen = 16
+// maxOpen bounds an agent's calls at one time, maxBytes the bodies of them
+// together; masking and parsing can take some three times that.
+const (
+	maxOpen  = 16
+	maxBytes = 2 * MaxBody
+)
 
-// enter counts a call in; leave has to follow.
-func (h *handler) enter() *refusal {
+// enter charges a call before anything of its body is read, so that one which
+// is refused later costs the agent a request too; leave has to follow.
+func (h *handler) enter(c *call) *refusal {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	m := h.meter()
+	b, m := c.pol.Inference.Budget, h.meter()
+	if b.Requests > 0 && m.requests >= b.Requests {
+		return refuse(http.StatusTooManyRequests, "budget.requests", "%d of %d requests are used", m.requests, b.Requests)
+	}
 	if m.open >= maxOpen {
 		return refuse(http.StatusTooManyRequests, "infer.busy", "%d calls of this agent are on their way, which is the most at one time; wait for one to end", m.open)
 	}
 	m.open++
+	m.requests++
+	c.entered = true
 	return nil
 }
 
-func (h *handler) leave() {
+// leave counts c out, if it ever came in, with what it holds.
+func (h *handler) leave(c *call) {
+	if !c.entered {
+		return
+	}
+	h.hold(c, 0)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if m := h.meter(); m.open > 0 { // Forget may have come between
 		m.open--
 	}
+}
+
+// hold changes what c's body counts for to n bytes.
+func (h *handler) hold(c *call, n int64) *refusal {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	m := h.meter()
+	if n > c.held && m.bytes+n-c.held > max(maxBytes, h.max) {
+		return refuse(http.StatusTooManyRequests, "infer.busy", "calls of this agent with %d bytes are on their way, and this one may have %d; wait for one to end", m.bytes, n)
+	}
+	m.bytes = max(m.bytes+n-c.held, 0) // Forget may have come between
+	c.held = n
+	return nil
 }
 
 // defaultOutput is reserved for the answer of a call that sets no bound itself.
@@ -55,19 +83,15 @@ func estimate(c *call) int {
 	return n
 }
 
-// reserve takes a request and its tokens from the agent's budget.
+// reserve takes the call's tokens from the agent's budget.
 func (h *handler) reserve(c *call) *refusal {
 	b, want := c.pol.Inference.Budget, estimate(c)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	m := h.meter()
-	if b.Requests > 0 && m.requests >= b.Requests {
-		return refuse(http.StatusTooManyRequests, "budget.requests", "%d of %d requests are used", m.requests, b.Requests)
-	}
 	if left := b.Tokens - m.tokens - m.reserved; b.Tokens > 0 && want > left {
 		return refuse(http.StatusTooManyRequests, "budget.tokens", "this call may use %d tokens, %d of %d are left; send less context or a smaller max_tokens", want, max(left, 0), b.Tokens)
 	}
-	m.requests++
 	m.reserved += want
 	c.reserved = want
 	return nil
@@ -102,7 +126,7 @@ func (h *handler) pace(n int) {
 	time.Sleep(p.Turn(time.Now(), n))
 }
 
-// Spent returns the requests started and the tokens settled for an agent.
+// Spent returns the requests begun, refused ones too, and the tokens settled for an agent.
 func (r *Router) Spent(agentID string) (requests, tokens int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

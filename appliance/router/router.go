@@ -17,8 +17,8 @@
 //
 // # Order of events
 //
-// Read (at most Config.MaxBody bytes) → parse → policy → inspect → reserve the
-// budget → ledger → forward → settle the budget → ledger. A record that can't
+// Charge a request → read (at most Config.MaxBody bytes) → parse → policy →
+// inspect → reserve tokens → ledger → forward → settle the tokens → ledger. A record that can't
 // be written stops the call. Records hold the model, the upstream, sizes, the
 // body's sha256 and the classes of sensitive content found: never content.
 //
@@ -38,19 +38,21 @@
 //
 // # Budgets
 //
-// Requests and tokens are reserved before a call and settled by the usage that
-// the upstream reports; without a report the reservation is charged. Counters
+// A call costs a request as soon as it begins, also when it is refused after
+// that. Tokens are reserved before a call and settled by the usage that the
+// upstream reports; without a report the reservation is charged. Refusals are
+// paced, see Pace, and the bodies on their way are bounded for each agent. Counters
 // live in memory as long as the agent: they end with Forget or the daemon.
 package router
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"mime"
 	"net/http"
 	"sync"
@@ -150,18 +152,16 @@ type call struct {
 	found    finds
 	decision policies.Decision
 	up       upstream
-	reserved int // tokens
+	reserved int   // tokens
+	entered  bool  // counted in
+	held     int64 // bytes counted for the body
 }
 
 // infer is the whole path of one model call.
 func (h *handler) infer(w http.ResponseWriter, q *http.Request) {
 	c := &call{id: rand.Text(), ep: endpoints[q.URL.Path], start: time.Now()}
-	err := h.enter()
-	if err == nil {
-		defer h.leave()
-		err = h.admit(c, w, q)
-	}
-	if err != nil {
+	defer h.leave(c)
+	if err := h.admit(c, w, q); err != nil {
 		h.deny(q.Context(), c, err)
 		fail(w, c.ep.shape, err)
 		return
@@ -183,7 +183,10 @@ func (h *handler) admit(c *call, w http.ResponseWriter, q *http.Request) *refusa
 	if c.pol == nil {
 		return refuse(http.StatusForbidden, "infer.no_policy", "agent %s has no policy", h.agent.ID)
 	}
-	body, err := h.read(w, q)
+	if err := h.enter(c); err != nil {
+		return err
+	}
+	body, err := h.read(c, w, q)
 	if err != nil {
 		return err
 	}
@@ -203,7 +206,7 @@ func (h *handler) admit(c *call, w http.ResponseWriter, q *http.Request) *refusa
 
 // read returns the whole body. Policy needs it, and forwarding a body that is
 // still arriving breaks when the upstream answers early (golang/go#40747).
-func (h *handler) read(w http.ResponseWriter, q *http.Request) ([]byte, *refusal) {
+func (h *handler) read(c *call, w http.ResponseWriter, q *http.Request) ([]byte, *refusal) {
 	if q.Method != http.MethodPost {
 		w.Header().Set("Allow", "POST")
 		return nil, refuse(http.StatusMethodNotAllowed, "infer.method", "got %.20q, want POST", q.Method)
@@ -214,14 +217,33 @@ func (h *handler) read(w http.ResponseWriter, q *http.Request) ([]byte, *refusal
 	if ce := q.Header.Get("Content-Encoding"); ce != "" && ce != "identity" {
 		return nil, refuse(http.StatusUnsupportedMediaType, "infer.encoding", "got Content-Encoding %.80q, want an uncompressed body: policy has to read it", ce)
 	}
-	b, err := io.ReadAll(http.MaxBytesReader(w, q.Body, h.max))
+	return h.body(c, w, q)
+}
+
+// body reads the body within the agent's share of memory.
+func (h *handler) body(c *call, w http.ResponseWriter, q *http.Request) ([]byte, *refusal) {
+	size := q.ContentLength
+	if size < 0 {
+		size = h.max // not said: counted as the most until it is known
+	}
+	large := refuse(http.StatusRequestEntityTooLarge, "infer.too_large", "got a body above %d bytes; send less context", h.max)
+	if size > h.max {
+		return nil, large
+	}
+	if err := h.hold(c, size); err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	b.Grow(int(max(q.ContentLength, 0)) + bytes.MinRead) // else it doubles on the way
+	_, err := b.ReadFrom(http.MaxBytesReader(w, q.Body, h.max))
+	c.size = b.Len() // what was read for nothing paces the refusal
 	if big := (*http.MaxBytesError)(nil); errors.As(err, &big) {
-		return nil, refuse(http.StatusRequestEntityTooLarge, "infer.too_large", "got a body above %d bytes; send less context", h.max)
+		return nil, large
 	}
 	if err != nil {
 		return nil, refuse(http.StatusBadRequest, "infer.body", "the body ended early")
 	}
-	return b, nil
+	return b.Bytes(), h.hold(c, int64(b.Len())) // never more than before
 }
 
 // route asks the policy where the call goes, inspects the content, and masks
@@ -286,7 +308,8 @@ const turnBytes = 64 << 10
 // deny records a refusal, at a pace. The record's error changes nothing: the
 // call is refused anyway.
 func (h *handler) deny(ctx context.Context, c *call, why *refusal) {
-	c.out, c.req.body, c.req.fields = nil, nil, nil // not held while waiting
+	c.out, c.req.body, c.req.fields = nil, nil, nil // not kept while waiting
+	h.hold(c, 0)
 	h.pace(1 + c.size/turnBytes)
 	r := h.record(c, ledger.Denied)
 	r.Reason, r.Detail = why.code, why.Error()

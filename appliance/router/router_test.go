@@ -333,7 +333,7 @@ func TestLedgerFirst(t *testing.T) {
 
 func TestBudget(t *testing.T) {
 	s := newSite(t)
-	s.policy.Inference.Budget = policies.ModelBudget{Requests: 3, Tokens: 2000}
+	s.policy.Inference.Budget = policies.ModelBudget{Requests: 6, Tokens: 2000}
 	call := func(body string, status int, code string) {
 		t.Helper()
 		if st, b := s.post("/v1/chat/completions", body); st != status || !strings.Contains(b, code) {
@@ -345,10 +345,11 @@ func TestBudget(t *testing.T) {
 	call(chat("near", "1"), 200, "")
 	call(chat("near", "2"), 200, "")
 	call(`{"model":"lost"}`, 502, "infer.upstream_down") // costs a request, no tokens
+	call(chat("other", "x"), 403, "infer.unlisted")      // a refused one too
 	call(chat("near", "4"), 429, "budget.requests")
-	s.records(9)
-	if n, tok := s.router.Spent("a1"); n != 3 || tok != 36 {
-		t.Errorf("spent %d and %d, want 3 and 36", n, tok)
+	s.records(10)
+	if n, tok := s.router.Spent("a1"); n != 6 || tok != 36 {
+		t.Errorf("spent %d and %d, want 6 and 36", n, tok)
 	}
 	s.router.Forget("a1")
 	call(chat("near", "new life"), 200, "")
