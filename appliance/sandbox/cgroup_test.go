@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -80,5 +81,40 @@ func TestMissingController(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(h.v2, "box", "a")); !os.IsNotExist(err) {
 		t.Errorf("left behind: %v", err)
+	}
+}
+
+// TestClose: no cgroup outlives an orderly stop, not even one that a failed
+// teardown left, and nothing starts after it.
+func TestClose(t *testing.T) {
+	b := newBench(t)
+	if err := b.l.Close(); err != nil {
+		t.Errorf("before any sandbox: %v", err)
+	}
+	b = newBench(t)
+	box, _ := b.start(Spec{}, "sleep=60")
+	if err := b.l.Close(); err == nil || !strings.Contains(err.Error(), "agent") {
+		t.Errorf("while a sandbox runs: %v", err)
+	}
+	if err := box.Stop(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range b.l.h.roots() {
+		if err := os.Mkdir(filepath.Join(r, b.l.parent, "left"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if err := b.l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, r := range b.l.h.roots() {
+		if _, err := os.Stat(filepath.Join(r, b.l.parent)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: %v; want no %s", r, err, b.l.parent)
+		}
+	}
+	if _, err := b.l.Start(t.Context(), Spec{Name: "late", Policy: policy(), Image: b.image}); err == nil || !strings.Contains(err.Error(), "stopping") {
+		t.Errorf("start after close: %v", err)
 	}
 }

@@ -40,7 +40,8 @@
 // When the daemon dies its sandboxes die: the launcher watches a socket and
 // has the kernel's parent death signal besides. Open removes what is left.
 //
-// Limits. The size of writable folders is not bounded. Where no guard runs
+// Limits. The size of writable folders is not bounded. An agent can read in
+// /proc/self/mountinfo where on the host they lie, not go there. Where no guard runs
 // (tier T4), an ELF interpreter can run any program of the image that the
 // policy lets the agent read; it can never run what the agent wrote. A
 // program that joins by Exec is in a Landlock domain beside the agent's, so

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -163,5 +164,44 @@ func TestEraseResists(t *testing.T) {
 	}
 	if err := erase(top); err != nil {
 		t.Errorf("once unmounted: %v", err)
+	}
+}
+
+func TestRemove(t *testing.T) {
+	b := newBench(t)
+	b.run(Spec{Name: "one"}, "write=/workspace/f")
+	b.run(Spec{Name: "two"}, "print=x")
+	got, _, _ := b.run(Spec{Name: "one"}, "mode=/workspace/f")
+	if !strings.HasPrefix(got["mode=/workspace/f"], "ok") || b.l.uid["one"] != 700_000 || b.l.uid["two"] != 700_001 {
+		t.Errorf("second run: %v, uids %v", got, b.l.uid)
+	}
+	chain(t, b.l.Files("one", "/workspace"), 2000) // more levels than the kernel takes in a path
+	if err := b.l.Remove("one"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(b.l.filesDir("one")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("files after removal: %v", err)
+	}
+	if err := b.l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l, err := Open(b.l.opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.l = l
+	if u, err := l.userID("two"); u != 700_001 || err != nil {
+		t.Errorf("uid after restart: %d, %v", u, err)
+	}
+	if u, err := l.userID("three"); u != 700_000 || err != nil {
+		t.Errorf("uid given back: %d, %v", u, err)
+	}
+	box, _ := b.start(Spec{Name: "two"}, "sleep=60")
+	if err := l.Remove("two"); err == nil || !strings.Contains(err.Error(), "stop it first") {
+		t.Errorf("removal of a running agent: %v", err)
+	}
+	box.Stop(t.Context(), 0)
+	if _, err := Open(b.l.opt); err == nil || !strings.Contains(err.Error(), "in use by another daemon") {
+		t.Errorf("second daemon: %v", err)
 	}
 }
