@@ -218,20 +218,28 @@ func (b *build) plan() (blobs []entry, items []manifest.Item, err error) {
 }
 
 // write makes the parts, the index and the note, and swaps them in.
-func (b *build) write(ctx context.Context) (manifest.Release, error) {
-	var none manifest.Release
+func (b *build) write(ctx context.Context) (r manifest.Release, err error) {
 	blobs, items, err := b.plan()
 	if err != nil {
-		return none, err
+		return r, err
 	}
+	made := missing(b.Out)
 	if err := durable.MkdirAll(b.Out, 0o755); err != nil {
-		return none, fmt.Errorf("bundle: %w", err)
+		return r, errors.Join(fmt.Errorf("bundle: %w", err), removeEmpty(made))
 	}
 	unlock, err := lockOut(b.Out)
 	if err != nil {
-		return none, err
+		return r, err
 	}
 	defer unlock()
+	if r, err = b.replace(ctx, blobs, items); err != nil {
+		err = errors.Join(err, removeEmpty(made))
+	}
+	return r, err
+}
+
+// replace puts a new bundle into Out, which is this build's alone.
+func (b *build) replace(ctx context.Context, blobs []entry, items []manifest.Item) (none manifest.Release, err error) {
 	if err := b.clear(); err != nil {
 		return none, err
 	}
@@ -252,23 +260,6 @@ func (b *build) write(ctx context.Context) (manifest.Release, error) {
 	}
 	r, _, err := trust.Open(note)
 	return r, err
-}
-
-// lockOut keeps two builds from writing into one directory. The lock is on
-// the directory itself, so that nothing is left on the media.
-func lockOut(dir string) (unlock func(), err error) {
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil, fmt.Errorf("bundle: %w", err)
-	}
-	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
-		d.Close()
-		return nil, fmt.Errorf("bundle: another build writes into %s: wait for it to end", dir)
-	} else if err != nil {
-		d.Close()
-		return nil, fmt.Errorf("bundle: flock %s: %w", dir, err)
-	}
-	return func() { d.Close() }, nil
 }
 
 // clear removes what an interrupted build left in Out. When it was cut off

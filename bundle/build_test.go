@@ -227,8 +227,26 @@ func TestChangedWhileBuilding(t *testing.T) {
 	if _, err := s.build(t); err == nil || !strings.Contains(err.Error(), "item tiny") || !strings.Contains(err.Error(), "changed meanwhile") {
 		t.Errorf("got %v, want a changed tiny.gguf", err)
 	}
-	if _, err := OpenMedia(s.trust, s.opt.Out); err == nil {
-		t.Error("there is a bundle")
+	if _, err := os.Lstat(s.opt.Out); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the directory that the build made is still there (%v)", err)
+	}
+}
+
+// TestFailedBuildKeepsDirs: only directories that the run made, and nobody
+// uses, go away with a failed build.
+func TestFailedBuildKeepsDirs(t *testing.T) {
+	s := newSite(t)
+	old := filepath.Join(s.dir, "there before")
+	s.opt.Out = filepath.Join(old, "a", "b")
+	s.opt.Progress = onHash{func() { flip(t, filepath.Join(s.dir, "model/tiny.gguf"), 5<<20) }}
+	if err := os.Mkdir(old, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.build(t); err == nil {
+		t.Fatal("built")
+	}
+	if es, err := os.ReadDir(old); err != nil || len(es) > 0 {
+		t.Errorf("left %v, %v", es, err)
 	}
 }
 

@@ -62,6 +62,15 @@ func checkDamaged(t *testing.T, out string, trust manifest.Trust, part string, o
 	if got := int64(n-1)*MinPartSize + off; got < at || got >= at+manifest.ChunkSize {
 		t.Errorf("%s at %d: reported at part %d offset %d", part, off, te.Part, te.Offset)
 	}
+	b, off64 := findBlob(m, at)
+	for _, s := range spans(m.release, b, off64, min(b.Size-off64, manifest.ChunkSize)) {
+		if !strings.Contains(te.Detail[strings.Index(te.Detail, "; copy "):], m.parts[s.part-1]) {
+			t.Errorf("the damage may lie in %s, and the advice does not name it: %v", m.parts[s.part-1], err)
+		}
+	}
+	if strings.Contains(te.Detail, ",,") {
+		t.Errorf("got %v", err)
+	}
 	if !strings.Contains(te.What, "sha256:") || !strings.Contains(err.Error(), "copy ") || strings.HasSuffix(te.What, "item ") {
 		t.Errorf("the error names no blob, item or next step: %v", err)
 	}
@@ -70,6 +79,16 @@ func checkDamaged(t *testing.T, out string, trust manifest.Trust, part string, o
 		t.Errorf("%s at %d: Load = %v, want ErrTampered", part, off, err)
 	}
 	sound(t, s, 0)
+}
+
+// findBlob says which blob holds byte at of the payload, and where in it.
+func findBlob(m *Media, at int64) (manifest.Blob, int64) {
+	for _, b := range m.index.Blobs {
+		if off := at - int64(b.Part-1)*MinPartSize - b.Offset; off >= 0 && off < b.Size {
+			return b, off
+		}
+	}
+	return manifest.Blob{}, 0
 }
 
 // TestEveryByteOfTheSmallFiles: no byte of release.note or index.json may
@@ -97,10 +116,12 @@ func TestWrongFiles(t *testing.T) {
 	out, trust := demo(t)
 	other, _ := demo(t) // the same release, signed by somebody else
 	part2 := filepath.Join(topDir, partsDir, "part-0002")
+	incomplete := []string{"part missing", "part cut off", "part is a link", "no note", "note empty", "no index", "index cut off"}
 	for name, c := range map[string]struct {
 		change func(dir string) error
 		want   string
 	}{
+		"index cut off":  {func(d string) error { return os.Truncate(filepath.Join(d, topDir, indexFile), 9) }, "index.json: got 9 bytes"},
 		"part missing":   {func(d string) error { return os.Remove(filepath.Join(d, part2)) }, "part-0002 of 1048576 bytes is missing"},
 		"part cut off":   {func(d string) error { return os.Truncate(filepath.Join(d, part2), 1000) }, "got 1000 bytes, want 1048576"},
 		"part grown":     {func(d string) error { return os.Truncate(filepath.Join(d, part2), 1048577) }, "got 1048577 bytes, want 1048576"},
@@ -123,8 +144,12 @@ func TestWrongFiles(t *testing.T) {
 			if err := c.change(dir); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := OpenMedia(trust, dir); err == nil || !strings.Contains(err.Error(), c.want) {
+			_, err := OpenMedia(trust, dir)
+			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want %q", err, c.want)
+			}
+			if got := errors.Is(err, manifest.ErrIncomplete); got != slices.Contains(incomplete, name) {
+				t.Errorf("%v: is it ErrIncomplete? %v", err, got)
 			}
 		})
 	}
@@ -139,18 +164,20 @@ func TestStrangers(t *testing.T) {
 	for _, name := range []string{"install.sh", "parts/part-0099", "parts/.hidden", "sub/x", "parts/sub/x"} {
 		dir := t.TempDir()
 		copyTree(t, out, dir)
-		write(t, filepath.Join(dir, topDir, name), []byte("x"))
 		write(t, filepath.Join(dir, "holiday.jpg"), nil) // beside clawbox/: not our business
 		m, err := OpenMedia(trust, dir)
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = m.Verify(t.Context(), nil)
-		if first := strings.TrimSuffix(name, "/x"); !errors.Is(err, manifest.ErrTampered) || !strings.Contains(err.Error(), first) {
-			t.Errorf("%s: got %v", name, err)
-		}
-		if strings.Contains(fmt.Sprint(err), "holiday") {
-			t.Errorf("%s: %v", name, err)
+		write(t, filepath.Join(dir, topDir, name), []byte("x"))
+		_, oerr := OpenMedia(trust, dir)
+		for _, err := range []error{oerr, m.Verify(t.Context(), nil)} {
+			if first := strings.TrimSuffix(name, "/x"); !errors.Is(err, manifest.ErrTampered) || !strings.Contains(err.Error(), first) {
+				t.Errorf("%s: got %v", name, err)
+			}
+			if strings.Contains(fmt.Sprint(err), "holiday") {
+				t.Errorf("%s: %v", name, err)
+			}
 		}
 	}
 }

@@ -93,7 +93,7 @@ func (l *loader) each(c chunk) (err error) {
 	l.w = nil
 	if err := w.Commit(); errors.Is(err, content.ErrMismatch) {
 		// The chunks are as signed and the blob is not: a broken builder.
-		return l.m.damage(c.blob, place(l.m.release, c.blob, 0), err.Error())
+		return l.m.damage(c.blob, err.Error(), place(l.m.release, c.blob, 0))
 	} else if err != nil {
 		return err
 	}

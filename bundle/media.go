@@ -35,8 +35,9 @@ type Media struct {
 // OpenMedia opens the bundle below dirs: one directory, or the mount points of
 // all the sticks that carry it, in any order. It reads no more than 16 MiB. A
 // bundle that trust didn't sign is manifest.ErrUntrusted; one with other bytes
-// than were signed is manifest.ErrTampered; a missing or cut-off part is named
-// with its size.
+// than were signed, or with files in clawbox/ that the release doesn't name, is
+// manifest.ErrTampered; one of which something is missing or cut off is
+// manifest.ErrIncomplete, and a part is named with its size.
 func OpenMedia(trust manifest.Trust, dirs ...string) (*Media, error) {
 	note, err := readNote(dirs)
 	if err != nil {
@@ -59,6 +60,9 @@ func OpenMedia(trust manifest.Trust, dirs ...string) (*Media, error) {
 	}
 	for _, p := range found {
 		m.parts = append(m.parts, p.Path)
+	}
+	if err := errors.Join(m.strangers()...); err != nil {
+		return nil, fmt.Errorf("media: %w", err)
 	}
 	return m, nil
 }
@@ -118,6 +122,8 @@ func readNote(dirs []string) (note []byte, err error) {
 		case errors.Is(err, fs.ErrNotExist):
 		case err != nil:
 			return nil, fmt.Errorf("media: %w", err)
+		case len(b) == 0:
+			return nil, fmt.Errorf("media: %w: %s is empty: copy the bundle again", manifest.ErrIncomplete, filepath.Join(d, topDir, noteFile))
 		case note != nil && !bytes.Equal(note, b):
 			return nil, fmt.Errorf("media: %s and %s carry different releases: give the sticks of one only", from, d)
 		default:
@@ -125,8 +131,8 @@ func readNote(dirs []string) (note []byte, err error) {
 		}
 	}
 	if note == nil {
-		return nil, fmt.Errorf("media: %w: no %s/%s in %s: the bundle is incomplete, as after an interrupted build or copy; copy it again",
-			fs.ErrNotExist, topDir, noteFile, strings.Join(dirs, ", "))
+		return nil, fmt.Errorf("media: %w (%w): no %s/%s in %s, as after an interrupted build or copy: copy the bundle again",
+			manifest.ErrIncomplete, fs.ErrNotExist, topDir, noteFile, strings.Join(dirs, ", "))
 	}
 	return note, nil
 }
@@ -148,7 +154,7 @@ func readIndex(r manifest.Release, dirs []string) (x manifest.Index, err error) 
 		found = true
 	}
 	if !found {
-		return x, fmt.Errorf("media: %w: no %s/%s in %s: copy the bundle again", fs.ErrNotExist, topDir, indexFile, strings.Join(dirs, ", "))
+		return x, fmt.Errorf("media: %w (%w): no %s/%s in %s: copy the bundle again", manifest.ErrIncomplete, fs.ErrNotExist, topDir, indexFile, strings.Join(dirs, ", "))
 	}
 	return x, nil
 }
@@ -188,8 +194,10 @@ func (l partList) err(dirs []string) error {
 	for _, p := range l {
 		switch {
 		case p.Got < 0:
-			errs = append(errs, fmt.Errorf("%s of %d bytes is missing in %s: plug in the stick that has it", p.Name, p.Size, strings.Join(dirs, ", ")))
-		case p.Got != p.Size:
+			errs = append(errs, fmt.Errorf("%w: %s of %d bytes is missing in %s: plug in the stick that has it", manifest.ErrIncomplete, p.Name, p.Size, strings.Join(dirs, ", ")))
+		case p.Got < p.Size:
+			errs = append(errs, fmt.Errorf("%w: %s: got %d bytes, want %d: copy it again", manifest.ErrIncomplete, p.Path, p.Got, p.Size))
+		case p.Got > p.Size:
 			errs = append(errs, &manifest.TamperedError{What: p.Path, Detail: fmt.Sprintf("got %d bytes, want %d: copy it again", p.Got, p.Size)})
 		}
 	}
@@ -220,7 +228,7 @@ func (r *reader) close() {
 func (r *reader) read(b manifest.Blob, off int64, buf []byte) error {
 	for _, s := range spans(r.m.release, b, off, int64(len(buf))) {
 		if err := r.at(s, buf[:s.n]); err != nil {
-			return r.m.damage(b, s, err.Error())
+			return r.m.damage(b, err.Error(), s)
 		}
 		buf = buf[s.n:]
 	}
@@ -246,24 +254,32 @@ func (r *reader) at(s span, p []byte) error {
 	return err
 }
 
-// damage describes bytes of b that are not what was signed.
-func (m *Media) damage(b manifest.Blob, s span, detail string) error {
+// damage describes bytes of b, over one or several spans, that are not what
+// was signed. Any of the parts may be the damaged one, so all are named.
+func (m *Media) damage(b manifest.Blob, detail string, ss ...span) error {
+	var paths []string
+	for _, s := range ss {
+		paths = append(paths, m.parts[s.part-1])
+	}
 	item := itemOf(m.release, m.readManifest, b.Digest)
 	return &manifest.TamperedError{
-		What: fmt.Sprintf("blob %s of item %s", b.Digest, item), Part: s.part, Offset: s.offset,
-		Detail: detail + "; copy " + m.parts[s.part-1] + " again from the source, or use another copy of the media",
+		What: fmt.Sprintf("blob %s of item %s", b.Digest, item), Part: ss[0].part, Offset: ss[0].offset,
+		Detail: detail + "; copy " + strings.Join(paths, " and ") + " again from the source, or use another copy of the media",
 	}
 }
 
-// goesOn names the parts that a chunk continues in: any of them may be the
-// damaged one.
-func (m *Media) goesOn(b manifest.Blob, off, n int64) (s string) {
-	for i, p := range spans(m.release, b, off, n) {
-		if i > 0 {
-			s += ", going on in " + m.parts[p.part-1] + ","
-		}
+// mismatch describes a chunk of n bytes, from byte off of b, whose sum isn't
+// the one that was signed.
+func (m *Media) mismatch(b manifest.Blob, off, n int64, sums string) error {
+	ss := spans(m.release, b, off, n)
+	if len(ss) == 0 { // an empty blob
+		ss = []span{place(m.release, b, off)}
 	}
-	return s
+	where := ""
+	if k := len(ss); k > 1 {
+		where = " to " + manifest.PartName(ss[k-1].part)
+	}
+	return m.damage(b, fmt.Sprintf("%d bytes from here%s have %s", n, where, sums), ss...)
 }
 
 // readManifest reads a small blob from the media, verified.
@@ -353,7 +369,7 @@ func (r *reader) chunk(b manifest.Blob, i int, buf []byte) chunk {
 		return c
 	}
 	if got := manifest.Sum(sha256.Sum256(c.data)); got != want {
-		c.err = r.m.damage(b, place(r.m.release, b, off), fmt.Sprintf("%d bytes from here%s have sha256 %s, want %s", n, r.m.goesOn(b, off, n), got, want))
+		c.err = r.m.mismatch(b, off, n, fmt.Sprintf("sha256 %s, want %s", got, want))
 	}
 	return c
 }

@@ -29,7 +29,8 @@ func (m *Media) Verify(ctx context.Context, p Progress) error {
 	return err
 }
 
-// strangers names what is in clawbox/ and not in the release.
+// strangers names what is in clawbox/ and not in the release, up to maxDamage
+// things. It reads directories only.
 func (m *Media) strangers() (errs []error) {
 	known := map[string]bool{".": true, noteFile: true, indexFile: true, partsDir: true}
 	for _, p := range m.release.Parts {
@@ -45,6 +46,9 @@ func (m *Media) strangers() (errs []error) {
 			isDir := rel == "." || rel == partsDir
 			if known[rel] && e.IsDir() == isDir {
 				return nil
+			}
+			if len(errs) == maxDamage {
+				return fs.SkipAll
 			}
 			errs = append(errs, &manifest.TamperedError{What: p, Detail: "not named by the release: remove it, and ask who put it there"})
 			if e.IsDir() {
@@ -91,7 +95,7 @@ func (v *verifier) each(c chunk) error {
 	parallel(func() { v.blob.Write(c.data) }, func() { v.feed(c) })
 	if c.i == c.blob.Len()-1 && !v.badBlob {
 		if got := manifest.Sum(v.blob.Sum(nil)).Digest(); got != c.blob.Digest {
-			v.found(v.m.damage(c.blob, place(v.m.release, c.blob, 0), "the whole blob has digest "+got.String()))
+			v.found(v.m.damage(c.blob, "the whole blob has digest "+got.String(), place(v.m.release, c.blob, 0)))
 		}
 	}
 	v.task.Add(int64(len(c.data)))

@@ -10,6 +10,9 @@ var (
 	ErrUntrusted = errors.New("not signed by the keys that this host trusts")
 	// ErrTampered says that bytes are not the ones that were signed.
 	ErrTampered = errors.New("not the bytes that were signed")
+	// ErrIncomplete says that something that was signed is missing or cut off:
+	// an interrupted copy, or a stick that isn't plugged in.
+	ErrIncomplete = errors.New("incomplete")
 	// ErrRollback says that a release is older than what is installed.
 	ErrRollback = errors.New("older than the installed release")
 )
@@ -37,8 +40,8 @@ func (e *TamperedError) Is(target error) bool { return target == ErrTampered }
 type RollbackError struct{ Installed, Offered int64 }
 
 func (e *RollbackError) Error() string {
-	return fmt.Sprintf("release has sequence %d, installed is %d: an older release is refused; to go back, use the slot that is kept (clawbox rollback)",
-		e.Offered, e.Installed)
+	return fmt.Sprintf("release has sequence %d, installed is %d: an older release is refused, and going back is not built yet: keep what is installed, or get a release of sequence %d or higher",
+		e.Offered, e.Installed, e.Installed)
 }
 
 // Is makes errors.Is(err, ErrRollback) true.

@@ -95,7 +95,10 @@ func EncodeIndex(x Index) ([]byte, error) {
 // OpenIndex checks b against the release and returns the index: right bytes,
 // canonical form, and blobs that cover the parts exactly, without overlap.
 func (r Release) OpenIndex(b []byte) (Index, error) {
-	if int64(len(b)) != r.Index.Size {
+	if int64(len(b)) < r.Index.Size {
+		return Index{}, fmt.Errorf("%w: index.json: got %d bytes, want %d", ErrIncomplete, len(b), r.Index.Size)
+	}
+	if int64(len(b)) > r.Index.Size {
 		return Index{}, &TamperedError{What: "index.json", Detail: fmt.Sprintf("got %d bytes, want %d", len(b), r.Index.Size)}
 	}
 	if got := Sum(sha256.Sum256(b)); got != r.Index.SHA256 {

@@ -1,7 +1,6 @@
 package manifest
 
 import (
-	"bufio"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/base64"
@@ -97,15 +96,11 @@ func LoadTrust(paths ...string) (Trust, error) {
 		if err != nil {
 			return Trust{}, err
 		}
-		n := len(keys)
-		for sc := bufio.NewScanner(strings.NewReader(string(b))); sc.Scan(); {
-			if l := strings.TrimSpace(sc.Text()); l != "" && l[0] != '#' {
-				keys = append(keys, l)
-			}
-		}
-		if len(keys) == n {
+		ls := keyLines(b)
+		if len(ls) == 0 {
 			return Trust{}, fmt.Errorf("%s: no key in it: want a line such as name+hash+base64", p)
 		}
+		keys = append(keys, ls...)
 	}
 	if len(keys) == 0 {
 		return Trust{}, errors.New("trust: no key file given: name one with --key")
@@ -115,6 +110,16 @@ func LoadTrust(paths ...string) (Trust, error) {
 		return Trust{}, fmt.Errorf("%s: %w", strings.Join(paths, ", "), err)
 	}
 	return t, nil
+}
+
+// keyLines are the lines of a key file that are neither empty nor comments.
+func keyLines(b []byte) (out []string) {
+	for l := range strings.Lines(string(b)) {
+		if l = strings.TrimSpace(l); l != "" && l[0] != '#' {
+			out = append(out, l)
+		}
+	}
+	return out
 }
 
 // readKey reads a small file, and refuses one with any of the forbidden
@@ -190,11 +195,31 @@ func ParseSigner(skey string) (Signer, error) {
 func LoadSigner(path string) (Signer, error) {
 	b, err := readKey(path, 0o077)
 	if err != nil {
+		if pub, e := readKey(path, 0); e == nil && isPublic(pub) { // its mode is not what is wrong
+			err = publicError(path)
+		}
 		return Signer{}, err
 	}
 	s, err := ParseSigner(string(b))
-	if err != nil {
+	switch {
+	case err != nil && isPublic(b):
+		return Signer{}, publicError(path)
+	case err != nil:
 		return Signer{}, fmt.Errorf("%s: %w", path, err)
 	}
 	return s, nil
+}
+
+// isPublic says whether a key file holds verifier keys.
+func isPublic(b []byte) bool {
+	ls := keyLines(b)
+	if len(ls) == 0 {
+		return false
+	}
+	_, err := note.NewVerifier(ls[0])
+	return err == nil
+}
+
+func publicError(path string) error {
+	return fmt.Errorf("%s is a public key: want the signing key that was made with it, one line PRIVATE+KEY+name+hash+base64, from clawbox key generate", path)
 }

@@ -319,6 +319,14 @@ func TestIndexBytes(t *testing.T) {
 			t.Fatalf("byte %d: got %v, want ErrTampered", i, err)
 		}
 	}
+	for _, n := range []int{0, len(b) - 1} {
+		if _, err := r.OpenIndex(b[:n]); !errors.Is(err, ErrIncomplete) {
+			t.Errorf("cut to %d: got %v, want ErrIncomplete", n, err)
+		}
+	}
+	if _, err := r.OpenIndex(append(bytes.Clone(b), ' ')); !errors.Is(err, ErrTampered) {
+		t.Errorf("grown: got %v, want ErrTampered", err)
+	}
 	for name, bad := range map[string][]byte{
 		"space": append([]byte(" "), b...), "trailing": append(bytes.Clone(b), '\n'),
 		"unknown": bytes.Replace(b, []byte(`"size"`), []byte(`"x":1,"size"`), 1),
@@ -407,6 +415,12 @@ func TestKeyFiles(t *testing.T) {
 			t.Errorf("%s: accepted", name)
 		} else if strings.Contains(err.Error(), skey[len(skey)-30:len(skey)-10]) {
 			t.Errorf("%s: the error shows the key", name)
+		}
+	}
+	for _, mode := range []os.FileMode{0o600, 0o644} {
+		_, err := LoadSigner(write("wrong.pub", "# ours\n"+vkey+"\n", mode))
+		if err == nil || !strings.Contains(err.Error(), "is a public key: want the signing key") || strings.Contains(err.Error(), "chmod") {
+			t.Errorf("public key of mode %o as signer: %v", mode, err)
 		}
 	}
 	tr, err := LoadTrust(write("a.pub", "# ours\n\n"+vkey+"\n", 0o644))
