@@ -296,7 +296,9 @@ func (a *Appliance) close() {
 		a.guard.Close()
 	}
 	if a.boxes != nil {
-		a.boxes.Close()
+		if err := a.boxes.Close(); err != nil {
+			slog.Error("closing the sandbox driver", "error", err)
+		}
 	}
 	if a.log != nil {
 		a.log.Close()

@@ -337,3 +337,27 @@ func TestTailFollowsTurnOver(t *testing.T) {
 		t.Errorf("read %d bytes, want all %d", got.Len(), 17<<20+7)
 	}
 }
+
+// TestUsed: blocks are counted, and a folder too deep to be named counts as a
+// great deal.
+func TestUsed(t *testing.T) {
+	dir := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, "f"), bytes.Repeat([]byte("x"), 1<<20), 0o600))
+	if n := used(dir); n < 1<<20 || n > 2<<20 {
+		t.Errorf("1 MiB counts as %d", n)
+	}
+	root, err := os.OpenRoot(dir)
+	must(t, err)
+	defer root.Close()
+	for range 30 { // 30 names of 200 bytes are more than a path may have
+		name := strings.Repeat("d", 200)
+		must(t, root.Mkdir(name, 0o700))
+		next, err := root.OpenRoot(name)
+		must(t, err)
+		root.Close()
+		root = next
+	}
+	if n := used(dir); n < hidden {
+		t.Errorf("a folder that can't be named counts as %d", n)
+	}
+}

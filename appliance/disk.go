@@ -2,6 +2,7 @@ package appliance
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -69,6 +70,10 @@ func freeBytes(path string) (int64, error) {
 	return int64(st.Bavail) * st.Bsize, nil
 }
 
+// hidden is what counts for a folder that can't be looked into: its path is
+// too long to be named, which only somebody who hides makes happen.
+const hidden = 1 << 40
+
 // used adds up the blocks of an agent's files, as far as maxCounted goes.
 func used(dir string) (n int64) {
 	count := 0
@@ -77,10 +82,16 @@ func used(dir string) (n int64) {
 			return fs.SkipAll
 		}
 		var st unix.Stat_t
-		if err == nil && unix.Lstat(p, &st) == nil {
+		if err == nil {
+			err = unix.Lstat(p, &st)
+		}
+		switch {
+		case errors.Is(err, unix.ENAMETOOLONG):
+			n += hidden
+		case err == nil:
 			n += st.Blocks * 512
 		}
-		return nil
+		return nil // files come and go while the agent runs
 	})
 	return n
 }
