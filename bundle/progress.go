@@ -39,21 +39,25 @@ func orQuiet(p Progress) Progress {
 // Reporter is a Progress that people can watch. Close ends it.
 type Reporter struct {
 	Progress
+	out   io.Writer
 	close func()
 }
 
 // Close draws the last state and leaves the terminal to others.
 func (r Reporter) Close() { r.close() }
 
+// Write prints whole lines beside the progress, without bars drawing over them.
+func (r Reporter) Write(p []byte) (int, error) { return r.out.Write(p) }
+
 // NewProgress returns bars with rate and remaining time for a terminal, and
 // otherwise plain lines: one at the end of each task, and one every ten
 // seconds of a long one.
 func NewProgress(w io.Writer, tty bool) Reporter {
 	if !tty {
-		return Reporter{&plain{w: w, every: 10 * time.Second}, func() {}}
+		return Reporter{&plain{w: w, every: 10 * time.Second}, w, func() {}}
 	}
 	b := &bars{p: mpb.New(mpb.WithOutput(w), mpb.WithWidth(32), mpb.WithRefreshRate(200*time.Millisecond), mpb.WithAutoRefresh())}
-	return Reporter{b, b.close}
+	return Reporter{b, b.p, b.close}
 }
 
 // plain writes lines.

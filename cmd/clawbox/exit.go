@@ -30,7 +30,8 @@ const (
 const exitHelp = `  0    done
   1    failed; standard error says what, and what to do next
   2    the command line, a recipe, an answers file or a policy is wrong
-  3    not trusted: a signature, a digest or the ledger does not hold
+  3    not trusted: a signature, a digest or the ledger does not hold, or media are
+       not complete
   4    refused: by preflight, by the appliance's state or by an operator
   5    what was named does not exist
   6    no appliance answers on the control socket
@@ -88,7 +89,7 @@ func status(err error) int {
 	switch {
 	case errors.As(err, &usage):
 		return exitUsage
-	case errors.Is(err, manifest.ErrUntrusted), errors.Is(err, manifest.ErrTampered),
+	case errors.Is(err, manifest.ErrUntrusted), errors.Is(err, manifest.ErrTampered), errors.Is(err, manifest.ErrIncomplete),
 		errors.As(err, &proof), errors.As(err, &fault):
 		return exitUntrusted
 	case errors.As(err, &preflight), errors.Is(err, manifest.ErrRollback), errors.Is(err, wizard.ErrDeclined):

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/clawbox/clawbox/bundle"
 	"github.com/clawbox/clawbox/installer"
@@ -82,7 +83,7 @@ func install(cmd *cobra.Command, a *app, f installFlags, dirs []string) error {
 	}
 	env.Progress = func(e installer.Event) {
 		if e.What != "start" {
-			fmt.Fprintf(w, "%-5s %s: %s\n", e.What, e.Title, e.Detail)
+			fmt.Fprintln(p, strings.TrimSuffix(fmt.Sprintf("%-5s %s: %s", e.What, e.Title, clip(e.Detail, 100)), ": "))
 		}
 	}
 	if f.deep {
@@ -116,6 +117,14 @@ func answers(cmd *cobra.Command, a *app, f installFlags, facts host.Facts, rel i
 		ans.Root = a.root
 	}
 	return ans, nil
+}
+
+// clip shortens a list of what was done; the journal has all of it.
+func clip(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return strings.ToValidUTF8(s[:n], "") + " …"
 }
 
 func isTerminal(w io.Writer) bool {
