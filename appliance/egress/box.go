@@ -43,6 +43,7 @@ type box struct {
 	diag  *netlink.Handle
 
 	models *queue // connections for the router; nil: no models
+	web    *queue // plain HTTP to named hosts
 
 	mu      sync.Mutex // guards the rest
 	conns   map[*conn]bool
@@ -56,7 +57,7 @@ type box struct {
 func newBox(p *Proxy, a Agent) *box {
 	b := &box{
 		proxy: p, agent: a, names: newNames(a.ID), slots: make(chan struct{}, maxConns),
-		conns: map[*conn]bool{}, changed: make(chan struct{}),
+		conns: map[*conn]bool{}, changed: make(chan struct{}), web: newQueue(),
 	}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	return b
@@ -68,15 +69,20 @@ func (b *box) start() {
 	for _, l := range b.lns {
 		b.wg.Go(func() { b.accept(l) })
 	}
+	b.serveQueue(b.web, b.webServer())
 	if b.proxy.c.Models != nil {
 		b.models = newQueue()
 		srv := &http.Server{
 			Handler: b.proxy.c.Models(b.agent), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 			ErrorLog: log.New(io.Discard, "", 0), // what an agent sends wrongly is answered, not logged
 		}
-		b.wg.Go(func() { _ = srv.Serve(b.models) }) // ends with the queue
-		context.AfterFunc(b.ctx, func() { srv.Close() })
+		b.serveQueue(b.models, srv)
 	}
+}
+
+func (b *box) serveQueue(q *queue, srv *http.Server) {
+	b.wg.Go(func() { _ = srv.Serve(q) }) // ends with the queue
+	context.AfterFunc(b.ctx, func() { srv.Close() })
 }
 
 // accept takes a slot before a connection, so that the kernel queues what is
@@ -141,6 +147,7 @@ func (b *box) closeSockets() (errs []error) {
 	if b.dns != nil {
 		errs = append(errs, b.dns.Close())
 	}
+	b.web.Close()
 	if b.models != nil {
 		b.models.Close()
 	}

@@ -274,13 +274,19 @@ func (c *conn) tell(status int, why *refusal) {
 		c.abort()
 		return
 	}
-	e := map[string]any{"code": why.reason, "host": c.host, "port": c.port, "detail": why.detail, "remedy": why.remedy}
-	body, _ := json.Marshal(map[string]any{"error": e}) // strings and numbers always encode
+	body := c.body(why)
 	text := map[int]string{403: "Forbidden", 502: "Bad Gateway"}[status]
 	_ = c.in.SetDeadline(time.Now().Add(2 * time.Second))
 	fmt.Fprintf(c.in, "HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", status, text, len(body), body)
 	_ = c.in.CloseWrite()
 	_, _ = io.CopyN(io.Discard, c.in, 1<<20) // unread bytes would turn the close into a reset
+}
+
+// body is why for an HTTP client.
+func (c *conn) body(why *refusal) []byte {
+	e := map[string]any{"code": why.reason, "host": c.host, "port": c.port, "detail": why.detail, "remedy": why.remedy}
+	b, _ := json.Marshal(map[string]any{"error": e}) // strings and numbers always encode
+	return b
 }
 
 // write records what happened to the connection and says whether it could.

@@ -38,10 +38,16 @@
 // and the client's first ones are still checked when they come. An allow rule
 // for an address has no name to compare.
 //
+// Any first line with " HTTP/" in it is HTTP, and one that is not exactly
+// right is refused. Plain HTTP to a name carries one request a connection,
+// which is read and written anew: keep-alive and pipelining end here, and
+// WebSockets pass once the server agrees.
+//
 // Limits: what is inside TLS is not seen, so a host that serves several names
-// can be asked for another one there (also by an encrypted client hello); of a
-// kept-alive plain HTTP connection only the first request is compared. UDP
-// other than DNS, and DNS over TCP, are refused by the empty namespace.
+// can be asked for another one there (also by an encrypted client hello).
+// HTTP/2 without TLS and CONNECT are refused to names. A client whose first
+// bytes are text has to end the line within 10 s, or it is refused. UDP other
+// than DNS, and DNS over TCP, are refused by the empty namespace.
 //
 // # Hold
 //

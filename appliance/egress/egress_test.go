@@ -1,6 +1,7 @@
 package egress
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -173,7 +174,7 @@ func TestAllow(t *testing.T) {
 	l := newLab(t, steered(steer(t)))
 	l.network(allow(rule("echo.example", 7000, 22), policies.HostRule{CIDR: "192.0.2.0/24", Ports: []int{9}}))
 	c := l.connect("tcp", "echo.example:7000")
-	if !echoes(c, "some bytes") {
+	if !echoes(c, "some byte") {
 		t.Fatal("no echo")
 	}
 	c.(*net.TCPConn).CloseWrite() // half-close goes through
@@ -355,7 +356,20 @@ func TestSameHost(t *testing.T) {
 		"http connect":     {"a.example:80", "CONNECT b.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n", "net.host_mismatch"},
 		"http lf":          {"a.example:80", "GET / HTTP/1.1\nHost: b.example\n\n", "net.host_mismatch"},
 		"http 8443 other":  {"a.example:8443", fmt.Sprintf(get, "b.example"), "net.host_mismatch"},
-		"h2c on 80":        {"a.example:80", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "net.protocol"},
+		"h2c on 80":        {"a.example:80", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "net.host_mismatch"},
+		"h2c elsewhere":    {"a.example:8443", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "net.host_mismatch"},
+		"empty line first": {"a.example:8443", "\r\n" + fmt.Sprintf(get, "b.example"), "net.host_mismatch"},
+		"feed first":       {"a.example:8443", "\n" + fmt.Sprintf(get, "b.example"), "net.host_mismatch"},
+		"space first":      {"a.example:8443", " " + fmt.Sprintf(get, "b.example"), "net.host_mismatch"},
+		"lower case":       {"a.example:8443", "get / HTTP/1.1\r\nHost: b.example\r\n\r\n", "net.host_mismatch"},
+		"odd method":       {"a.example:8443", "G!T / HTTP/1.1\r\nHost: b.example\r\n\r\n", "net.host_mismatch"},
+		"long method":      {"a.example:8443", strings.Repeat("A", 40) + " / HTTP/1.1\r\nHost: b.example\r\n\r\n", "net.host_mismatch"},
+		"HTTP/1.2":         {"a.example:8443", "GET / HTTP/1.2\r\nHost: b.example\r\n\r\n", "net.host_mismatch"},
+		"http/1.1":         {"a.example:8443", "GET / http/1.1\r\nHost: b.example\r\n\r\n", "net.host_mismatch"},
+		"space last":       {"a.example:8443", "GET / HTTP/1.1 \r\nHost: b.example\r\n\r\n", "net.host_mismatch"},
+		"tabs":             {"a.example:8443", "GET\t/\tHTTP/1.1\r\nHost: b.example\r\n\r\n", "net.host_mismatch"},
+		"two spaces":       {"a.example:8443", "GET  / HTTP/1.1\r\nHost: b.example\r\n\r\n", "net.host_mismatch"},
+		"connect same":     {"a.example:8443", "CONNECT a.example:22 HTTP/1.1\r\nHost: a.example:22\r\n\r\n", "net.host_mismatch"},
 		"raw 8443":         {"a.example:8443", "\x00\x01\x02raw", ""},
 		"smtp 8443":        {"a.example:8443", "EHLO x\r\n", ""},
 		"literal":          {"192.0.2.9:443", string(hello(t, "whatever.example")), ""},
@@ -363,7 +377,17 @@ func TestSameHost(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			was := len(l.book.reasons(ledger.KindConnect))
 			c := l.connect("tcp", x.to)
-			if ok := echoes(c, x.send); ok != (x.reason == "") {
+			ok := false
+			if strings.Contains(x.send, " HTTP/1.1\r\n") && x.reason == "" {
+				l.serve(httpOK)
+				defer l.serve(echo)
+				io.WriteString(c, x.send)
+				resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+				ok = err == nil && resp.StatusCode == 200 && resp.Close
+			} else {
+				ok = echoes(c, x.send)
+			}
+			if ok != (x.reason == "") {
 				t.Fatalf("went through: %v", ok)
 			}
 			if x.reason != "" {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"time"
 
@@ -124,19 +125,36 @@ func (c *conn) names(a netip.Addr) bool {
 // splice carries bytes both ways until both ends are done or one breaks, and
 // returns how many. A client that was silent so far is checked when it speaks.
 func (c *conn) splice(out net.Conn) (up, down int64) {
+	if c.name && c.kind == http1 {
+		return c.relay(out)
+	}
 	var wg sync.WaitGroup
-	wg.Go(func() {
-		if c.name && c.kind == silent {
-			if why := c.late(); why != nil {
-				c.end(why)
-				return
-			}
-		}
-		up = copyHalf(out, c.in)
-	})
 	wg.Go(func() { down = copyHalf(c.in, out) })
+	if c.name && c.kind == silent {
+		if why := c.late(); why != nil {
+			c.end(why)
+			wg.Wait()
+			return 0, down
+		}
+		if c.kind == http1 {
+			_ = out.SetReadDeadline(time.Unix(1, 0)) // ends the copying, for now
+			wg.Wait()
+			_ = out.SetReadDeadline(time.Time{})
+			return c.lateHTTP(out, down)
+		}
+	}
+	up = copyHalf(out, c.in)
 	wg.Wait()
 	return up, down
+}
+
+// lateHTTP is for a request that came after a silence.
+func (c *conn) lateHTTP(out net.Conn, down int64) (int64, int64) {
+	if down > 0 {
+		c.end(refuse("net.protocol", "send the request first", "an HTTP request after the server's first bytes"))
+		return 0, down
+	}
+	return c.relay(out)
 }
 
 // late checks the first bytes of a client that let the server speak first.
@@ -152,9 +170,12 @@ func (c *conn) late() *refusal {
 }
 
 // copyHalf copies until the source ends, then ends the destination's input;
-// an error on the way closes both.
+// an error on the way closes both, but for a deadline, which only splice sets.
 func copyHalf(dst, src net.Conn) int64 {
 	n, err := io.Copy(dst, src)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return n
+	}
 	if w, ok := dst.(interface{ CloseWrite() error }); ok && err == nil {
 		_ = w.CloseWrite()
 		return n

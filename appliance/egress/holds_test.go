@@ -20,7 +20,7 @@ import (
 func TestHoldOnce(t *testing.T) {
 	l := newLab(t, steered(steer(t)))
 	a, b := l.connect("tcp", "new.example:7000"), l.connect("tcp", "new.example:7000")
-	io.WriteString(a, "ping") // bytes wait too
+	io.WriteString(a, "ping\n") // bytes wait too
 	p := one(t, l)
 	eventually(t, "both wait", func() bool { return l.holds.List()[0].Waiting == 2 })
 	if p.Agent != "a1" || p.Host != "new.example" || p.Port != 7000 || len(p.ID) != 16 || p.Change != "network: {allow: [{host: new.example, ports: [7000]}]}" {
@@ -36,9 +36,9 @@ func TestHoldOnce(t *testing.T) {
 	if err := l.holds.Answer(t.Context(), p.ID, Answer{true, Once, "ada"}); err != nil {
 		t.Fatal(err)
 	}
-	buf := make([]byte, 4)
+	buf := make([]byte, 5)
 	a.SetReadDeadline(time.Now().Add(5 * time.Second))
-	if _, err := io.ReadFull(a, buf); err != nil || string(buf) != "ping" {
+	if _, err := io.ReadFull(a, buf); err != nil || string(buf) != "ping\n" {
 		t.Errorf("got %q, %v", buf, err)
 	}
 	if !echoes(b, "pong") {

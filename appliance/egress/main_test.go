@@ -349,8 +349,11 @@ func (l *lab) get(addr, host string) (int, string) {
 	return resp.StatusCode, string(b)
 }
 
-// echoes says whether bytes come back over c.
+// echoes says whether bytes come back over c, as a line where they are text.
 func echoes(c net.Conn, s string) bool {
+	if methodByte(s[0]) && !strings.HasSuffix(s, "\n") {
+		s += "\n"
+	}
 	c.SetDeadline(time.Now().Add(5 * time.Second))
 	defer c.SetDeadline(time.Time{})
 	if _, err := io.WriteString(c, s); err != nil {

@@ -36,7 +36,7 @@ const (
 	greeting = 10 * time.Second // for a greeting to be complete once it began
 )
 
-var errGreeting = errors.New("the first bytes are an incomplete TLS or HTTP greeting, or one longer than 32 KiB")
+var errGreeting = errors.New("the first bytes are an incomplete TLS or HTTP greeting or line of text, or one longer than 32 KiB")
 
 // patience is how long a client may be silent before that means something.
 func (c *conn) patience() time.Duration {
@@ -83,26 +83,32 @@ func classify(b []byte) (seen, bool) {
 	return classifyHTTP(b)
 }
 
-// classifyHTTP knows HTTP/1 by its request line; "EHLO x" and the like end otherwise.
+// blank is what some servers skip before a request or take between its parts.
+const blank = " \t\v\f\r"
+
+// classifyHTTP takes for HTTP whatever some server could: any first line with
+// " HTTP/" in it. What is not exactly right is then refused, for a server may
+// read more into it than the lines here do. A first line that is text has to
+// end before it is known.
 func classifyHTTP(b []byte) (seen, bool) {
-	i := 0
-	for i < len(b) && i < 20 && b[i] >= 'A' && b[i] <= 'Z' {
-		i++
-	}
-	if i == len(b) && i < 20 {
+	text := bytes.TrimLeft(b, blank+"\n")
+	if len(text) == 0 {
 		return seen{}, false
 	}
-	if i < 3 || i == 20 || b[i] != ' ' {
+	if !methodByte(text[0]) {
 		return seen{kind: other}, true
 	}
-	line, rest, ok := bytes.Cut(b, []byte("\n"))
+	line, rest, ok := bytes.Cut(text, []byte("\n"))
 	if !ok {
 		return seen{kind: other}, false
 	}
-	line = bytes.TrimSuffix(line, []byte("\r"))
-	if !bytes.HasSuffix(line, []byte(" HTTP/1.1")) && !bytes.HasSuffix(line, []byte(" HTTP/1.0")) {
+	if !requestLike(line) {
 		return seen{kind: other}, true
 	}
+	if err := requestLine(string(line)); err != nil || len(text) < len(b) {
+		return seen{http1, "", errRequest}, true
+	}
+	line = line[:len(line)-1]
 	end := bytes.Index(rest, []byte("\r\n\r\n"))
 	if bytes.HasPrefix(rest, []byte("\r\n")) {
 		end = 0 // no header at all
@@ -117,12 +123,44 @@ func classifyHTTP(b []byte) (seen, bool) {
 	return seen{http1, host, err}, true
 }
 
+// methodByte says whether c may be part of a method: a tchar of RFC 9110, 5.6.2.
+func methodByte(c byte) bool {
+	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0
+}
+
+// requestLike finds a blank and "HTTP/", in any case.
+func requestLike(line []byte) bool {
+	const mark = "http/"
+	low := bytes.ToLower(line)
+	for i := 0; ; i += len(mark) {
+		n := bytes.Index(low[i:], []byte(mark))
+		if n < 0 {
+			return false
+		}
+		if i += n; i > 0 && strings.IndexByte(blank, low[i-1]) >= 0 {
+			return true
+		}
+	}
+}
+
+var errRequest = errors.New("the request does not begin with METHOD target HTTP/1.1, or 1.0, and CR LF")
+
+// requestLine wants the one exact form. CONNECT is for proxies.
+func requestLine(line string) error {
+	f := strings.Split(line, " ")
+	if len(f) != 3 || f[2] != "HTTP/1.1\r" && f[2] != "HTTP/1.0\r" || f[0] == "CONNECT" {
+		return errRequest
+	}
+	method := strings.Trim(f[0], "ABCDEFGHIJKLMNOPQRSTUVWXYZ-")
+	target := strings.ContainsFunc(f[1], func(r rune) bool { return r <= ' ' || r >= 0x7f })
+	if method != "" || f[0] == "" || f[1] == "" || target {
+		return errRequest
+	}
+	return nil
+}
+
 // httpHost returns the one host that a request names.
 func httpHost(line, header string) (string, error) {
-	f := strings.Split(line, " ")
-	if len(f) != 3 {
-		return "", errors.New("the request line does not have three parts")
-	}
 	host, n := "", 0
 	for _, l := range strings.Split(header, "\r\n") {
 		name, v, ok := strings.Cut(l, ":")
@@ -139,23 +177,20 @@ func httpHost(line, header string) (string, error) {
 	if n != 1 {
 		return "", fmt.Errorf("got %d Host headers, want one", n)
 	}
-	return host, targetAgrees(f[0], f[1], host)
+	return host, targetAgrees(strings.Fields(line)[1], host)
 }
 
 // targetAgrees refuses a request target that names another host than Host.
-func targetAgrees(method, target, host string) error {
+func targetAgrees(target, host string) error {
 	if strings.HasPrefix(target, "/") || target == "*" {
 		return nil
 	}
-	auth := target
-	if method != "CONNECT" {
-		_, rest, ok := strings.Cut(target, "://")
-		if !ok {
-			return errors.New("the request target is neither a path nor a URL")
-		}
-		auth, _, _ = strings.Cut(rest, "/")
-		auth, _, _ = strings.Cut(auth, "?")
+	_, rest, ok := strings.Cut(target, "://")
+	if !ok {
+		return errors.New("the request target is neither a path nor a URL")
 	}
+	auth, _, _ := strings.Cut(rest, "/")
+	auth, _, _ = strings.Cut(auth, "?")
 	if !strings.EqualFold(auth, host) {
 		return errors.New("the request target and Host differ")
 	}

@@ -1,0 +1,110 @@
+package egress
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strconv"
+	"sync/atomic"
+	"time"
+)
+
+// web carries plain HTTP to a named host. Request and answer are read and
+// written anew, so that this process and the server can't disagree on where
+// they end, and each connection carries one: "Connection: close" goes both
+// ways and what the client sends after its request goes nowhere. Only an
+// answer of 101 (WebSocket) opens the connection for bytes.
+type web struct {
+	net.Conn // the client's end
+	c        *conn
+	out      *counted
+}
+
+// counted counts the bytes of a connection.
+type counted struct {
+	net.Conn
+	up, down atomic.Int64
+}
+
+func (c *counted) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.down.Add(int64(n))
+	return n, err
+}
+
+func (c *counted) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	c.up.Add(int64(n))
+	return n, err
+}
+
+type webKey struct{}
+
+// webServer serves the HTTP connections that a box puts into b.web.
+func (b *box) webServer() *http.Server {
+	srv := &http.Server{
+		Handler:           http.HandlerFunc(serveWeb),
+		ReadHeaderTimeout: greeting, MaxHeaderBytes: maxPeek,
+		ErrorLog: log.New(io.Discard, "", 0),
+		ConnContext: func(ctx context.Context, nc net.Conn) context.Context {
+			return context.WithValue(ctx, webKey{}, nc.(*waited).Conn.(*web))
+		},
+		DisableGeneralOptionsHandler: true,
+	}
+	srv.SetKeepAlivesEnabled(false)
+	return srv
+}
+
+// relay carries one request to out and its answer back.
+func (c *conn) relay(out net.Conn) (up, down int64) {
+	w := &web{c.in, c, &counted{Conn: out}}
+	c.box.web.put(w)
+	return w.out.up.Load(), w.out.down.Load()
+}
+
+// serveWeb compares the host once more, as net/http reads it, and forwards.
+func serveWeb(rw http.ResponseWriter, q *http.Request) {
+	w := q.Context().Value(webKey{}).(*web)
+	if why := w.c.same(seen{kind: http1, host: q.Host}); why != nil {
+		w.c.end(why)
+		return
+	}
+	tr := w.transport()
+	defer tr.CloseIdleConnections()
+	to := &url.URL{Scheme: "http", Host: net.JoinHostPort(w.c.host, strconv.Itoa(w.c.port))}
+	p := &httputil.ReverseProxy{
+		Transport: tr, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0),
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.Out.URL.Scheme, r.Out.URL.Host, r.Out.URL.RawQuery = to.Scheme, to.Host, r.In.URL.RawQuery
+			r.Out.Host = r.In.Host
+		},
+		ErrorHandler: func(rw http.ResponseWriter, _ *http.Request, _ error) {
+			why := refuse("net.unreachable", "try again later", "%s port %d gave no answer", w.c.host, w.c.port)
+			rw.Header().Set("Content-Type", "application/json")
+			rw.WriteHeader(http.StatusBadGateway)
+			_, _ = rw.Write(w.c.body(why))
+		},
+	}
+	p.ServeHTTP(rw, q)
+}
+
+var errOnce = errors.New("one request for each connection")
+
+// transport uses the connection that was checked and no other.
+func (w *web) transport() *http.Transport {
+	var used atomic.Bool
+	return &http.Transport{
+		DialContext: func(context.Context, string, string) (net.Conn, error) {
+			if used.Swap(true) {
+				return nil, errOnce
+			}
+			return w.out, nil
+		},
+		DisableKeepAlives: true, DisableCompression: true, MaxResponseHeaderBytes: 1 << 20, ExpectContinueTimeout: time.Second,
+	}
+}
