@@ -112,9 +112,15 @@ func (a *Appliance) observe(rs []ledger.Record, e guard.Event) []ledger.Record {
 	case guard.Opened:
 		return append(rs, opened(r, e))
 	}
-	// One that tells of others left out, or of a path not seen whole, is news.
-	if e.Errno == syscall.ENOENT && e.Skipped+e.SkippedMissing == 0 && !e.Cut && p != nil && visible(p, r.Path) {
-		return rs
+	// What is no news may still tell of others that were left out, and a path
+	// that was not seen whole may lead anywhere.
+	if e.Errno == syscall.ENOENT && !e.Cut && p != nil && visible(p, r.Path) {
+		if e.Skipped+e.SkippedMissing == 0 {
+			return rs
+		}
+		r.Kind, r.Reason, r.Path = ledger.KindWeakening, "guard.skipped", ""
+		r.Detail = fmt.Sprintf("%d absent names and %d refusals were too many to report one by one", e.SkippedMissing, e.Skipped)
+		return append(rs, r)
 	}
 	return append(rs, refused(r, e))
 }

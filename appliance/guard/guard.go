@@ -38,7 +38,7 @@
 // the call, where another thread may have changed them: they are a hint, the
 // refusal is a fact. Requests through io_uring and the 32-bit system calls of
 // a 64-bit machine do not show here by name: confine them by seccomp.
-// A scope reports at most 1000 refusals in about a second, and besides 200
+// A scope reports at most 1000 refusals in about a second, and besides 2000
 // names that do not exist (ENOENT), which so never displace a refusal. The next
 // event of the same sort carries the number of those left out (Event.Skipped,
 // Event.SkippedMissing). A path of more than 510 bytes is cut (Event.Cut), so
@@ -95,16 +95,16 @@ var ErrUnavailable = errors.New("no BPF enforcement on this host")
 // These bound what one scope can put into the ring in 1.07 s.
 const (
 	refusalsPerSecond = 1000
-	missesPerSecond   = 200
+	missesPerSecond   = 2000 // a language runtime that starts looks for a thousand names in vain
 )
 
 // Sizes of the rings in bytes, some 6000 execs and 40,000 opens: the time that
 // the record may take before processes are killed for want of it. The ring of
 // refusals takes what one scope can cause across the border of two seconds,
-// 2 × 1200 events of two paths (1.2 KB).
+// 2 × (1000 events of two paths, 1.2 KB, and 2000 of one, 0.7 KB).
 var (
 	execRing    uint32 = 1 << 20
-	refusalRing uint32 = 4 << 20
+	refusalRing uint32 = 8 << 20
 	openRing    uint32 = 8 << 20
 )
 

@@ -20,7 +20,7 @@ type Scope struct {
 	CgroupID    uint64   // see CgroupID; the cgroup and all below it
 	Exec        []Inode  // programs that may be executed
 	ExecDevices []uint64 // file systems (Inode.Dev) of which every file may be executed
-	AuditENOENT bool     // also report names that do not exist, 200 in about a second; noisy
+	AuditENOENT bool     // also report names that do not exist, 2000 in about a second; noisy
 
 	// NoRefusals leaves refused system calls unreported. While any scope wants
 	// them, every system call of the host takes some 0.1 µs longer.

@@ -43,8 +43,9 @@ type demo struct {
 	host string // absolute: the offline host's root
 	bin  string // the clawbox program
 
-	daemon *exec.Cmd
-	vendor *vendor
+	attacked int64 // the ledger's size before the attacks
+	daemon   *exec.Cmd
+	vendor   *vendor
 }
 
 func run(ctx context.Context, dist, host string) (code int) {

@@ -116,7 +116,7 @@ directory, is found out by a checkpoint that was kept elsewhere: --anchor.`,
 func printReport(w io.Writer, r ledger.Report) {
 	fmt.Fprintf(w, "the ledger holds: %d entries, root %s\n", r.Size, r.Root)
 	fmt.Fprintf(w, "checked: %d bundles, %d tiles, %d commits, %d anchors\n", r.Bundles, r.Tiles, r.Commits, r.Anchors)
-	if r.Unpublished > 0 {
+	if r.Unpublished > 0 && !r.Live {
 		fmt.Fprintf(w, "%d entries are signed and not yet in the checkpoint file: the log was copied, or its service killed, while it ran\n", r.Unpublished)
 	}
 	if r.Live {
