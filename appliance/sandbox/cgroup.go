@@ -226,16 +226,20 @@ func (g *group) add(pid int) error {
 // kill ends every process of the group.
 func (g *group) kill() error {
 	err := write(filepath.Join(g.h.v2, g.path, "cgroup.kill"), "1")
-	if !errors.Is(err, fs.ErrNotExist) {
+	if !absent(err) {
 		return err
 	}
 	return g.killEach() // before Linux 5.14, or already gone
 }
 
+// absent says that a cgroup is not there: or no longer, when it was removed
+// between the opening of its file and the use of it (ENODEV).
+func absent(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
+
 func (g *group) killEach() error {
 	for _, r := range g.h.roots() {
 		b, err := os.ReadFile(filepath.Join(r, g.path, "cgroup.procs"))
-		if errors.Is(err, fs.ErrNotExist) {
+		if absent(err) {
 			continue
 		}
 		if err != nil {
