@@ -244,6 +244,7 @@ func TestJourney(t *testing.T) {
 	t.Run("held", func(t *testing.T) { j.as(t).held() })
 	t.Run("reload", func(t *testing.T) { j.as(t).reload() })
 	t.Run("registry", func(t *testing.T) { j.as(t).registry() })
+	t.Run("health", func(t *testing.T) { j.as(t).health() })
 	t.Run("daemon killed", func(t *testing.T) { j.as(t).daemonKilled(daemon) })
 	t.Run("ledger", func(t *testing.T) { j.as(t).ledger() })
 }
@@ -355,6 +356,20 @@ func (j *journey) registry() {
 	j.check(err)
 	if !bytes.Contains(b, []byte("0.1.0")) {
 		j.t.Errorf("the registry lists\n%s", b)
+	}
+}
+
+// health answers what the installer's health gate asks for.
+func (j *journey) health() {
+	j.t.Helper()
+	c, err := net.Dial("unix", filepath.Join(j.host, "run/clawbox/health.sock"))
+	j.check(err)
+	defer c.Close()
+	fmt.Fprint(c, "GET / HTTP/1.0\r\n\r\n")
+	b, err := io.ReadAll(c)
+	j.check(err)
+	if !bytes.Contains(b, []byte("200 OK")) || !bytes.Contains(b, []byte(`"sequence":1`)) {
+		j.t.Errorf("the health socket says\n%s", b)
 	}
 }
 
