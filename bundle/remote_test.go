@@ -1,10 +1,12 @@
 package bundle
 
 import (
+	"context"
 	"errors"
 	"io"
 	"log"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -12,8 +14,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
+	"github.com/clawbox/clawbox/bundle/content"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -21,32 +25,32 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-
-	"github.com/clawbox/clawbox/bundle/content"
 )
 
 // hub is a registry that counts, and that can fail or be down.
 type hub struct {
-	host string
-	t    *testing.T
+	srv   *httptest.Server
+	host  string
+	epoch atomic.Int64 // counts resets
+	t     *testing.T
 
 	mu    sync.Mutex
-	blobs map[string]int // GETs by path
+	blobs map[string]int // blobs that went out, by path
 	all   int
 	deny  func(path string) int // a status to answer with, or 0
 }
 
+// epoch is the key of a connection's epoch.
+type epoch struct{}
+
 func newHub(t *testing.T) *hub {
 	h := &hub{t: t, blobs: map[string]int{}}
 	reg := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h.mu.Lock()
 		code := 0
-		if r.Method == http.MethodGet {
+		if r.Method == http.MethodGet && r.Context().Value(epoch{}) == h.epoch.Load() {
 			h.all++
-			if strings.Contains(r.URL.Path, "/blobs/") {
-				h.blobs[r.URL.Path]++
-			}
 			if h.deny != nil {
 				code = h.deny(r.URL.Path)
 			}
@@ -57,14 +61,35 @@ func newHub(t *testing.T) *hub {
 			return
 		}
 		reg.ServeHTTP(w, r)
+		h.served(r)
 	}))
+	srv.Config.ConnContext = func(ctx context.Context, _ net.Conn) context.Context {
+		return context.WithValue(ctx, epoch{}, h.epoch.Load())
+	}
+	srv.Start()
 	t.Cleanup(srv.Close)
+	h.srv = srv
 	h.host = strings.TrimPrefix(srv.URL, "http://")
 	return h
 }
 
-// reset forgets the counts and sets deny.
+// served counts a blob that went out. One whose client is gone did not: package
+// http asks again by itself when a kept connection breaks under a request.
+func (h *hub) served(r *http.Request) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	current := r.Context().Value(epoch{}) == h.epoch.Load() && r.Context().Err() == nil
+	if r.Method == http.MethodGet && current && strings.Contains(r.URL.Path, "/blobs/") {
+		h.blobs[r.URL.Path]++
+	}
+}
+
+// reset forgets the counts and sets deny. Requests that a failed build gave up
+// may still be on their way here; they come over connections of before and
+// don't count.
 func (h *hub) reset(deny func(string) int) {
+	h.epoch.Add(1)
+	h.srv.CloseClientConnections()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.blobs, h.all, h.deny = map[string]int{}, 0, deny
