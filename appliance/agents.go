@@ -39,7 +39,7 @@ type agentSpec struct {
 type agent struct {
 	agentSpec
 	dir string
-	pol atomic.Pointer[policies.Policy] // replaced by Reload
+	pol atomic.Pointer[governing] // replaced by Reload
 
 	mu      sync.Mutex // guards the rest
 	box     *sandbox.Box
@@ -55,9 +55,18 @@ const specFile = "agent.json"
 
 func (ag *agent) logPath() string { return filepath.Join(ag.dir, "output.log") }
 
-func (ag *agent) policy() *policies.Policy { return ag.pol.Load() }
+// governing is a policy with its digest, which every record carries: the
+// digest is of the whole text, too much to make for each event.
+type governing struct {
+	policy *policies.Policy
+	digest string
+}
 
-func (ag *agent) digest() string { return ag.policy().Digest() }
+func (ag *agent) govern(p *policies.Policy) { ag.pol.Store(&governing{p, p.Digest()}) }
+
+func (ag *agent) policy() *policies.Policy { return ag.pol.Load().policy }
+
+func (ag *agent) digest() string { return ag.pol.Load().digest }
 
 // gone returns a channel that is closed while the agent does not run.
 func (ag *agent) gone() <-chan struct{} {
@@ -116,7 +125,7 @@ func (a *Appliance) loadAgents() error {
 		if err != nil {
 			return fmt.Errorf("agent record %s: its policy no longer parses: %w; remove the record to forget the agent (its files stay)", f, err)
 		}
-		ag.pol.Store(p)
+		ag.govern(p)
 		if ag.Ended.IsZero() {
 			ag.Code, ag.Why = -1, "the daemon stopped while it ran"
 		}
@@ -239,7 +248,7 @@ func (a *Appliance) Reload(ctx context.Context, name string, q control.PolicyReq
 		return control.AgentStatus{}, err
 	}
 	ag.mu.Lock()
-	ag.pol.Store(p)
+	ag.govern(p)
 	ag.Policy, ag.Source = q.Name, q.Source
 	err = ag.save()
 	ag.mu.Unlock()

@@ -38,7 +38,7 @@ func bare(t *testing.T) *Appliance {
 	p, err := policies.Preset("sandbox")
 	must(t, err)
 	ag := &agent{agentSpec: agentSpec{Name: "ada"}, dir: filepath.Join(c.Paths.State, "agents", "ada"), tallies: map[string]tally{}}
-	ag.pol.Store(p)
+	ag.govern(p)
 	a.agents["ada"] = ag
 	return a
 }

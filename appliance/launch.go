@@ -178,7 +178,7 @@ func (a *Appliance) admit(ag *agent) error {
 	if p.Audit.Files == "all" && a.guard.Tier() == guard.TierNone {
 		return control.Errorf("refused", "policy %s wants every opened file recorded (audit.files: all), and this host has no guard that could tell (%s); use audit.files: denied, knowingly", p.Name, a.guard.Why())
 	}
-	ag.pol.Store(p)
+	ag.govern(p)
 	return nil
 }
 

@@ -92,8 +92,8 @@ func (a *Appliance) observe(rs []ledger.Record, e guard.Event) []ledger.Record {
 	}
 	var p *policies.Policy
 	if ag, err := a.agent(e.Scope); err == nil {
-		p = ag.policy()
-		r.Policy = p.Digest()
+		now := ag.pol.Load()
+		p, r.Policy = now.policy, now.digest
 	}
 	for name, n := range map[string]uint64{"skipped": e.Skipped, "skipped_missing": e.SkippedMissing} {
 		if n > 0 {
