@@ -71,11 +71,7 @@ func agentConnectCmd(a *app) *cobra.Command {
 		Use:   "connect NAME [-- PROGRAM ARG...]",
 		Short: "Run a program inside a running sandbox, under its policy",
 		Args:  usageArgs(cobra.MinimumNArgs(1)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.onAppliance(func(cmd *cobra.Command, cl *control.Client, args []string) error {
 			r := control.ExecRequest{Args: args[1:], TTY: tty}
 			if len(r.Args) == 0 {
 				r.Args, r.TTY = []string{"/bin/sh"}, tty || term.IsTerminal(int(os.Stdin.Fd()))
@@ -85,7 +81,7 @@ func agentConnectCmd(a *app) *cobra.Command {
 				err = exitCode(code)
 			}
 			return err
-		},
+		}),
 	}
 	c.Flags().BoolVarP(&tty, "tty", "t", false, "give the program a terminal (default when no program is named and there is one)")
 	return c
@@ -131,17 +127,13 @@ func agentStatusCmd(a *app) *cobra.Command {
 		Use:   "status NAME",
 		Short: "Describe one agent",
 		Args:  usageArgs(cobra.ExactArgs(1)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.onAppliance(func(cmd *cobra.Command, cl *control.Client, args []string) error {
 			st, err := cl.Agent(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
 			return a.print(cmd.OutOrStdout(), st, func(w io.Writer) { printAgent(w, st) })
-		},
+		}),
 	}
 }
 
@@ -162,17 +154,13 @@ func agentListCmd(a *app) *cobra.Command {
 		Use:   "list",
 		Short: "List agents",
 		Args:  usageArgs(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.onAppliance(func(cmd *cobra.Command, cl *control.Client, _ []string) error {
 			as, err := cl.Agents(cmd.Context())
 			if err != nil {
 				return err
 			}
 			return a.print(cmd.OutOrStdout(), as, func(w io.Writer) { printAgents(w, as) })
-		},
+		}),
 	}
 }
 
@@ -195,17 +183,13 @@ func agentLogsCmd(a *app) *cobra.Command {
 		Use:   "logs NAME",
 		Short: "Print what an agent wrote to its output",
 		Args:  usageArgs(cobra.ExactArgs(1)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.onAppliance(func(cmd *cobra.Command, cl *control.Client, args []string) error {
 			w := cmd.OutOrStdout()
 			if isTerminal(w) && !raw {
 				w = escaper{w}
 			}
 			return cl.Logs(cmd.Context(), args[0], follow, w)
-		},
+		}),
 	}
 	c.Flags().BoolVar(&raw, "raw", false, "on a terminal, print control characters as the agent wrote them: it can then move your cursor and more")
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the agent stops")
@@ -218,13 +202,9 @@ func agentStopCmd(a *app) *cobra.Command {
 		Use:   "stop NAME",
 		Short: "Stop an agent",
 		Args:  usageArgs(cobra.ExactArgs(1)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.onAppliance(func(cmd *cobra.Command, cl *control.Client, args []string) error {
 			return cl.Stop(cmd.Context(), args[0], control.StopRequest{Grace: grace})
-		},
+		}),
 	}
 	c.Flags().DurationVar(&grace, "grace", 5*time.Second, "time to end by itself before everything in the sandbox is killed")
 	return c
@@ -235,13 +215,9 @@ func agentRemoveCmd(a *app) *cobra.Command {
 		Use:   "rm NAME",
 		Short: "Forget a stopped agent and delete its writable files",
 		Args:  usageArgs(cobra.ExactArgs(1)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.onAppliance(func(cmd *cobra.Command, cl *control.Client, args []string) error {
 			return cl.Remove(cmd.Context(), args[0])
-		},
+		}),
 	}
 }
 

@@ -24,11 +24,7 @@ connections that wait now, --session until the agent stops, --always for this
 agent from now on. --deny refuses it. The answer is on the ledger before it
 takes effect, and the sandbox is not restarted.`,
 		Args: usageArgs(cobra.MaximumNArgs(1)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.onAppliance(func(cmd *cobra.Command, cl *control.Client, args []string) error {
 			if len(args) == 0 {
 				return listPending(cmd, a, cl)
 			}
@@ -36,7 +32,7 @@ takes effect, and the sandbox is not restarted.`,
 			r.Scope = scopeOf(cmd)
 			r.Operator = operator(r.Operator)
 			return cl.Answer(cmd.Context(), args[0], r)
-		},
+		}),
 	}
 	f := c.Flags()
 	f.Bool("once", false, "the connections that wait now (default)")

@@ -110,6 +110,17 @@ func (a *app) client() (*control.Client, error) {
 	return control.Dial(filepath.Join(c.Paths.Run, "control.sock")), nil
 }
 
+// onAppliance makes a verb of a function that talks to the installed appliance.
+func (a *app) onAppliance(f func(*cobra.Command, *control.Client, []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		return f(cmd, cl, args)
+	}
+}
+
 func manCmd(root *cobra.Command) *cobra.Command {
 	return &cobra.Command{
 		Use:   "man DIR",

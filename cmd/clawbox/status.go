@@ -20,11 +20,7 @@ func statusCmd(a *app) *cobra.Command {
 Ends with status 4 while the appliance refuses work (starting, stopping, or
 failed closed), so that scripts can wait for it.`,
 		Args: usageArgs(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
+		RunE: a.onAppliance(func(cmd *cobra.Command, cl *control.Client, _ []string) error {
 			st, err := cl.Status(cmd.Context())
 			if err != nil {
 				return err
@@ -36,7 +32,7 @@ failed closed), so that scripts can wait for it.`,
 				return exitCode(exitRefused)
 			}
 			return nil
-		},
+		}),
 	}
 }
 
