@@ -3,11 +3,11 @@ package egress
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"net"
 	"net/http"
-	"os"
 	"sync"
 	"time"
 
@@ -34,13 +34,12 @@ type box struct {
 	wg     sync.WaitGroup
 	shut   sync.Once
 
-	// Set by open, then read only.
-	netns *os.File
-	lns   []*net.TCPListener
-	dns   net.PacketConn
-	steer io.Closer
-	hints sync.Mutex // guards diag
-	diag  *netlink.Handle
+	// Set by take, then read only.
+	lns     []*net.TCPListener
+	dns     net.PacketConn
+	steered bool
+	hints   sync.Mutex // guards diag
+	diag    *netlink.Handle
 
 	models *queue // connections for the router; nil: no models
 	web    *queue // plain HTTP to named hosts
@@ -63,7 +62,32 @@ func newBox(p *Proxy, a Agent) *box {
 	return b
 }
 
-// start serves what open made.
+// take duplicates the sockets: whoever made them may give them to the next
+// process when this one ends.
+func (b *box) take(s *Sockets) error {
+	for _, f := range s.TCP {
+		l, err := net.FileListener(f)
+		if err != nil {
+			return fmt.Errorf("take listener: %w", err)
+		}
+		t, ok := l.(*net.TCPListener)
+		if !ok {
+			return errors.Join(fmt.Errorf("got a listener of network %s, want tcp", l.Addr().Network()), l.Close())
+		}
+		b.lns = append(b.lns, t)
+	}
+	if len(b.lns) == 0 || s.DNS == nil {
+		return errors.New("got no listener, or no DNS socket, want what OpenSockets makes")
+	}
+	c, err := net.FilePacketConn(s.DNS)
+	if err != nil {
+		return fmt.Errorf("take DNS socket: %w", err)
+	}
+	b.dns, b.steered = c, s.Steered
+	return nil
+}
+
+// start serves what take has.
 func (b *box) start() {
 	b.wg.Go(func() { b.serveDNS(b.dns) })
 	for _, l := range b.lns {
@@ -113,8 +137,7 @@ func (b *box) accept(l *net.TCPListener) {
 // temporary says whether a socket can still be used after err.
 func temporary(err error) bool { return !errors.Is(err, net.ErrClosed) }
 
-// Close ends every connection, forgets the agent's approvals for the session
-// and gives the namespace back as it was.
+// Close ends every connection and forgets the agent's approvals for the session.
 func (b *box) Close() error {
 	var errs []error
 	b.shut.Do(func() {
@@ -128,19 +151,12 @@ func (b *box) Close() error {
 		if b.diag != nil {
 			b.diag.Close()
 		}
-		if b.netns != nil {
-			errs = append(errs, within(b.netns, func() error { return routes(false) }), b.netns.Close())
-		}
 	})
 	return errors.Join(errs...)
 }
 
-// closeSockets stops what comes in first, and then what is open. Steering goes
-// first of all: without its listener the kernel would fall through to none.
+// closeSockets stops what comes in first, and then what is open.
 func (b *box) closeSockets() (errs []error) {
-	if b.steer != nil {
-		errs = append(errs, b.steer.Close())
-	}
 	for _, l := range b.lns {
 		errs = append(errs, l.Close())
 	}
@@ -219,6 +235,13 @@ func (b *box) unsteered() ledger.Record {
 		Detail: "without BPF only the listed ports are answered; attempts on others fail unrecorded, and ports added by a policy reload wait for the next launch",
 		Attrs:  map[string]any{"ports": b.ports()},
 	}
+}
+
+func (b *box) ports() (ps []int) {
+	for _, l := range b.lns {
+		ps = append(ps, l.Addr().(*net.TCPAddr).Port)
+	}
+	return ps
 }
 
 // pace lets a refusal wait for its turn. It ends early only with the box.

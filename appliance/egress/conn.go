@@ -17,16 +17,17 @@ import (
 
 // conn is one connection out of a sandbox.
 type conn struct {
-	box  *box
-	id   string // links its records
-	in   *net.TCPConn
-	host string // name or address
-	addr netip.Addr
-	port int
-	name bool              // host is a name
-	kind kind              // what its first bytes are
-	by   policies.Decision // what allowed it
-	proc ledger.Process
+	box    *box
+	id     string // links its records
+	in     *net.TCPConn
+	host   string // name or address
+	addr   netip.Addr
+	port   int
+	name   bool              // host is a name
+	kind   kind              // what its first bytes are
+	by     policies.Decision // what allowed it
+	proc   ledger.Process
+	caller Caller
 
 	mu     sync.Mutex // guards the rest
 	out    net.Conn
@@ -45,6 +46,7 @@ func (b *box) serve(in *net.TCPConn) {
 	}
 	defer b.remove(c)
 	why := c.target()
+	c.who()
 	if why == nil && c.host == InferenceHost {
 		if why = c.infer(); why == nil {
 			return
@@ -105,11 +107,17 @@ func (p *Proxy) guard(a netip.Addr) *refusal {
 
 // infer hands the connection to the router.
 func (c *conn) infer() *refusal {
-	if c.box.models == nil {
+	if c.box.models == nil && c.box.proxy.c.Handoff == nil {
 		return refuse("infer.none", "ask the operator for a model engine", "this appliance answers no model calls")
 	}
 	if c.port != 80 {
 		return refuse("infer.port", "use http://"+InferenceHost+"/v1", "%s answers on port 80, got port %d", InferenceHost, c.port)
+	}
+	if hand := c.box.proxy.c.Handoff; hand != nil {
+		if err := hand(c.in, c.box.agent, c.proc); err != nil {
+			return refuse("infer.unavailable", "try again later", "the model router does not take the connection: %v", err)
+		}
+		return nil
 	}
 	c.box.models.put(c.in)
 	return nil

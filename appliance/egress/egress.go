@@ -79,6 +79,14 @@ type Agent = router.Agent
 // InferenceHost is the name of the model router, on port 80.
 const InferenceHost = "inference.local"
 
+// Caller is the process that opened a connection. What is unknown is empty.
+type Caller struct {
+	PID, PPID, UID int
+	Comm           string
+	Binary         string   // path in the sandbox
+	Ancestors      []string // paths in the sandbox, parent first
+}
+
 // Config is what a Proxy needs.
 type Config struct {
 	Recorder ledger.Recorder
@@ -88,10 +96,17 @@ type Config struct {
 	// Hosts maps names to addresses that are used instead of DNS, and that
 	// may be private.
 	Hosts map[string]string
-	// Steer sends every TCP port of a namespace to one listener
-	// (guard.Guard.Steer). Without it only ports 80, 443 and those that the
-	// policy names at Attach are heard, which is recorded as a weakening.
+	// Steer is for Attach: see SocketOptions.
 	Steer func(netns *os.File, tcp syscall.RawConn) (io.Closer, error)
+	// Who says which process opened a connection, by its two addresses as the
+	// sandbox sees them (guard.Guard.Who, paths instead of inodes). Nil, or not
+	// found: the connection is nobody's, and a rule for some programs only does
+	// not match it. Without Who, Attach looks into /proc for hints.
+	Who func(agent string, client, server netip.AddrPort) (Caller, bool)
+	// Handoff passes a connection to InferenceHost on to another process, which
+	// has the connection from then on; the caller closes its own descriptor.
+	// Nil: Models.
+	Handoff func(c *net.TCPConn, a Agent, who ledger.Process) error
 	// Dial connects to a checked "address:port"; nil: from this process.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Lookup resolves an allowed name; nil: the host's resolver.
@@ -149,26 +164,76 @@ func (p *Proxy) addHost(name, addr string) error {
 	return nil
 }
 
-// Attach makes the namespace ready and serves it until Close. It is to be
-// called before the agent's first program runs. ctx bounds the set-up only.
+// Attach is OpenSockets and Serve in one process. It is to be called before
+// the agent's first program runs. ctx bounds the set-up only.
 func (p *Proxy) Attach(ctx context.Context, a Agent, netns *os.File) (io.Closer, error) {
-	if a.ID == "" || a.Policy == nil || a.Policy() == nil {
-		return nil, errors.New("egress: attach: want an agent with an id and a policy")
+	b, err := p.box(a)
+	if err != nil {
+		return nil, fmt.Errorf("egress: attach: %w", err)
 	}
-	b := newBox(p, a)
-	if err := b.open(netns); err != nil {
+	s, land, err := OpenSockets(netns, SocketOptions{Steer: p.c.Steer, Ports: PolicyPorts(a.Policy())})
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("egress: attach %s: %w", a.ID, err), b.Close())
 	}
-	if b.steer == nil {
+	if p.c.Who == nil {
+		b.diagnose(netns)
+	}
+	err = p.serve(ctx, b, s)
+	if err := errors.Join(err, s.Close()); err != nil {
+		return nil, errors.Join(fmt.Errorf("egress: attach %s: %w", a.ID, err), land.Close(), b.Close())
+	}
+	return closers{b, land}, nil // without routes no reset would reach the agent
+}
+
+// closers are closed in order.
+type closers []io.Closer
+
+func (cs closers) Close() error {
+	var errs []error
+	for _, c := range cs {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Serve answers the sockets of an agent's sandbox until Close, which says that
+// the sandbox has ended: its session is forgotten. It needs no privilege. The
+// sockets are duplicated; the caller keeps s, and may close it. ctx bounds the
+// set-up only.
+func (p *Proxy) Serve(ctx context.Context, a Agent, s *Sockets) (io.Closer, error) {
+	b, err := p.box(a)
+	if err == nil {
+		if err = p.serve(ctx, b, s); err != nil {
+			err = errors.Join(err, b.Close())
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("egress: serve %s: %w", a.ID, err)
+	}
+	return b, nil
+}
+
+func (p *Proxy) box(a Agent) (*box, error) {
+	if a.ID == "" || a.Policy == nil || a.Policy() == nil {
+		return nil, errors.New("want an agent with an id and a policy")
+	}
+	return newBox(p, a), nil
+}
+
+func (p *Proxy) serve(ctx context.Context, b *box, s *Sockets) error {
+	if err := b.take(s); err != nil {
+		return err
+	}
+	if !b.steered {
 		if err := p.c.Recorder.Record(ctx, b.unsteered()); err != nil {
-			return nil, errors.Join(fmt.Errorf("egress: attach %s: ledger: %w", a.ID, err), b.Close())
+			return fmt.Errorf("ledger: %w", err)
 		}
 	}
 	p.mu.Lock()
 	p.boxes[b] = true
 	p.mu.Unlock()
 	b.start()
-	return b, nil
+	return nil
 }
 
 // Recheck applies the agent's present policy to what is open: connections that

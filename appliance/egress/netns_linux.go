@@ -1,7 +1,6 @@
 package egress
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -9,7 +8,6 @@ import (
 	"os"
 	"runtime"
 	"slices"
-	"strconv"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -41,25 +39,6 @@ func enter(netns *os.File, f func() error, done chan<- error) {
 
 // resolver is where the sandbox's resolv.conf points.
 const resolver = "127.0.0.53:53"
-
-// open makes the namespace ready and takes its sockets.
-func (b *box) open(netns *os.File) error {
-	fd, err := unix.FcntlInt(netns.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("keep network namespace %s: %w", netns.Name(), err)
-	}
-	b.netns = os.NewFile(uintptr(fd), netns.Name())
-	return within(b.netns, func() error {
-		if err := routes(true); err != nil {
-			return err
-		}
-		if err := b.listen(); err != nil {
-			return err
-		}
-		b.diag, _ = netlink.NewHandle(unix.NETLINK_INET_DIAG) // only for hints
-		return nil
-	})
-}
 
 // routes brings lo up and makes every address local (AnyIP), or undoes it.
 func routes(up bool) error {
@@ -128,47 +107,4 @@ func hasIPv6() bool {
 	// /proc/sys/net shows the namespace of the thread that reads it.
 	off, err := os.ReadFile("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
 	return err != nil || string(off) != "1\n"
-}
-
-// listen opens the listeners and DNS. It runs in the namespace.
-func (b *box) listen() error {
-	var lc net.ListenConfig
-	lc.SetMultipathTCP(false) // sk_lookup can't steer to an MPTCP socket
-	host := "[::]:"
-	if !hasIPv6() {
-		host = "0.0.0.0:"
-	}
-	for _, port := range b.ports() {
-		l, err := lc.Listen(context.Background(), "tcp", host+strconv.Itoa(port))
-		if err != nil {
-			return fmt.Errorf("listen in the sandbox: %w", err)
-		}
-		b.lns = append(b.lns, l.(*net.TCPListener))
-	}
-	var err error
-	if b.dns, err = lc.ListenPacket(context.Background(), "udp4", resolver); err != nil {
-		return fmt.Errorf("answer DNS in the sandbox: %w", err)
-	}
-	if b.proxy.c.Steer == nil {
-		return nil
-	}
-	raw, err := b.lns[0].SyscallConn()
-	if err != nil {
-		return err
-	}
-	b.steer, err = b.proxy.c.Steer(b.netns, raw)
-	return err
-}
-
-// ports are those to listen on: one for all with steering, else the named ones.
-func (b *box) ports() []int {
-	if b.proxy.c.Steer != nil {
-		return []int{0}
-	}
-	ps := []int{80, 443}
-	for _, r := range b.agent.Policy().Network.Allow {
-		ps = append(ps, r.Ports...)
-	}
-	slices.Sort(ps)
-	return slices.Compact(ps)
 }

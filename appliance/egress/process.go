@@ -8,12 +8,24 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"github.com/clawbox/clawbox/appliance/ledger"
 )
 
 // maxLooks bounds the processes and descriptors that one hint looks at: an
 // agent decides how many there are.
 const maxLooks = 2000
+
+// diagnose opens the kernel's socket table of the namespace. Without it there
+// are no hints.
+func (b *box) diagnose(netns *os.File) {
+	_ = within(netns, func() (err error) {
+		b.diag, err = netlink.NewHandle(unix.NETLINK_INET_DIAG)
+		return err
+	})
+}
 
 // hint fills in which process holds the client's end. It is asked only for
 // what is held or denied, once a connection, and it may find nothing: the
