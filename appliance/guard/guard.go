@@ -135,13 +135,31 @@ type Guard struct {
 	closed     bool
 }
 
+// Options say how to load.
+type Options struct {
+	// Pin is a directory of the BPF file system, of this appliance alone: links
+	// and maps are pinned there, so that enforcement outlives this process, and
+	// the next Load takes over. Empty: enforcement ends with the process.
+	Pin string
+
+	// Want is the best tier to try; empty is T1.
+	Want Tier
+
+	// Cgroup is a directory of the v2 hierarchy in which this process may make
+	// cgroups for its self-test. Empty: its own cgroup, or else the top.
+	Cgroup string
+}
+
 // Load attaches the programs and proves on a child process that an unlisted
 // program is killed, a listed one runs and both are reported.
 //
 // Where the kernel has no (usable) BPF, Load returns a Guard of TierNone that
 // says [Guard.Why]; whether that is enough is the policy's decision. An error
 // means that the programs are attached and yet do not do their work.
-func Load() (*Guard, error) {
+func Load(opts ...Options) (*Guard, error) {
+	if len(opts) > 0 && (opts[0].Pin != "" || opts[0].Want != "" || opts[0].Cgroup != "") {
+		return nil, errors.New("guard: options are not implemented in this version, call Load without them")
+	}
 	g, err := open()
 	if err != nil {
 		return LoadNone(err.Error()), nil

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -30,7 +31,36 @@ type Scope struct {
 	// every system call of the host some nanoseconds more, and the scope's
 	// processes are killed when the record can't keep pace with them.
 	AuditOpens bool
+
+	// Cgroup is the directory of the cgroup. It is needed where the guard has
+	// no CAP_DAC_READ_SEARCH to find it by its id.
+	Cgroup string
+
+	// Violation is what happens to a process that starts an unlisted program.
+	Violation Violation
+
+	// Readable are absolute folders, as the sandbox sees them, in which the
+	// agent may look: that a name below them does not exist is no news and
+	// never an event. Hidden are exceptions from them; the longest one counts.
+	Readable, Hidden []string
+
+	// Connects reports every connect of a TCP or UDP socket, and every datagram
+	// to an address. What can't be reported is refused.
+	Connects bool
+
+	// Datagrams, where not empty, are the only addresses that UDP may go to:
+	// anything else gets EPERM and is reported.
+	Datagrams []netip.AddrPort
 }
+
+// Violation is what happens to whoever starts an unlisted program.
+type Violation string
+
+// The violations. Refuse needs T1 or T2; at T3 every violation is a kill.
+const (
+	Refuse Violation = "refuse" // the exec fails with EPERM; the default
+	Kill   Violation = "kill"   // the process is killed
+)
 
 // Inode identifies a file as the kernel does. On overlayfs and btrfs it is not
 // what stat(2) says: use Lookup.
