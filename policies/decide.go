@@ -1,7 +1,6 @@
 package policies
 
 import (
-	"net/netip"
 	"path"
 	"slices"
 	"strings"
@@ -19,7 +18,9 @@ func (p *Policy) Decide(r Request) Decision {
 	case Read, Write, Exec:
 		return p.decidePath(r)
 	case Connect:
-		return p.decideConnect(r.Host, r.Port)
+		return p.decideConnect(r)
+	case Call:
+		return p.decideCall(r)
 	case Infer:
 		return p.decideInfer(r.Model, r.Sensitive)
 	}
@@ -51,7 +52,7 @@ func (p *Policy) decidePath(r Request) Decision {
 	case Write:
 		return p.decideWrite(clean)
 	}
-	return p.decideExec(clean)
+	return p.decideExec(clean, r.Digest)
 }
 
 // cleanPath refuses ".." instead of resolving it: with a symbolic link in
@@ -88,91 +89,22 @@ func (p *Policy) decideWrite(at string) Decision {
 	return deny(ReasonUnreadable)
 }
 
-func (p *Policy) decideExec(at string) Decision {
+// decideExec: a pinned program is that content or none, whichever entry
+// covers its path.
+func (p *Policy) decideExec(at, digest string) Decision {
 	if root, ok := below(at, p.Filesystem.Write); ok {
 		return p.because(Deny, ReasonWritable, "write "+root)
 	}
 	for _, e := range p.Process.Exec {
-		if execCovers(e, at) {
-			return p.because(Allow, ReasonExec, "exec "+e)
+		if !execCovers(e, at) {
+			continue
 		}
+		if pin := p.Process.ExecHashes[at]; pin != "" && pin != digest {
+			return p.because(Deny, ReasonHash, "exec "+at)
+		}
+		return p.because(Allow, ReasonExec, "exec "+e)
 	}
 	return deny(ReasonUnexecutable)
-}
-
-func (p *Policy) decideConnect(host string, port int) Decision {
-	name, err := NormalizeHost(host)
-	if err != nil {
-		return deny(ReasonHost)
-	}
-	if port < 1 || port > 65535 {
-		return deny(ReasonPort)
-	}
-	for _, r := range p.Network.Deny {
-		if r.denies(name, port) {
-			return p.because(Deny, ReasonDenied, "deny "+r.String())
-		}
-	}
-	for _, r := range p.Network.Allow {
-		if r.allows(name, port) {
-			return p.because(Allow, ReasonNet, "allow "+r.String())
-		}
-	}
-	if p.Network.Default == Hold {
-		return Decision{Verdict: Hold, Reason: ReasonUnlisted}
-	}
-	return deny(ReasonUnlisted)
-}
-
-// DenyAddr says whether a deny rule names an address that an allowed name
-// turned out to lead to, and which rule. Whoever dials asks this after
-// resolving a name and before connecting, so that no name is a way round
-// a denied network.
-func (p *Policy) DenyAddr(addr netip.Addr, port int) (rule string, denied bool) {
-	d := p.Decide(Request{Action: Connect, Host: addr.WithZone("").String(), Port: port})
-	return d.Rule, d.Reason != ReasonNet && d.Reason != ReasonUnlisted
-}
-
-func (r HostRule) allows(name string, port int) bool {
-	ports := r.Ports
-	if len(ports) == 0 {
-		ports = defaultPorts
-	}
-	if !slices.Contains(ports, port) {
-		return false
-	}
-	_, addr := isAddr(name)
-	parent, glob := strings.CutPrefix(r.Host, "*.")
-	switch {
-	case r.Host == "*":
-		// Any name, but no address: by its address a host would dodge the
-		// deny rules that name it.
-		return !addr
-	case glob:
-		_, rest, _ := strings.Cut(name, ".")
-		return !addr && rest == parent
-	}
-	return r.names(name)
-}
-
-func (r HostRule) denies(name string, port int) bool {
-	if len(r.Ports) > 0 && !slices.Contains(r.Ports, port) {
-		return false
-	}
-	return r.Host == "*" || r.names(name)
-}
-
-// names matches what allow and deny rules have in common.
-func (r HostRule) names(name string) bool {
-	addr, isaddr := isAddr(name)
-	switch {
-	case r.CIDR != "":
-		net, err := netip.ParsePrefix(r.CIDR)
-		return err == nil && isaddr && net.Contains(addr)
-	case r.Domain != "":
-		return !isaddr && (name == r.Domain || strings.HasSuffix(name, "."+r.Domain))
-	}
-	return r.Host != "" && name == r.Host
 }
 
 func (p *Policy) decideInfer(model string, sensitive bool) Decision {

@@ -51,7 +51,7 @@ func FuzzDecide(f *testing.F) {
 		f.Add(string(a), "/usr/../x", "A.example.", 443, "big", true)
 	}
 	f.Fuzz(func(t *testing.T, action, path, host string, port int, model string, sensitive bool) {
-		r := Request{Action(action), path, host, port, model, sensitive}
+		r := Request{Action: Action(action), Path: path, Host: host, Port: port, Model: model, Sensitive: sensitive}
 		d := p.Decide(r)
 		if meanings[d.Reason] == "" || d.Verdict == Allow && d.Rule == "" || d.Verdict != Allow && d.Verdict != Deny && d.Verdict != Hold {
 			t.Fatalf("%s: %+v", r, d)

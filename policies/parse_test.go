@@ -27,16 +27,28 @@ func bare(p *Policy) Policy {
 	q.Source, q.Dialect, q.at = "", "", nil
 	q.Network.Allow, q.Network.Deny = slices.Clone(q.Network.Allow), slices.Clone(q.Network.Deny)
 	q.Inference.Routes = slices.Clone(q.Inference.Routes)
-	for i := range q.Network.Allow {
-		q.Network.Allow[i].Line = 0
+	for _, rs := range [][]HostRule{q.Network.Allow, q.Network.Deny} {
+		for i := range rs {
+			rs[i].Line, rs[i].file = 0, ""
+			rs[i].Calls, rs[i].DenyCalls = bareCalls(rs[i].Calls), bareCalls(rs[i].DenyCalls)
+		}
 	}
-	for i := range q.Network.Deny {
-		q.Network.Deny[i].Line = 0
+	q.Credentials = slices.Clone(q.Credentials)
+	for i := range q.Credentials {
+		q.Credentials[i].Line = 0
 	}
 	for i := range q.Inference.Routes {
 		q.Inference.Routes[i].Line = 0
 	}
 	return q
+}
+
+func bareCalls(cs []CallRule) []CallRule {
+	cs = slices.Clone(cs)
+	for i := range cs {
+		cs[i].Line = 0
+	}
+	return cs
 }
 
 func checkCanonical(t testing.TB, p *Policy) {

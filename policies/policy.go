@@ -1,6 +1,9 @@
 package policies
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // Policy is a parsed, complete policy: every field that a source left out has
 // been given its closed value. Values are immutable after Parse; modifiers
@@ -8,14 +11,17 @@ import "time"
 type Policy struct {
 	Name       string // metadata.name
 	Source     string // file name that it was read from, for messages
-	Dialect    string // "canonical", "network" or "agent_policy": what it was written in
+	Dialect    string // "canonical", "network", "agent_policy" or "openshell": what it was written in
 	Filesystem Filesystem
 	Process    Process
 	Network    Network
-	Inference  Inference
-	Budgets    Budgets
-	Audit      Audit
-	Require    Require
+	// Credentials that rules of Network.Allow may name. Fixed when the sandbox
+	// starts.
+	Credentials []Credential
+	Inference   Inference
+	Budgets     Budgets
+	Audit       Audit
+	Require     Require
 
 	at map[string]string // rule text → "file:line", for Decision.Rule; never changed after Parse
 }
@@ -28,12 +34,15 @@ type Filesystem struct {
 	Workdir string   // where the agent starts; must be below a Write or Read path
 }
 
-// Process governs what may run. Locked when the sandbox is created.
+// Process governs what may run, and as whom. Locked when the sandbox is created.
 type Process struct {
 	// Exec lists executables by absolute path; a path that ends in "/" covers
 	// everything below it. Empty: only the agent's own entry point, which is
 	// always executable (and readable) and which Decide does not know.
 	Exec []string
+	// ExecHashes pins entries of Exec, by their path, to one content:
+	// "sha256:" and 64 lower-case hexadecimal digits. Nil: none is pinned.
+	ExecHashes map[string]string
 	// Spawn says whether the agent may start processes beside its first. It
 	// does not widen Exec: without Spawn a program may still replace itself
 	// with a listed one, as a wrapper script does.
@@ -41,6 +50,15 @@ type Process struct {
 	// Seccomp names the system call profile: "strict" without Spawn,
 	// "default" with it.
 	Seccomp string
+	// Violation says what happens to a program that runs what Exec does not
+	// list: "kill", or "deny": EPERM where the guard's tier can, else kill.
+	Violation string
+	// User and Group are decimal ids, or "own": ids that the appliance gives
+	// to this agent only.
+	User, Group string
+	// Capabilities of the agent's processes, without "CAP_", ascending. Only
+	// harmless ones parse (see docs/policy.md).
+	Capabilities []string
 }
 
 // Network governs connections by destination name. Hot-reloadable.
@@ -49,15 +67,6 @@ type Network struct {
 	Default Verdict
 	Allow   []HostRule
 	Deny    []HostRule // wins over Allow
-}
-
-// HostRule matches destinations. Exactly one of Host, Domain and CIDR is set.
-type HostRule struct {
-	Host   string // exact name or IP literal; "*": in allow rules any name, in deny rules any name or literal; in allow rules also "*.example.com": one label below
-	Domain string // this name and every name below it
-	CIDR   string // addresses written as literals
-	Ports  []int  // ascending; empty: 443 and 80 in allow rules, every port in deny rules
-	Line   int    // where it stands in its file; 0: added by WithAllow
 }
 
 // Inference governs model calls. Hot-reloadable.
@@ -82,26 +91,43 @@ type ModelBudget struct {
 	Tokens   int
 }
 
-// Budgets bound a sandbox. A parsed policy has no zero here except CPU
-// (0: not limited).
+// Budgets bound a sandbox. In a parsed policy 0 stands for "unlimited", which
+// only CPU, Disk, Inodes, DiskRead and DiskWrite can be.
 type Budgets struct {
 	Processes int           // tasks, threads included
 	Memory    int64         // bytes
 	CPU       float64       // cores
 	Scratch   int64         // bytes of /tmp
+	Disk      int64         // bytes of the writable folders on disk, all together
+	Inodes    int           // files and folders there
+	DiskRead  int64         // bytes per second
+	DiskWrite int64         // bytes per second
 	OpenFiles int           // per process
 	WallTime  time.Duration // then the sandbox is stopped
 }
 
 // Audit says what is recorded beyond decisions, which always are.
 type Audit struct {
-	Files string // "denied" or "all"
+	Files   string // "denied" or "all"
+	Network string // "decisions", or "all": every connect and send system call too
 }
 
 // Require lists what the host must provide; less is a refusal to start.
 type Require struct {
-	Landlock int    // ABI version
-	Tier     string // lowest guard tier accepted: "T1".."T4"
+	Landlock int      // ABI version
+	Tier     string   // lowest guard tier accepted: "T1".."T4"
+	Kernel   string   // lowest kernel release, "6.1"; "": any
+	Features []string // names of Features, ascending
+}
+
+// Credential names a secret that the agent never sees: its environment holds
+// a placeholder, and egress puts the secret in its place on the endpoints
+// whose rules list Name.
+type Credential struct {
+	Name   string
+	Env    string // the variable that holds the placeholder
+	Header string // the only request header where it is put in; "": any header
+	Line   int
 }
 
 // Verdict is the outcome of a decision.
@@ -123,20 +149,34 @@ const (
 	Write   Action = "write"
 	Exec    Action = "exec"
 	Connect Action = "connect"
+	Call    Action = "call" // one request, frame or tool call on an inspected connection
 	Infer   Action = "infer"
 )
 
-// Request is one question to a policy. Path serves read, write and exec; Host
-// and Port serve connect; Model and Sensitive serve infer.
+// Request is one question to a policy. Path serves read, write and exec,
+// Digest exec; Host to Addr serve connect and call, Message call; Model and
+// Sensitive serve infer.
 //
 // Only the upstream "local" counts as inside the site here. A router whose
 // configuration says that another upstream is inside too asks first without
 // Sensitive, and again with it when the Upstream it got is outside.
 type Request struct {
-	Action    Action
-	Path      string
-	Host      string
-	Port      int
+	Action Action
+	Path   string
+	Digest string // of the program at Path, "sha256:<hex>"; "": unknown
+
+	Host string
+	Port int
+	// Binary is the connecting program and Ancestors the programs that
+	// started it, nearest first, as paths in the sandbox. "": unknown; then no
+	// rule with Binaries allows it.
+	Binary    string
+	Ancestors []string
+	// Addr is the address that Host leads to. Zero: not asked; whoever dials
+	// asks with it.
+	Addr    netip.Addr
+	Message *Message
+
 	Model     string
 	Sensitive bool
 }

@@ -16,10 +16,21 @@ const (
 	ReasonUnexecutable = "exec.unlisted" // not in process.exec
 	ReasonWritable     = "exec.writable" // below a write path: what an agent writes it must not run
 
+	ReasonHash = "exec.hash" // listed, with another content than its sha256
+
 	ReasonHost     = "net.host"     // not a host name or IP address
 	ReasonPort     = "net.port"     // outside 1 to 65535
 	ReasonDenied   = "net.denied"   // a deny rule matched
 	ReasonUnlisted = "net.unlisted" // no rule matched: denied or held, as network.default says
+
+	ReasonBinary  = "net.binary"  // rules name the destination, for other programs: denied or held, as network.default says
+	ReasonAddress = "net.address" // the name leads to an address that it may not lead to
+
+	ReasonCall         = "call.allowed"  // a rule for the destination allows the message
+	ReasonMessage      = "call.invalid"  // no message, or one that no parser of ours gives
+	ReasonProtocol     = "call.protocol" // the destination's rules are for another protocol
+	ReasonCallDenied   = "call.denied"   // a denyCalls rule matched
+	ReasonCallUnlisted = "call.unlisted" // no calls or access entry covers the message
 
 	ReasonModel     = "infer.model"     // not a model name
 	ReasonUnrouted  = "infer.unlisted"  // no route for the model
@@ -46,9 +57,17 @@ var meanings = map[string]string{
 	ReasonPort:         "the port is not between 1 and 65535",
 	ReasonDenied:       "a deny rule names the destination, and deny beats allow; remove the rule to change this",
 	ReasonUnlisted:     "no rule names the destination; add it to network.allow",
+	ReasonHash:         "process.exec pins the program to a sha256 that this content does not have; install the pinned one, or change the pin",
+	ReasonBinary:       "rules name the destination, but for other programs than this one and its ancestors; add it to their binaries",
+	ReasonAddress:      "the name leads to an address that no rule lets it lead to; list the network in the rule's allowedIPs",
+	ReasonCall:         "a rule for the destination allows the message",
+	ReasonMessage:      "there is no message to judge, or one that is not canonical",
+	ReasonProtocol:     "the rules for the destination are for another protocol, or for two; write one protocol for each path",
+	ReasonCallDenied:   "a denyCalls rule names the message, and deny beats allow; remove the rule to change this",
+	ReasonCallUnlisted: "no rule for the destination covers the message; add it to the rule's calls",
 	ReasonModel:        "the model's name is empty, too long or holds control characters",
 	ReasonUnrouted:     "no inference route serves the model; add one to inference.routes",
 	ReasonSensitive:    "the content looks sensitive and the route leaves the host; route the model to local, or choose inference.sensitive: strip",
-	ReasonAction:       "the action is none of read, write, exec, connect and infer",
+	ReasonAction:       "the action is none of read, write, exec, connect, call and infer",
 	ReasonPolicy:       "there is no policy to decide by; load one",
 }

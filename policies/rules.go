@@ -26,8 +26,7 @@ func (d *decoder) hostRules(n *yaml.Node, v Verdict) []HostRule {
 		if !ok {
 			return
 		}
-		r.Line = c.Line
-		d.place(string(v)+" "+r.String(), c)
+		r.Line, r.file = c.Line, d.file
 		out = append(out, r)
 	})
 	return out
@@ -255,9 +254,24 @@ func (p *Policy) WithAllow(r HostRule) *Policy {
 		return &q
 	}
 	clean, ok := d.hostRule(n.Content[0], Allow)
-	known := slices.ContainsFunc(q.Network.Allow, func(h HostRule) bool { return h.String() == clean.String() })
+	clean.Line, clean.file = 0, ""
+	known := slices.ContainsFunc(q.Network.Allow, func(h HostRule) bool { return h.YAML() == clean.YAML() })
 	if ok && !known {
 		q.Network.Allow = append(q.Network.Allow, clean)
 	}
 	return &q
+}
+
+// place puts a rule's file and line before its text.
+func place(file string, line int) string {
+	if line == 0 || file == "" {
+		return "added: "
+	}
+	return file + ":" + strconv.Itoa(line) + ": "
+}
+
+// String gives the entry as an operator would say it: "GET /repos/**".
+func (c CallRule) String() string {
+	words := []string{c.Method, c.Path, c.Operation, c.OperationName, strings.Join(c.Fields, ","), c.RPC, strings.Join(c.Tool, ","), c.Frame}
+	return strings.Join(slices.DeleteFunc(words, func(w string) bool { return w == "" }), " ")
 }

@@ -29,6 +29,8 @@ func (r Request) String() string {
 		return string(r.Action) + " " + quote(r.Path)
 	case Connect:
 		return fmt.Sprintf("connect to %s port %d", strings.Trim(quote(r.Host), `"`), r.Port)
+	case Call:
+		return fmt.Sprintf("%s at %s port %d", r.Message, strings.Trim(quote(r.Host), `"`), r.Port)
 	case Infer:
 		if r.Sensitive {
 			return "send sensitive content to model " + quote(r.Model)
@@ -111,4 +113,25 @@ func (p *Policy) describeInference(say func(string, ...any)) {
 	i := p.Inference
 	say("  sensitive content on its way out of the host: %s; at most %s requests and %s tokens",
 		i.Sensitive, formatBound(i.Budget.Requests), formatBound(i.Budget.Tokens))
+}
+
+// String says what the message is: "http GET /repos/a".
+func (m *Message) String() string {
+	if m == nil {
+		return "no message"
+	}
+	s := m.Protocol + " " + m.Method + " " + quote(m.Path)
+	switch {
+	case m.Operation != "":
+		s += " " + strings.TrimSpace(m.Operation+" "+m.OperationName) + " {" + strings.Join(m.Fields, " ") + "}"
+	case m.RPC != "":
+		s += " " + quote(m.RPC)
+	}
+	if m.Tool != "" {
+		s += " " + quote(m.Tool)
+	}
+	if m.Frame != "" {
+		s += " " + m.Frame + " frame"
+	}
+	return s
 }

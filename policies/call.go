@@ -1,0 +1,231 @@
+package policies
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+)
+
+// inspected are the protocols whose messages are judged one by one.
+var inspected = []string{"http", "graphql", "websocket", "mcp", "json-rpc"}
+
+// Inspected says whether messages on the rule's connections are judged by
+// Decide, one Call each.
+func (h HostRule) Inspected() bool { return slices.Contains(inspected, h.Protocol) }
+
+// GraphQL says whether the rule's WebSocket carries GraphQL, so that its text
+// frames must be parsed as operations.
+func (h *HostRule) GraphQL() bool {
+	return h.Protocol == "websocket" && (slices.ContainsFunc(h.Calls, CallRule.graph) || slices.ContainsFunc(h.DenyCalls, CallRule.graph))
+}
+
+// Control is the Operation of a message that keeps a GraphQL WebSocket alive
+// and asks for nothing: connection_init, ping, pong, complete.
+const Control = "control"
+
+// Endpoint gives the allow rule that governs a connection or, where r has a
+// Message, the request with its path: which protocol is spoken there, whether
+// TLS is terminated, which credentials and budget there are. Among several
+// the strictest treatment governs: inspected before opaque, terminated before
+// clear, the longest path that matches. It does not say that r is allowed.
+func (p *Policy) Endpoint(r Request) (HostRule, bool) {
+	if p == nil {
+		return HostRule{}, false
+	}
+	d, wrong := at(r)
+	if wrong != "" || p.denial(d) != nil {
+		return HostRule{}, false
+	}
+	rules := p.governing(d, r.Message)
+	if len(rules) == 0 {
+		return HostRule{}, false
+	}
+	return *slices.MinFunc(rules, func(a, b *HostRule) int { return cmp.Compare(treatment(a), treatment(b)) }), true
+}
+
+// treatment ranks rules, strictest first.
+func treatment(h *HostRule) int {
+	switch {
+	case h.Inspected() && h.Inspect:
+		return 0
+	case h.Inspected():
+		return 1
+	case h.Protocol == "":
+		return 2
+	}
+	return 3
+}
+
+// governing gives the rules that speak for a connection (m nil) or a message
+// on it: those that admit the connection, without the opaque ones where any
+// is inspected, and of these the ones with the most specific path.
+func (p *Policy) governing(d destination, m *Message) []*HostRule {
+	var rules []*HostRule
+	for i := range p.Network.Allow {
+		if h := &p.Network.Allow[i]; p.admits(h, d) == "" {
+			rules = append(rules, h)
+		}
+	}
+	if slices.ContainsFunc(rules, func(h *HostRule) bool { return h.Inspected() }) {
+		rules = slices.DeleteFunc(rules, func(h *HostRule) bool { return !h.Inspected() })
+	}
+	if m == nil {
+		return rules
+	}
+	rules = slices.DeleteFunc(rules, func(h *HostRule) bool { return !h.scoped(m.Path) })
+	best := 0
+	for _, h := range rules {
+		best = max(best, len(h.Path))
+	}
+	return slices.DeleteFunc(rules, func(h *HostRule) bool { return len(h.Path) < best })
+}
+
+func (h *HostRule) scoped(path string) bool { return h.Path == "" || narrow(h.Path, path, '/') }
+
+func (p *Policy) decideCall(r Request) Decision {
+	if d := p.decideConnect(r); d.Verdict != Allow {
+		return d
+	}
+	d, _ := at(r)
+	m := r.Message
+	if !m.valid() {
+		return deny(ReasonMessage)
+	}
+	if h, c := p.callDenial(d, m); h != nil {
+		return h.becauseCall(Deny, ReasonCallDenied, "deny", c)
+	}
+	rules := p.governing(d, m)
+	if len(rules) == 0 {
+		return deny(ReasonCallUnlisted)
+	}
+	for _, h := range rules {
+		if h.Inspected() && h.Protocol != m.Protocol {
+			return h.because(Deny, ReasonProtocol, "allow "+h.String())
+		}
+	}
+	return callAllowance(rules, m)
+}
+
+func callAllowance(rules []*HostRule, m *Message) Decision {
+	for _, h := range rules {
+		if rule, ok := h.lets(m); ok {
+			return h.because(Allow, ReasonCall, "allow "+h.String()+rule)
+		}
+	}
+	d := deny(ReasonCallUnlisted)
+	d.Rule = place(rules[0].file, rules[0].Line) + "allow " + rules[0].String()
+	return d
+}
+
+// valid: only what a parser of ours gives is judged, and all else is denied.
+func (m *Message) valid() bool {
+	if m == nil || !slices.Contains(inspected, m.Protocol) || !strings.HasPrefix(m.Path, "/") || m.Method == "" {
+		return false
+	}
+	segments := strings.Split(m.Path[1:], "/")
+	for i, s := range segments {
+		if s == "." || s == ".." || s == "" && i < len(segments)-1 {
+			return false
+		}
+	}
+	return !strings.ContainsFunc(m.Path, invisible) && m.whole()
+}
+
+// whole says that m has what its protocol's messages have.
+func (m *Message) whole() bool {
+	switch m.Protocol {
+	case "graphql":
+		return m.Operation != ""
+	case "websocket":
+		return m.Frame == "" || m.Frame == "text" || m.Frame == "binary"
+	case "json-rpc":
+		return m.RPC != ""
+	case "mcp":
+		return m.bare() || m.RPC != "" && (m.RPC == toolCall) == (m.Tool != "")
+	}
+	return true
+}
+
+// bare messages are MCP's transport, not its methods: the stream of answers,
+// the end of a session, and an answer to what the server asked.
+func (m *Message) bare() bool {
+	return m.Protocol == "mcp" && m.RPC == "" && (m.Method == "GET" || m.Method == "DELETE" || m.Method == "POST")
+}
+
+// callDenial finds the deny rule that names m. A rule whose binaries could
+// include an unknown program counts, and so does one with a shorter path than
+// that which governs.
+func (p *Policy) callDenial(d destination, m *Message) (*HostRule, *CallRule) {
+	for i := range p.Network.Allow {
+		h := &p.Network.Allow[i]
+		if len(h.DenyCalls) == 0 || !h.reaches(d) || d.program != "" && !h.runs(d) || h.Path != "" && !widePath(h.Path, m.Path) {
+			continue
+		}
+		for j := range h.DenyCalls {
+			if c := &h.DenyCalls[j]; c.denies(m) {
+				return h, c
+			}
+		}
+	}
+	return nil, nil
+}
+
+// becauseCall quotes an entry of calls or denyCalls, with its place.
+func (h *HostRule) becauseCall(v Verdict, reason, word string, c *CallRule) Decision {
+	return Decision{Verdict: v, Reason: reason, Rule: place(h.file, max(c.Line, h.Line)) + word + " " + h.String() + " " + c.String()}
+}
+
+// lets says which part of an allow rule covers m.
+func (h *HostRule) lets(m *Message) (string, bool) {
+	if !h.Inspected() || h.Access == "" && len(h.Calls) == 0 {
+		return "", true
+	}
+	if h.Access != "" && accessOf(m) <= levels[h.Access] {
+		return " " + h.Access, true
+	}
+	if m.bare() {
+		return "", true
+	}
+	graph := h.GraphQL() && m.Frame == "text"
+	if graph && m.Operation == Control {
+		return "", true
+	}
+	for i := range h.Calls {
+		if graph && !h.Calls[i].graph() {
+			continue // a rule for any text would let every operation through
+		}
+		if h.Calls[i].allows(m) {
+			return " " + h.Calls[i].String(), true
+		}
+	}
+	return "", false
+}
+
+// The access presets, each with all that the one before it allows.
+var levels = map[string]int{"read-only": 1, "read-write": 2, "full": 3}
+
+// The least preset that covers each method, operation and frame; what is not
+// named here needs "full".
+var (
+	methodLevels    = map[string]int{"GET": 1, "HEAD": 1, "OPTIONS": 1, "POST": 2, "PUT": 2, "PATCH": 2}
+	operationLevels = map[string]int{"query": 1, "mutation": 2}
+	frameLevels     = map[string]int{"": 1, "text": 2}
+)
+
+// accessOf gives the level that m needs. MCP and JSON-RPC know no levels: what
+// a method does there, only its server knows.
+func accessOf(m *Message) int {
+	level, key := methodLevels, m.Method
+	switch m.Protocol {
+	case "graphql":
+		level, key = operationLevels, m.Operation
+	case "websocket":
+		level, key = frameLevels, m.Frame
+	case "mcp", "json-rpc":
+		return levels["full"]
+	}
+	if n, ok := level[key]; ok {
+		return n
+	}
+	return levels["full"]
+}

@@ -1,0 +1,143 @@
+package policies
+
+import (
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Two readings of one pattern language. "*" is a run of characters, "**" too,
+// "?" is one character; everything else is itself.
+//
+// narrow is how allow rules read: exact case, and a "*" or "?" stays within
+// one segment, so that "/repos/*" is one name below /repos.
+//
+// wide is how deny rules read: whatever a reader could have meant. Published
+// languages disagree on whether a star crosses slashes, whether "/x/**" covers
+// /x, whether "**/" may be empty and whether case counts; a denial that
+// matched less than its reader expects would be an open door.
+
+// narrow matches s against pattern; sep ends a "*" (0: nothing does).
+func narrow(pattern, s string, sep rune) bool {
+	return run(pattern, s, sep, func(a, b rune) bool { return a == b })
+}
+
+// wide matches names, values and methods.
+func wide(pattern, s string) bool { return run(pattern, s, 0, sameLetter) }
+
+// widePath matches paths. An absolute pattern is asked again with each
+// "/**/" closed up, and without its end.
+func widePath(pattern, s string) bool {
+	if len(s) > 1 {
+		s = strings.TrimSuffix(s, "/")
+	}
+	return widePaths(pattern, s, 0)
+}
+
+// maxClosed bounds the variants of one pattern to 2^4.
+const maxClosed = 4
+
+func widePaths(pattern, s string, closed int) bool {
+	if wideEnd(pattern, s) {
+		return true
+	}
+	if closed == maxClosed {
+		return false
+	}
+	for at := 0; ; at++ {
+		i := strings.Index(pattern[at:], "/**/")
+		if i < 0 {
+			return false
+		}
+		at += i
+		if widePaths(pattern[:at]+pattern[at+len("/**"):], s, closed+1) {
+			return true
+		}
+	}
+}
+
+// wideEnd matches with and without the end of a pattern that reads as "what is
+// below": "/x/", "/x/*" and "/x/**" are also /x.
+func wideEnd(pattern, s string) bool {
+	if wide(pattern, s) {
+		return true
+	}
+	folder, _ := strings.CutSuffix(strings.TrimRight(pattern, "*"), "/")
+	return folder != "" && strings.HasSuffix(strings.TrimRight(pattern, "*"), "/") && wide(folder, s)
+}
+
+func sameLetter(a, b rune) bool {
+	return a == b || unicode.ToLower(a) == unicode.ToLower(b) || unicode.ToUpper(a) == unicode.ToUpper(b)
+}
+
+// star is where a run began: the pattern after it, and how far it has eaten.
+type star struct{ p, s int }
+
+// run matches in time linear to the lengths for one star, and at worst to
+// their product: a later star makes earlier ones final, because what an
+// earlier one could still give, the later one can take.
+func run(p, s string, sep rune, same func(a, b rune) bool) bool {
+	none := star{-1, 0}
+	one, all := none, none
+	pi, si := 0, 0
+	for si < len(s) || pi < len(p) {
+		if pi < len(p) {
+			switch {
+			case strings.HasPrefix(p[pi:], "**"):
+				pi += 2
+				all, one = star{pi, si}, none
+				continue
+			case p[pi] == '*':
+				pi++
+				one = star{pi, si}
+				continue
+			case si < len(s):
+				if pn, sn := step(p[pi:], s[si:], sep, same); pn > 0 {
+					pi, si = pi+pn, si+sn
+					continue
+				}
+			}
+		}
+		var ok bool
+		if pi, si, ok = back(s, sep, &one, &all); !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// step matches one character and gives what it took of both, or zeros.
+func step(p, s string, sep rune, same func(a, b rune) bool) (pn, sn int) {
+	a, pn := utf8.DecodeRuneInString(p)
+	b, sn := utf8.DecodeRuneInString(s)
+	if a == '?' && (b != sep || sep == 0) {
+		return pn, sn
+	}
+	if a == utf8.RuneError || b == utf8.RuneError {
+		if p[0] != s[0] {
+			return 0, 0
+		}
+		return 1, 1
+	}
+	if !same(a, b) {
+		return 0, 0
+	}
+	return pn, sn
+}
+
+// back lets the last run eat one more character.
+func back(s string, sep rune, one, all *star) (pi, si int, ok bool) {
+	if one.p >= 0 && one.s < len(s) {
+		if r, n := utf8.DecodeRuneInString(s[one.s:]); r != sep || sep == 0 {
+			one.s += n
+			return one.p, one.s, true
+		}
+	}
+	if all.p < 0 || all.s >= len(s) {
+		return 0, 0, false
+	}
+	one.p = -1
+	_, n := utf8.DecodeRuneInString(s[all.s:])
+	all.s += n
+	return all.p, all.s, true
+}
