@@ -1,0 +1,159 @@
+package service
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"unsafe"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+)
+
+// common is what a Go program needs that reads files and talks over sockets
+// that it was given. What may be opened is Landlock's business.
+var common = append([]uint32{
+	unix.SYS_READ, unix.SYS_WRITE, unix.SYS_READV, unix.SYS_WRITEV, unix.SYS_PREAD64, unix.SYS_PWRITE64, unix.SYS_CLOSE, unix.SYS_LSEEK,
+	unix.SYS_OPENAT, unix.SYS_FSTAT, unix.SYS_NEWFSTATAT, unix.SYS_STATX, unix.SYS_STATFS, unix.SYS_FSTATFS, unix.SYS_GETDENTS64,
+	unix.SYS_READLINKAT, unix.SYS_FACCESSAT, unix.SYS_FACCESSAT2, unix.SYS_GETCWD, unix.SYS_FCNTL, unix.SYS_DUP, unix.SYS_DUP3, unix.SYS_FLOCK,
+	unix.SYS_EPOLL_CREATE1, unix.SYS_EPOLL_CTL, unix.SYS_EPOLL_PWAIT, unix.SYS_EVENTFD2, unix.SYS_PIPE2, unix.SYS_PPOLL, unix.SYS_SPLICE, unix.SYS_SENDFILE,
+	unix.SYS_MMAP, unix.SYS_MUNMAP, unix.SYS_MREMAP, unix.SYS_MPROTECT, unix.SYS_MADVISE, unix.SYS_MINCORE, unix.SYS_BRK,
+	unix.SYS_FUTEX, unix.SYS_NANOSLEEP, unix.SYS_CLOCK_NANOSLEEP, unix.SYS_CLOCK_GETTIME, unix.SYS_CLOCK_GETRES, unix.SYS_GETTIMEOFDAY,
+	unix.SYS_SCHED_YIELD, unix.SYS_SCHED_GETAFFINITY, unix.SYS_GETCPU, unix.SYS_SET_ROBUST_LIST, unix.SYS_SET_TID_ADDRESS, unix.SYS_RSEQ, unix.SYS_MEMBARRIER,
+	unix.SYS_RT_SIGACTION, unix.SYS_RT_SIGPROCMASK, unix.SYS_RT_SIGRETURN, unix.SYS_SIGALTSTACK, unix.SYS_RESTART_SYSCALL,
+	unix.SYS_TIMER_CREATE, unix.SYS_TIMER_SETTIME, unix.SYS_TIMER_DELETE, unix.SYS_SETITIMER,
+	unix.SYS_GETPID, unix.SYS_GETPPID, unix.SYS_GETTID, unix.SYS_GETUID, unix.SYS_GETEUID, unix.SYS_GETGID, unix.SYS_GETEGID, unix.SYS_GETGROUPS,
+	unix.SYS_CAPGET, unix.SYS_GETRLIMIT, unix.SYS_GETRUSAGE, unix.SYS_SYSINFO, unix.SYS_UNAME, unix.SYS_GETRANDOM, unix.SYS_EXIT, unix.SYS_EXIT_GROUP,
+	unix.SYS_ACCEPT4, unix.SYS_GETSOCKNAME, unix.SYS_GETPEERNAME, unix.SYS_SETSOCKOPT, unix.SYS_GETSOCKOPT, unix.SYS_SHUTDOWN,
+	unix.SYS_SENDTO, unix.SYS_RECVFROM, unix.SYS_SENDMSG, unix.SYS_RECVMSG, unix.SYS_SENDMMSG, unix.SYS_RECVMMSG,
+}, archCommon...)
+
+// groups are what a Cage can add.
+var groups = map[string][]uint32{
+	"write": append([]uint32{
+		unix.SYS_FSYNC, unix.SYS_FDATASYNC, unix.SYS_FTRUNCATE, unix.SYS_FALLOCATE, unix.SYS_RENAMEAT, unix.SYS_RENAMEAT2, unix.SYS_MKDIRAT,
+		unix.SYS_UNLINKAT, unix.SYS_LINKAT, unix.SYS_FCHMOD, unix.SYS_FCHMODAT, unix.SYS_UTIMENSAT, unix.SYS_COPY_FILE_RANGE, unix.SYS_UMASK,
+	}, archWrite...),
+	"connect": {unix.SYS_CONNECT}, // and socket, by its arguments
+	"bpf":     {unix.SYS_BPF, unix.SYS_OPEN_BY_HANDLE_AT, unix.SYS_NAME_TO_HANDLE_AT, unix.SYS_PERF_EVENT_OPEN},
+}
+
+func (c *Cage) may(group string) bool { return slices.Contains(c.Calls, group) }
+
+// Offsets in struct seccomp_data (linux/seccomp.h); the low half of each
+// argument is enough because the kernel reads 32 bits of those tested here.
+const (
+	offNr   = 0
+	offArch = 4
+	offArgs = 16
+)
+
+var (
+	retAllow  = bpf.RetConstant{Val: unix.SECCOMP_RET_ALLOW}
+	retKill   = bpf.RetConstant{Val: unix.SECCOMP_RET_KILL_PROCESS}
+	retDenied = bpf.RetConstant{Val: unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)}
+	retAbsent = bpf.RetConstant{Val: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)}
+)
+
+// arg is a test of one argument: masked, it is one of want.
+type arg struct {
+	n    int
+	mask uint32
+	want []uint32
+}
+
+const (
+	all        = ^uint32(0)
+	sockType   = 0xf // socket(2): the type without SOCK_CLOEXEC and SOCK_NONBLOCK
+	prSetVMA   = 0x53564d41
+	namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET
+)
+
+// someCalls are allowed where all tests hold.
+func (c *Cage) someCalls(pid int) map[uint32][]arg {
+	self := []arg{{0, all, []uint32{uint32(pid)}}}
+	m := map[uint32][]arg{
+		unix.SYS_CLONE:      {{0, namespaces | unix.CLONE_THREAD, []uint32{unix.CLONE_THREAD}}}, // threads only
+		unix.SYS_TGKILL:     self,                                                               // Go stops its own threads that way
+		unix.SYS_PRLIMIT64:  {{0, all, []uint32{0, uint32(pid)}}, {2, all, []uint32{0}}},        // read only
+		unix.SYS_SOCKETPAIR: {{0, all, []uint32{unix.AF_UNIX}}},
+		unix.SYS_PRCTL:      {{0, all, []uint32{unix.PR_GET_NO_NEW_PRIVS, unix.PR_GET_SECCOMP, unix.PR_SET_NAME, unix.PR_SET_DUMPABLE, prSetVMA}}},
+	}
+	if c.may("connect") {
+		m[unix.SYS_SOCKET] = []arg{
+			{0, all, []uint32{unix.AF_INET, unix.AF_INET6}},
+			{1, sockType, []uint32{unix.SOCK_STREAM, unix.SOCK_DGRAM}},
+			{2, all, []uint32{0, unix.IPPROTO_TCP, unix.IPPROTO_UDP}}, // no multipath TCP, which Landlock doesn't see
+		}
+		// MSG_FASTOPEN connects without connect, past Landlock; the last
+		// argument of sendto and sendmsg are the flags.
+		m[unix.SYS_SENDTO] = []arg{{3, unix.MSG_FASTOPEN, []uint32{0}}}
+		m[unix.SYS_SENDMSG] = []arg{{2, unix.MSG_FASTOPEN, []uint32{0}}}
+		m[unix.SYS_SENDMMSG] = []arg{{3, unix.MSG_FASTOPEN, []uint32{0}}}
+	}
+	return m
+}
+
+// filter compiles the cage's filter. What stands nowhere is refused (EPERM);
+// clone3 does not exist (ENOSYS), since its flags can't be seen: the C library
+// then uses clone.
+func (c *Cage) filter(pid int) []bpf.Instruction {
+	out := []bpf.Instruction{
+		bpf.LoadAbsolute{Off: offArch, Size: 4},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: auditArch, SkipTrue: 1},
+		retKill,
+		bpf.LoadAbsolute{Off: offNr, Size: 4},
+	}
+	some := c.someCalls(pid)
+	allowed := slices.Clone(common)
+	for _, g := range c.Calls {
+		allowed = append(allowed, groups[g]...)
+	}
+	allowed = slices.DeleteFunc(allowed, func(nr uint32) bool { _, ok := some[nr]; return ok })
+	slices.Sort(allowed)
+	for _, nr := range slices.Compact(allowed) {
+		out = append(out, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: nr, SkipTrue: 1}, retAllow)
+	}
+	for nr, tests := range some {
+		b := compile(tests)
+		out = append(out, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: nr, SkipTrue: uint8(len(b))})
+		out = append(out, b...)
+	}
+	out = append(out, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.SYS_CLONE3, SkipTrue: 1}, retAbsent)
+	return append(out, retDenied)
+}
+
+// compile ends in an answer whatever the tests say, so that the call's number
+// need not be loaded again.
+func compile(tests []arg) (out []bpf.Instruction) {
+	for _, t := range tests {
+		out = append(out, bpf.LoadAbsolute{Off: offArgs + 8*uint32(t.n), Size: 4})
+		if t.mask != all {
+			out = append(out, bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: t.mask})
+		}
+		for i, v := range t.want {
+			out = append(out, bpf.JumpIf{Cond: bpf.JumpEqual, Val: v, SkipTrue: uint8(len(t.want) - i)})
+		}
+		out = append(out, retDenied)
+	}
+	return append(out, retAllow)
+}
+
+// install puts the filter on every thread of the process.
+func (c *Cage) install() error {
+	raw, err := bpf.Assemble(c.filter(os.Getpid()))
+	if err != nil {
+		return err
+	}
+	fs := make([]unix.SockFilter, len(raw))
+	for i, in := range raw {
+		fs[i] = unix.SockFilter{Code: in.Op, Jt: in.Jt, Jf: in.Jf, K: in.K}
+	}
+	p := unix.SockFprog{Len: uint16(len(fs)), Filter: &fs[0]}
+	// A thread that can't follow is named by a positive result.
+	n, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&p)))
+	if e != 0 || n != 0 {
+		return fmt.Errorf("filter of %d instructions for all threads: thread %d, %w", len(fs), n, e)
+	}
+	return nil
+}
