@@ -32,6 +32,8 @@ func (a *Appliance) controlHandler() http.Handler {
 	m.HandleFunc("POST /v1/agents/{name}/exec", a.handleExec)
 	m.HandleFunc("GET /v1/approvals", answer(a.handlePending))
 	m.HandleFunc("POST /v1/approvals/{id}", answer(a.handleAnswer))
+	m.HandleFunc("GET /v1/approvals/standing", answer(a.handleStanding))
+	m.HandleFunc("DELETE /v1/approvals/standing/{id}", answer(a.handleRevoke))
 	m.HandleFunc("GET /v1/ledger/checkpoint", answer(a.handleCheckpoint))
 	return m
 }

@@ -31,6 +31,7 @@ import (
 	"github.com/clawbox/clawbox/appliance/egress"
 	"github.com/clawbox/clawbox/appliance/engine"
 	"github.com/clawbox/clawbox/appliance/guard"
+	"github.com/clawbox/clawbox/appliance/holds"
 	"github.com/clawbox/clawbox/appliance/ledger"
 	"github.com/clawbox/clawbox/appliance/router"
 	"github.com/clawbox/clawbox/appliance/sandbox"
@@ -50,7 +51,7 @@ type Appliance struct {
 	boxes  *sandbox.Local
 	images *sandbox.Images
 	router *router.Router
-	holds  *egress.Holds
+	holds  *holds.Book
 	proxy  *egress.Proxy
 
 	launching sync.Mutex // held for a whole launch or removal

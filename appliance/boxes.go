@@ -2,7 +2,6 @@ package appliance
 
 import (
 	"context"
-	"errors"
 	"io"
 	"log/slog"
 	"maps"
@@ -13,9 +12,9 @@ import (
 	"time"
 
 	"github.com/clawbox/clawbox/appliance/config"
-	"github.com/clawbox/clawbox/appliance/control"
 	"github.com/clawbox/clawbox/appliance/egress"
 	"github.com/clawbox/clawbox/appliance/guard"
+	"github.com/clawbox/clawbox/appliance/holds"
 	"github.com/clawbox/clawbox/appliance/router"
 	"github.com/clawbox/clawbox/appliance/sandbox"
 )
@@ -34,7 +33,7 @@ func (a *Appliance) openBoxes() (err error) {
 
 // openEgress opens the way out and the model router behind it.
 func (a *Appliance) openEgress() (err error) {
-	a.holds, err = egress.OpenHolds(egress.HoldsConfig{
+	a.holds, err = holds.Open(holds.Config{
 		File: filepath.Join(a.cfg.Paths.State, "approvals.json"), Recorder: a.log, Timeout: time.Duration(a.cfg.HoldSeconds) * time.Second,
 	})
 	if err != nil {
@@ -91,33 +90,6 @@ func (a *Appliance) sandbox(ctx context.Context, ag *agent, out io.Writer) (*san
 		slog.Warn("policy and image differ", "agent", ag.Name, "note", n)
 	}
 	return box, func() { a.router.Forget(ag.Name) }, nil
-}
-
-func (a *Appliance) handlePending(*http.Request) (any, error) {
-	out := []control.Pending{}
-	for _, p := range a.holds.List() {
-		out = append(out, control.Pending{
-			ID: p.ID, Agent: p.Agent, Host: p.Host, Port: p.Port, Process: p.Process, Since: p.Since, Waiting: p.Waiting, Change: p.Change,
-		})
-	}
-	return out, nil
-}
-
-func (a *Appliance) handleAnswer(r *http.Request) (any, error) {
-	var q control.AnswerRequest
-	if err := decode(r, &q); err != nil {
-		return nil, err
-	}
-	ans := egress.Answer{Allow: q.Allow, Scope: egress.Scope(q.Scope), Operator: q.Operator}
-	id := r.PathValue("id")
-	err := a.holds.Answer(r.Context(), id, ans)
-	if errors.Is(err, egress.ErrNoPending) {
-		return nil, control.Errorf("not_found", "nothing is held under %q; it may have timed out, and 'clawbox approve' lists what is held", id)
-	}
-	if err != nil {
-		return nil, control.Errorf("invalid", "%v", err)
-	}
-	return struct{}{}, nil
 }
 
 // landlock describes the kernel's Landlock for status.

@@ -81,7 +81,26 @@ func (c *Client) SetPolicy(ctx context.Context, name string, r PolicyRequest) (a
 
 // Approvals lists what waits for an operator.
 func (c *Client) Approvals(ctx context.Context) (ps []Pending, err error) {
-	return ps, c.call(ctx, "GET", "/v1/approvals", nil, &ps)
+	h, err := c.Watch(ctx, "")
+	return h.Pending, err
+}
+
+// Watch lists what waits for an operator as soon as it differs from the
+// version given, or after half a minute.
+func (c *Client) Watch(ctx context.Context, version string) (h Held, err error) {
+	return h, c.call(ctx, "GET", "/v1/approvals?wait="+url.QueryEscape(version), nil, &h)
+}
+
+// Standing lists the answers that stand.
+func (c *Client) Standing(ctx context.Context) (ss []Standing, err error) {
+	return ss, c.call(ctx, "GET", "/v1/approvals/standing", nil, &ss)
+}
+
+// Revoke takes back the answer that stands under id, and closes the
+// connections that it let in.
+func (c *Client) Revoke(ctx context.Context, id, operator string) (s Standing, err error) {
+	path := "/v1/approvals/standing/" + url.PathEscape(id) + "?operator=" + url.QueryEscape(operator)
+	return s, c.call(ctx, "DELETE", path, nil, &s)
 }
 
 // Answer answers a held request.

@@ -88,23 +88,63 @@ type ExecRequest struct {
 	Cols uint16   `json:"cols,omitempty"`
 }
 
-// Pending is one held request.
+// Held is what waits for an operator at one moment.
+type Held struct {
+	Version string    `json:"version"` // for Client.Watch; other words for other contents
+	Now     time.Time `json:"now"`     // the appliance's clock
+	Pending []Pending `json:"pending"` // oldest first
+}
+
+// Pending is one held request. Apart from Waiting and Ended it never changes.
 type Pending struct {
-	ID      string    `json:"id"`
-	Agent   string    `json:"agent"`
-	Host    string    `json:"host"`
-	Port    int       `json:"port"`
-	Process string    `json:"process,omitempty"`
-	Since   time.Time `json:"since"`
-	Waiting int       `json:"waiting"` // connections that wait
-	Change  string    `json:"change"`  // what an approval changes, in policy words
+	ID           string    `json:"id"`     // random; works for one answer
+	Digest       string    `json:"digest"` // of what is shown: "sha256:…"
+	Agent        string    `json:"agent"`
+	Host         string    `json:"host"`
+	Port         int       `json:"port"`
+	Call         string    `json:"call,omitempty"`      // one call on an inspected connection; "": the connection
+	Binary       string    `json:"binary,omitempty"`    // program in the sandbox; "": not known
+	Ancestors    []string  `json:"ancestors,omitempty"` // of Binary, nearest first
+	Process      string    `json:"process,omitempty"`   // a hint, chosen by the process
+	UID          int       `json:"uid"`
+	Policy       string    `json:"policy"`
+	PolicyDigest string    `json:"policyDigest"`
+	Reason       string    `json:"reason"`         // stable code
+	Why          string    `json:"why"`            // the same in words
+	Rule         string    `json:"rule,omitempty"` // what the policy said
+	Since        time.Time `json:"since"`
+	Until        time.Time `json:"until"`           // then it is refused
+	Waiting      int       `json:"waiting"`         // connections that wait
+	Ended        bool      `json:"ended,omitempty"` // the sandbox that asked is gone
+	Change       string    `json:"change"`          // what "always" changes, as policy
+	Words        string    `json:"words"`           // the same in words
 }
 
 // AnswerRequest answers a held request.
 type AnswerRequest struct {
+	Digest   string `json:"digest"` // of the Pending that was shown
 	Allow    bool   `json:"allow"`
 	Scope    string `json:"scope"` // "once", "session", "always"
 	Operator string `json:"operator"`
+	Reason   string `json:"reason,omitempty"` // the client sees it; at most 200 bytes
+}
+
+// Standing is an answer that still stands.
+type Standing struct {
+	ID        string    `json:"id"`
+	Agent     string    `json:"agent"`
+	Host      string    `json:"host"`
+	Port      int       `json:"port"`
+	Call      string    `json:"call,omitempty"`
+	Binary    string    `json:"binary,omitempty"`
+	Ancestors []string  `json:"ancestors,omitempty"`
+	Allow     bool      `json:"allow"`
+	Scope     string    `json:"scope"`
+	Policy    string    `json:"policy"`
+	Operator  string    `json:"operator"`
+	Reason    string    `json:"reason,omitempty"`
+	Time      time.Time `json:"time"`
+	Until     time.Time `json:"until,omitzero"` // scope once: then it is void
 }
 
 // Error is what the appliance answers when it refuses. Code is stable.

@@ -38,6 +38,7 @@ type box struct {
 	lns     []*net.TCPListener
 	dns     net.PacketConn
 	steered bool
+	life    string     // tells this sandbox from the agent's next one
 	hints   sync.Mutex // guards diag
 	diag    *netlink.Handle
 
@@ -84,7 +85,8 @@ func (b *box) take(s *Sockets) error {
 		return fmt.Errorf("take DNS socket: %w", err)
 	}
 	b.dns, b.steered = c, s.Steered
-	return nil
+	b.life, err = life(b.lns[0])
+	return err
 }
 
 // start serves what take has.
@@ -147,7 +149,7 @@ func (b *box) Close() error {
 		b.cancel()
 		errs = b.closeSockets()
 		b.wg.Wait()
-		b.proxy.c.Holds.Forget(b.agent.ID)
+		errs = append(errs, b.proxy.c.Holds.Forget(b.agent.ID))
 		if b.diag != nil {
 			b.diag.Close()
 		}

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/clawbox/clawbox/appliance/holds"
 	"github.com/clawbox/clawbox/appliance/ledger"
 	"github.com/clawbox/clawbox/policies"
 )
@@ -153,16 +154,16 @@ func (c *conn) decide() *refusal {
 			return c.denied(d)
 		}
 		c.hint()
-		a := c.hold(changed)
+		a := c.hold(d, changed)
 		switch {
-		case a.again:
+		case a.Again:
 			continue
-		case a.why != nil:
-			return a.why
+		case !a.Allow:
+			return refuse(a.Denial.Code, a.Denial.Remedy, "%s", a.Denial.Detail)
 		}
-		c.by.Reason = "approval." + string(a.scope)
+		c.by.Reason = "approval." + string(a.Scope)
 		c.mu.Lock()
-		c.once = a.scope == Once
+		c.once = a.Scope == holds.Once
 		c.mu.Unlock()
 		return nil
 	}
@@ -184,18 +185,30 @@ func (c *conn) denied(d policies.Decision) *refusal {
 }
 
 // change is the policy change that would allow the connection.
-func (c *conn) change() string { return change(c.host, c.port) }
+func (c *conn) change() string {
+	return "network: {allow: [" + policies.HostRule{Host: c.host, Ports: []int{c.port}}.YAML() + "]}"
+}
 
 // hold waits for the operator. The client hanging up ends the wait.
-func (c *conn) hold(changed <-chan struct{}) answered {
+func (c *conn) hold(d policies.Decision, changed <-chan struct{}) holds.Outcome {
 	ctx, cancel := context.WithCancel(c.box.ctx)
 	stop := onHangUp(c.in, cancel)
 	defer func() { stop(); cancel() }()
-	q := question{key: key{c.box.agent.ID, c.host, c.port}, digest: c.box.digest(), proc: c.proc}
-	if p := c.box.agent.Policy(); p != nil {
-		q.policy = p.Name
+	q := c.question()
+	q.Reason, q.Rule = d.Reason, d.Rule
+	return c.box.proxy.c.Holds.Ask(ctx, q, changed)
+}
+
+// question is what an operator would have to decide about the connection.
+func (c *conn) question() holds.Question {
+	q := holds.Question{
+		Subject:   holds.Subject{Agent: c.box.agent.ID, Host: c.host, Port: c.port, Binary: c.caller.Binary},
+		Ancestors: c.caller.Ancestors, Digest: c.box.digest(), Life: c.box.life, Process: c.proc,
 	}
-	return c.box.proxy.c.Holds.ask(ctx, q, changed)
+	if p := c.box.agent.Policy(); p != nil {
+		q.Policy = p.Name
+	}
+	return q
 }
 
 // recheck closes the connection if it is not allowed any more.
@@ -219,7 +232,7 @@ func (c *conn) standing(once bool) *refusal {
 		return nil
 	case d.Verdict == policies.Hold && once:
 		return nil
-	case d.Verdict == policies.Hold && c.box.proxy.c.Holds.standing(key{c.box.agent.ID, c.host, c.port}, c.box.agent.Policy().Name):
+	case d.Verdict == policies.Hold && c.box.proxy.c.Holds.Covers(c.question()):
 		return nil
 	}
 	r := c.denied(d)

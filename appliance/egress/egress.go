@@ -7,8 +7,8 @@
 // connect() in the sandbox arrives here with its name, no packet leaves the
 // namespace, and no proxy variable is needed:
 //
-//	holds, err := egress.OpenHolds(egress.HoldsConfig{File: state + "/approvals.json", Recorder: ledger, Timeout: 2 * time.Minute})
-//	p, err := egress.New(egress.Config{Recorder: ledger, Holds: holds, Models: models, Steer: guard.Steer})
+//	book, err := holds.Open(holds.Config{File: state + "/approvals.json", Recorder: ledger, Timeout: 2 * time.Minute})
+//	p, err := egress.New(egress.Config{Recorder: ledger, Holds: book, Models: models, Steer: guard.Steer})
 //	c, err := p.Attach(ctx, agent, netns) // before the agent runs
 //	defer c.Close()                       // closes its connections, forgets its session approvals
 //
@@ -52,7 +52,7 @@
 // # Hold
 //
 // A connection that the policy wants to hold waits, open and silent, until
-// Holds gets an answer or the time is over. See Holds.
+// the book gets an answer or the time is over. See package holds.
 package egress
 
 import (
@@ -68,6 +68,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/clawbox/clawbox/appliance/holds"
 	"github.com/clawbox/clawbox/appliance/ledger"
 	"github.com/clawbox/clawbox/appliance/router"
 	"github.com/clawbox/clawbox/policies"
@@ -90,7 +91,7 @@ type Caller struct {
 // Config is what a Proxy needs.
 type Config struct {
 	Recorder ledger.Recorder
-	Holds    *Holds
+	Holds    *holds.Book
 	// Models answers an agent's model calls; nil: there are none.
 	Models func(Agent) http.Handler
 	// Hosts maps names to addresses that are used instead of DNS, and that
@@ -126,7 +127,7 @@ type Proxy struct {
 // New checks c and returns a Proxy.
 func New(c Config) (*Proxy, error) {
 	if c.Recorder == nil || c.Holds == nil {
-		return nil, errors.New("egress: want a ledger recorder and Holds, got none: no event, no action")
+		return nil, errors.New("egress: want a ledger recorder and a book of holds, got none: no event, no action")
 	}
 	p := &Proxy{c: c, hosts: map[string]netip.Addr{}, boxes: map[*box]bool{}}
 	for name, addr := range c.Hosts {
@@ -228,6 +229,9 @@ func (p *Proxy) serve(ctx context.Context, b *box, s *Sockets) error {
 		if err := p.c.Recorder.Record(ctx, b.unsteered()); err != nil {
 			return fmt.Errorf("ledger: %w", err)
 		}
+	}
+	if err := p.c.Holds.Begin(b.agent.ID, b.life); err != nil {
+		return err
 	}
 	p.mu.Lock()
 	p.boxes[b] = true

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/clawbox/clawbox/appliance/config"
+	"github.com/clawbox/clawbox/appliance/holds"
 	"github.com/clawbox/clawbox/appliance/ledger"
 	"github.com/clawbox/clawbox/appliance/router"
 	"github.com/clawbox/clawbox/policies"
@@ -270,7 +271,7 @@ func TestAddressGuard(t *testing.T) {
 			own = ip.String()
 		}
 	}
-	l := newLab(t, steered(steer(t)), func(c *Config, _ *HoldsConfig) { c.Hosts = map[string]string{"intranet.example": "10.20.30.40"} })
+	l := newLab(t, steered(steer(t)), func(c *Config, _ *holds.Config) { c.Hosts = map[string]string{"intranet.example": "10.20.30.40"} })
 	l.network(allow(rule("*", 80), policies.HostRule{CIDR: "0.0.0.0/0", Ports: []int{80}}, policies.HostRule{CIDR: "::/0", Ports: []int{80}}))
 	bad := []string{
 		"127.0.0.1", "127.8.8.8", "0.0.0.1", "169.254.169.254", "169.254.1.1", "100.100.100.200", "168.63.129.16", "192.0.0.192", "198.18.0.1", "198.19.255.255",
@@ -448,7 +449,7 @@ func TestLedgerFirst(t *testing.T) {
 }
 
 func TestInference(t *testing.T) {
-	l := newLab(t, steered(steer(t)), func(c *Config, _ *HoldsConfig) {
+	l := newLab(t, steered(steer(t)), func(c *Config, _ *holds.Config) {
 		c.Models = func(a Agent) http.Handler {
 			return http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) { fmt.Fprintf(w, "%s %s", a.ID, q.URL.Path) })
 		}
@@ -485,7 +486,7 @@ func TestRouter(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := newLab(t, steered(steer(t)), func(c *Config, _ *HoldsConfig) { c.Models = r.Handler })
+	l := newLab(t, steered(steer(t)), func(c *Config, _ *holds.Config) { c.Models = r.Handler })
 	l.mu.Lock()
 	l.pol = &policies.Policy{Name: "test", Inference: policies.Inference{Routes: []policies.Route{{Models: []string{"tiny"}, Upstream: "local"}}}}
 	l.mu.Unlock()
@@ -599,7 +600,7 @@ func TestCloseAndAgain(t *testing.T) {
 }
 
 func TestNewRefuses(t *testing.T) {
-	h, err := OpenHolds(HoldsConfig{Recorder: &book{}})
+	h, err := holds.Open(holds.Config{Recorder: &book{}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/clawbox/clawbox/appliance/guard"
+	"github.com/clawbox/clawbox/appliance/holds"
 	"github.com/clawbox/clawbox/appliance/ledger"
 	"github.com/clawbox/clawbox/policies"
 )
@@ -72,7 +73,7 @@ func (b *book) reasons(k ledger.Kind) (out []string) {
 type lab struct {
 	t     testing.TB
 	book  *book
-	holds *Holds
+	holds *holds.Book
 	proxy *Proxy
 	ns    *os.File
 	at    io.Closer
@@ -115,7 +116,7 @@ func newNetns(t testing.TB) *os.File {
 }
 
 // sharedGuard is loaded once: loading it runs its self-test.
-var sharedGuard = sync.OnceValues(guard.Load)
+var sharedGuard = sync.OnceValues(func() (*guard.Guard, error) { return guard.Load() })
 
 // steer is the real one, or nil with the reason logged where the kernel has no BPF.
 func steer(t testing.TB) *guard.Guard {
@@ -130,11 +131,11 @@ func steer(t testing.TB) *guard.Guard {
 	return g
 }
 
-type option func(*Config, *HoldsConfig)
+type option func(*Config, *holds.Config)
 
 func newLab(t testing.TB, opts ...option) *lab {
 	l := &lab{t: t, book: &book{}, dns: map[string][]netip.Addr{}, ns: newNetns(t), server: echo}
-	hc := HoldsConfig{File: t.TempDir() + "/approvals.json", Recorder: l.book, Timeout: time.Minute}
+	hc := holds.Config{File: t.TempDir() + "/approvals.json", Recorder: l.book, Timeout: time.Minute}
 	c := Config{
 		Recorder: l.book,
 		Lookup: func(_ context.Context, host string) ([]netip.Addr, error) {
@@ -152,7 +153,7 @@ func newLab(t testing.TB, opts ...option) *lab {
 		o(&c, &hc)
 	}
 	var err error
-	if l.holds, err = OpenHolds(hc); err != nil {
+	if l.holds, err = holds.Open(hc); err != nil {
 		t.Fatal(err)
 	}
 	c.Holds = l.holds
@@ -170,7 +171,7 @@ func newLab(t testing.TB, opts ...option) *lab {
 	return l
 }
 
-func steered(g *guard.Guard) option { return func(c *Config, _ *HoldsConfig) { c.Steer = g.Steer } }
+func steered(g *guard.Guard) option { return func(c *Config, _ *holds.Config) { c.Steer = g.Steer } }
 
 func (l *lab) attach() {
 	l.t.Helper()
@@ -412,7 +413,7 @@ func rule(host string, ports ...int) policies.HostRule {
 	return policies.HostRule{Host: host, Ports: ports}
 }
 
-func one(t *testing.T, l *lab) Pending {
+func one(t *testing.T, l *lab) holds.Pending {
 	t.Helper()
 	eventually(t, "one pending request", func() bool { return len(l.holds.List()) == 1 })
 	return l.holds.List()[0]

@@ -119,10 +119,3 @@ func process(pid, uid int) ledger.Process {
 	}
 	return p
 }
-
-func describe(p ledger.Process) string {
-	if p.PID == 0 {
-		return ""
-	}
-	return fmt.Sprintf("%s (pid %d)", p.Comm, p.PID)
-}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/clawbox/clawbox/appliance/guard"
+	"github.com/clawbox/clawbox/appliance/holds"
 	"github.com/clawbox/clawbox/appliance/ledger"
 )
 
@@ -95,7 +96,7 @@ func TestServeRefuses(t *testing.T) {
 func TestHandoff(t *testing.T) {
 	var who ledger.Process
 	got := make(chan *os.File, 1)
-	l := newLab(t, func(c *Config, _ *HoldsConfig) {
+	l := newLab(t, func(c *Config, _ *holds.Config) {
 		c.Handoff = func(c *net.TCPConn, a Agent, p ledger.Process) error {
 			f, err := c.File()
 			who = p

@@ -31,6 +31,15 @@ takes effect, and the sandbox is not restarted.`,
 			r.Allow = !deny
 			r.Scope = scopeOf(cmd)
 			r.Operator = operator(r.Operator)
+			ps, err := cl.Approvals(cmd.Context())
+			if err != nil {
+				return err
+			}
+			for _, p := range ps {
+				if p.ID == args[0] {
+					r.Digest = p.Digest // a request never changes under its id
+				}
+			}
 			return cl.Answer(cmd.Context(), args[0], r)
 		}),
 	}

@@ -1,0 +1,30 @@
+package egress
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// life names the network namespace of a socket: never the same one twice, not
+// even after a reboot, and the same one when this process was restarted.
+func life(s syscall.Conn) (string, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", err
+	}
+	rc, err := s.SyscallConn()
+	if err != nil {
+		return "", err
+	}
+	var cookie uint64
+	cerr := rc.Control(func(fd uintptr) { cookie, err = unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_NETNS_COOKIE) })
+	if err := errors.Join(cerr, err); err != nil {
+		return "", fmt.Errorf("identify the network namespace: %w", err)
+	}
+	return fmt.Sprintf("%s/%d", strings.TrimSpace(string(boot)), cookie), nil
+}
