@@ -42,7 +42,7 @@ func Errorf(code, format string, a ...any) *Error { return &Error{code, fmt.Spri
 // Request is a call from the other end.
 type Request struct {
 	Method string
-	Body   []byte     // JSON
+	Body   []byte     // JSON, or what the caller gave as Raw
 	Files  []*os.File // the handler's from now on
 }
 
@@ -140,11 +140,14 @@ func (c *Conn) Close() error {
 	return nil
 }
 
-// Call sends in as JSON, with descriptors that stay the caller's, and waits
+// Raw is a message in an encoding of its own instead of JSON.
+type Raw []byte
+
+// Call sends in as JSON (or as it is: Raw), with descriptors that stay the caller's, and waits
 // for the answer in out (nil: nobody cares). An *Error is the other end's
 // refusal; ErrGone and the end of ctx leave open whether it acted.
 func (c *Conn) Call(ctx context.Context, method string, in, out any, files ...*os.File) error {
-	body, err := json.Marshal(in)
+	body, err := encode(in)
 	if err != nil {
 		return fmt.Errorf("%s: %w", method, err)
 	}
@@ -171,6 +174,13 @@ func (c *Conn) Call(ctx context.Context, method string, in, out any, files ...*o
 	case <-ctx.Done():
 		return fmt.Errorf("%s: %w", method, ctx.Err())
 	}
+}
+
+func encode(v any) ([]byte, error) {
+	if b, ok := v.(Raw); ok {
+		return b, nil
+	}
+	return json.Marshal(v)
 }
 
 // result decodes an answer.
