@@ -20,22 +20,47 @@ func (p *Policy) YAML() []byte {
 	line("apiVersion: %s\nkind: %s\nmetadata: {name: %s}", apiVersion, kind, scalar(p.Name))
 	f := p.Filesystem
 	line("filesystem:\n  read: %s\n  write: %s\n  workdir: %s", flow(f.Read), flow(f.Write), scalar(f.Workdir))
-	line("process:\n  exec: %s\n  spawn: %v\n  seccomp: %s", flow(p.Process.Exec), p.Process.Spawn, scalar(p.Process.Seccomp))
+	c := p.Process
+	line("process:\n  exec: %s\n  spawn: %v\n  seccomp: %s", c.programs(), c.Spawn, scalar(c.Seccomp))
+	line("  violation: %s\n  user: %s\n  group: %s\n  capabilities: %s", scalar(c.Violation), scalar(c.User), scalar(c.Group), flow(c.Capabilities))
 	line("network:\n  default: %s\n  allow:%s\n  deny:%s", p.Network.Default, rules(p.Network.Allow), rules(p.Network.Deny))
+	line("credentials:%s", credentials(p.Credentials))
 	i := p.Inference
 	line("inference:\n  routes:%s\n  sensitive: %s", routes(i.Routes), scalar(i.Sensitive))
 	line("  budget: {requests: %s, tokens: %s}", formatBound(i.Budget.Requests), formatBound(i.Budget.Tokens))
 	g := p.Budgets
 	line("budgets:\n  processes: %d\n  memory: %s\n  cpu: %s", g.Processes, formatSize(g.Memory), formatCPU(g.CPU))
 	line("  scratch: %s\n  openFiles: %d\n  wallTime: %s", formatSize(g.Scratch), g.OpenFiles, formatWall(g.WallTime))
-	line("audit: {files: %s}", scalar(p.Audit.Files))
-	line("require: {landlock: %d, tier: %s}", p.Require.Landlock, scalar(p.Require.Tier))
+	line("  disk: %s\n  inodes: %s\n  diskRead: %s\n  diskWrite: %s", formatLimit(g.Disk), formatBound(g.Inodes), formatLimit(g.DiskRead), formatLimit(g.DiskWrite))
+	line("audit: {files: %s, network: %s}", scalar(p.Audit.Files), scalar(p.Audit.Network))
+	r := p.Require
+	line("require: {landlock: %d, tier: %s, kernel: %s, features: %s}", r.Landlock, scalar(r.Tier), formatKernel(r.Kernel), flow(r.Features))
 	return b.Bytes()
 }
 
 // Digest is "sha256:" and the hexadecimal sha256 of YAML.
 func (p *Policy) Digest() string {
 	return fmt.Sprintf("sha256:%x", sha256.Sum256(p.YAML()))
+}
+
+// programs writes exec; a pinned one as {path, sha256}.
+func (p Process) programs() string {
+	out := make([]string, len(p.Exec))
+	for i, e := range p.Exec {
+		out[i] = scalar(e)
+		if pin, ok := strings.CutPrefix(p.ExecHashes[e], "sha256:"); ok {
+			out[i] = flowMap(pair{"path", scalar(e)}, pair{"sha256", scalar(pin)})
+		}
+	}
+	return "[" + strings.Join(out, ", ") + "]"
+}
+
+func credentials(cs []Credential) string {
+	items := make([]string, len(cs))
+	for i, c := range cs {
+		items[i] = flowMap(pair{"name", scalar(c.Name)}, pair{"env", scalar(c.Env)}, pair{"header", opt(c.Header)})
+	}
+	return block(items)
 }
 
 func rules(rs []HostRule) string {

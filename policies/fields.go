@@ -27,17 +27,18 @@ const (
 func (d *decoder) canonical(n *yaml.Node) {
 	var head string
 	d.object(n, "", object{
-		"apiVersion": func(c *yaml.Node) { d.word(c, "apiVersion", &head, apiVersion) },
-		"kind":       func(c *yaml.Node) { d.word(c, "kind", &head, kind) },
-		"metadata":   d.metadata,
-		"extends":    func(c *yaml.Node) { d.word(c, "extends", &head, Presets()...) },
-		"filesystem": d.filesystem,
-		"process":    d.process,
-		"network":    d.network,
-		"inference":  d.inference,
-		"budgets":    d.budgets,
-		"audit":      d.audit,
-		"require":    d.require,
+		"apiVersion":  func(c *yaml.Node) { d.word(c, "apiVersion", &head, apiVersion) },
+		"kind":        func(c *yaml.Node) { d.word(c, "kind", &head, kind) },
+		"metadata":    d.metadata,
+		"extends":     func(c *yaml.Node) { d.word(c, "extends", &head, Presets()...) },
+		"filesystem":  d.filesystem,
+		"process":     d.process,
+		"network":     d.network,
+		"credentials": d.credentials,
+		"inference":   d.inference,
+		"budgets":     d.budgets,
+		"audit":       d.audit,
+		"require":     d.require,
 	})
 	for _, f := range []struct{ name, example string }{
 		{"kind", "kind: " + kind}, {"metadata.name", "metadata: {name: my-agent}"},
@@ -82,9 +83,13 @@ func (d *decoder) filesystem(n *yaml.Node) {
 func (d *decoder) process(n *yaml.Node) {
 	p := &d.p.Process
 	d.object(n, "process", object{
-		"exec":    func(c *yaml.Node) { p.Exec = d.paths(c, "process.exec") },
-		"spawn":   func(c *yaml.Node) { d.boolean(c, "process.spawn", &p.Spawn) },
-		"seccomp": func(c *yaml.Node) { d.word(c, "process.seccomp", &p.Seccomp, "default", "strict") },
+		"exec":         d.programs,
+		"spawn":        func(c *yaml.Node) { d.boolean(c, "process.spawn", &p.Spawn) },
+		"seccomp":      func(c *yaml.Node) { d.word(c, "process.seccomp", &p.Seccomp, "default", "strict") },
+		"violation":    func(c *yaml.Node) { d.word(c, "process.violation", &p.Violation, "deny", "kill") },
+		"user":         func(c *yaml.Node) { d.id(c, "process.user", &p.User) },
+		"group":        func(c *yaml.Node) { d.id(c, "process.group", &p.Group) },
+		"capabilities": func(c *yaml.Node) { p.Capabilities = d.capabilities(c) },
 	})
 }
 
@@ -151,9 +156,22 @@ func (d *decoder) budgets(n *yaml.Node) {
 		"openFiles": count(&b.OpenFiles, "openFiles", maxFiles),
 		"memory":    func(c *yaml.Node) { b.Memory = d.size(c, "budgets.memory", 1<<20) },
 		"scratch":   func(c *yaml.Node) { b.Scratch = d.size(c, "budgets.scratch", 1<<12) },
+		"disk":      func(c *yaml.Node) { b.Disk = d.limit(c, "budgets.disk", 1<<20) },
+		"diskRead":  func(c *yaml.Node) { b.DiskRead = d.limit(c, "budgets.diskRead", 1<<12) },
+		"diskWrite": func(c *yaml.Node) { b.DiskWrite = d.limit(c, "budgets.diskWrite", 1<<12) },
+		"inodes":    func(c *yaml.Node) { b.Inodes = d.inodes(c) },
 		"cpu":       func(c *yaml.Node) { b.CPU = d.cores(c) },
 		"wallTime":  func(c *yaml.Node) { b.WallTime = d.wall(c) },
 	})
+}
+
+// inodes: a folder and a file in it take two, so that fewer than 16 is a mistake.
+func (d *decoder) inodes(n *yaml.Node) int {
+	if n.Kind == yaml.ScalarNode && n.Value == unlimited {
+		return 0
+	}
+	v, _ := d.integer(n, `budgets.inodes (or the word "unlimited")`, 16, 1<<32)
+	return v
 }
 
 func (d *decoder) size(n *yaml.Node, what string, least int64) int64 {
@@ -190,7 +208,8 @@ func (d *decoder) wall(n *yaml.Node) (v time.Duration) {
 
 func (d *decoder) audit(n *yaml.Node) {
 	d.object(n, "audit", object{
-		"files": func(c *yaml.Node) { d.word(c, "audit.files", &d.p.Audit.Files, "denied", "all") },
+		"files":   func(c *yaml.Node) { d.word(c, "audit.files", &d.p.Audit.Files, "denied", "all") },
+		"network": func(c *yaml.Node) { d.word(c, "audit.network", &d.p.Audit.Network, "decisions", "all") },
 	})
 }
 
@@ -200,5 +219,7 @@ func (d *decoder) require(n *yaml.Node) {
 		// 1 is the first ABI that exists; 99 leaves room for kernels to come.
 		"landlock": func(c *yaml.Node) { r.Landlock, _ = d.integer(c, "require.landlock", 1, 99) },
 		"tier":     func(c *yaml.Node) { d.word(c, "require.tier", &r.Tier, "T1", "T2", "T3", "T4") },
+		"kernel":   func(c *yaml.Node) { r.Kernel = d.kernel(c) },
+		"features": func(c *yaml.Node) { r.Features = d.features(c) },
 	})
 }

@@ -71,40 +71,91 @@ kind: AgentPolicy
 metadata: {name: openclaw}
 extends: production
 filesystem: {read: [/usr, /bin], write: [/workspace], workdir: /workspace}
-process: {exec: [/usr/local/bin/node, /usr/bin/], spawn: true, seccomp: default}
+process:
+  exec: [{path: /usr/local/bin/node, sha256: "` + pin + `"}, /usr/bin/]
+  spawn: true
+  seccomp: default
+  violation: deny
+  user: 1500
+  group: own
+  capabilities: [NET_BIND_SERVICE]
 network:
   default: hold
-  allow: [{host: api.example.com, ports: [443]}, "other.example.com:443", {cidr: 10.1.0.0/16, ports: [443]}]
+  allow:
+    - {host: api.example.com, ports: [443]}
+    - "other.example.com:443"
+    - {cidr: 10.1.0.0/16, ports: [443]}
+    - host: git.example.com
+      ports: [443]
+      binaries: [/usr/bin/git]
+      protocol: http
+      path: /org/**
+      access: read-only
+      calls: [{method: POST, path: "/**/git-upload-pack", query: {service: "git-*"}}]
+      denyCalls: [{path: /org/secret/**}]
+      allowedIPs: [10.1.2.3]
+      credentials: [git]
+      budget: {up: 1MiB, down: 1GiB, perMinute: 60, connections: 4}
   deny: [{domain: evil.example}, {host: bad.example.com}]
+credentials: [{name: git, env: GIT_TOKEN, header: Authorization}]
 inference:
   routes: [{models: ["*"], upstream: local}]
   sensitive: deny
   budget: {requests: 500, tokens: 200000}
-budgets: {processes: 64, memory: 2GiB, cpu: 1.5, scratch: 64MiB, openFiles: 1024, wallTime: 2h}
-audit: {files: denied}
-require: {landlock: 3, tier: T3}
+budgets:
+  processes: 64
+  memory: 2GiB
+  cpu: 1.5
+  scratch: 64MiB
+  disk: 3GiB
+  inodes: 5000
+  diskRead: 40MiB
+  diskWrite: 20MiB
+  openFiles: 1024
+  wallTime: 2h
+audit: {files: denied, network: all}
+require: {landlock: 4, tier: T2, kernel: 6.10, features: [disk-quota, cgroup2]}
 `
+
+const pin = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 func TestParseFull(t *testing.T) {
 	p := mustParse(t, full)
 	want := Policy{
 		Name:       "openclaw",
 		Filesystem: Filesystem{Read: []string{"/usr", "/bin"}, Write: []string{"/workspace"}, Workdir: "/workspace"},
-		Process:    Process{Exec: []string{"/usr/local/bin/node", "/usr/bin/"}, Spawn: true, Seccomp: "default"},
+		Process: Process{
+			Exec: []string{"/usr/local/bin/node", "/usr/bin/"}, ExecHashes: map[string]string{"/usr/local/bin/node": "sha256:" + pin},
+			Spawn: true, Seccomp: "default", Violation: "deny", User: "1500", Group: "own", Capabilities: []string{"NET_BIND_SERVICE"},
+		},
 		Network: Network{
 			Default: Hold,
-			Allow:   []HostRule{{Host: "api.example.com", Ports: []int{443}}, {Host: "other.example.com", Ports: []int{443}}, {CIDR: "10.1.0.0/16", Ports: []int{443}}},
-			Deny:    []HostRule{{Domain: "evil.example"}, {Host: "bad.example.com"}},
+			Allow: []HostRule{
+				{Host: "api.example.com", Ports: []int{443}},
+				{Host: "other.example.com", Ports: []int{443}},
+				{CIDR: "10.1.0.0/16", Ports: []int{443}},
+				{
+					Host: "git.example.com", Ports: []int{443}, Binaries: []string{"/usr/bin/git"}, Protocol: "http", Inspect: true, Path: "/org/**", Access: "read-only",
+					Calls:      []CallRule{{Method: "POST", Path: "/**/git-upload-pack", Query: map[string][]string{"service": {"git-*"}}}},
+					DenyCalls:  []CallRule{{Path: "/org/secret/**"}},
+					AllowedIPs: []string{"10.1.2.3/32"}, Credentials: []string{"git"}, Budget: LinkBudget{Up: 1 << 20, Down: 1 << 30, PerMinute: 60, Connections: 4},
+				},
+			},
+			Deny: []HostRule{{Domain: "evil.example"}, {Host: "bad.example.com"}},
 		},
-		Inference: Inference{Routes: []Route{{Models: []string{"*"}, Upstream: "local"}}, Sensitive: "deny", Budget: ModelBudget{Requests: 500, Tokens: 200000}},
-		Budgets:   Budgets{Processes: 64, Memory: 2 << 30, CPU: 1.5, Scratch: 64 << 20, OpenFiles: 1024, WallTime: 2 * time.Hour},
-		Audit:     Audit{Files: "denied"},
-		Require:   Require{Landlock: 3, Tier: "T3"},
+		Inference:   Inference{Routes: []Route{{Models: []string{"*"}, Upstream: "local"}}, Sensitive: "deny", Budget: ModelBudget{Requests: 500, Tokens: 200000}},
+		Credentials: []Credential{{Name: "git", Env: "GIT_TOKEN", Header: "Authorization"}},
+		Budgets: Budgets{
+			Processes: 64, Memory: 2 << 30, CPU: 1.5, Scratch: 64 << 20, Disk: 3 << 30, Inodes: 5000, DiskRead: 40 << 20, DiskWrite: 20 << 20,
+			OpenFiles: 1024, WallTime: 2 * time.Hour,
+		},
+		Audit:   Audit{Files: "denied", Network: "all"},
+		Require: Require{Landlock: 4, Tier: "T2", Kernel: "6.10", Features: []string{"cgroup2", "disk-quota"}},
 	}
 	if got := bare(p); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
-	if p.Source != "t.yaml" || p.Dialect != "canonical" || p.Network.Allow[1].Line != 9 || p.Inference.Routes[0].Line != 12 {
+	if p.Source != "t.yaml" || p.Dialect != "canonical" || p.Network.Allow[1].Line != 18 || p.Inference.Routes[0].Line != 34 {
 		t.Errorf("source %q, dialect %q, lines %d, %d", p.Source, p.Dialect, p.Network.Allow[1].Line, p.Inference.Routes[0].Line)
 	}
 	checkCanonical(t, p)
@@ -168,6 +219,7 @@ func TestDialects(t *testing.T) {
 
 // What each source means, as a line that its canonical form must contain.
 func TestParseGood(t *testing.T) {
+	net := func(s string) string { return head + "network: " + s + "\n" }
 	for _, c := range []struct{ name, src, want string }{
 		{"closed network", head, "  default: deny\n"},
 		{"closed exec", head, "  exec: []\n"},
@@ -210,6 +262,29 @@ func TestParseGood(t *testing.T) {
 		{"bytes", head + "budgets: {scratch: 5001B}\n", "  scratch: 5001B\n"},
 		{"minutes", head + "budgets: {wallTime: 90m}\n", "  wallTime: 1h30m\n"},
 		{"seconds", head + "budgets: {wallTime: 3605s}\n", "  wallTime: 1h0m5s\n"},
+		{"deny glob", net("{deny: ['*.Evil.example']}"), "- {host: \"*.evil.example\"}\n"},
+		{"deny glob inside", net("{deny: ['a*.b.*']}"), "- {host: \"a*.b.*\"}\n"},
+		{"deny glob, dialect A", "network: {deny: '*.evil.example'}\n", "- {host: \"*.evil.example\"}\n"},
+		{"deny glob, dialect B", "agent_policy: {network: {deny_egress: ['*.evil.example']}}\n", "- {host: \"*.evil.example\"}\n"},
+		{"some labels below", net("{allow: ['**.Example.com']}"), "- {host: \"**.example.com\"}\n"},
+		{"part of a label", net("{allow: ['*-x.example.com']}"), "- {host: \"*-x.example.com\"}\n"},
+		{"opaque", net("{allow: [{host: a.example, ports: [6379], protocol: tcp}]}"), "- {host: a.example, ports: [6379], protocol: tcp}\n"},
+		{"in clear", net("{allow: [{host: a.example, ports: [80], protocol: http, inspect: false, access: full}]}"), "protocol: http, inspect: false, access: full}\n"},
+		{"inspect said aloud", net("{allow: [{host: a.example, protocol: http, inspect: true, access: full}]}"), "{host: a.example, protocol: http, access: full}\n"},
+		{"tools", net("{allow: [{host: a.example, protocol: mcp, calls: [{tool: search}, {tool: [a, 'b*'], args: {path: '/data/**', 'n': '1'}}]}]}"),
+			"calls: [{tool: [search]}, {tool: [a, \"b*\"], args: {\"n\": [\"1\"], path: [\"/data/**\"]}}]}\n"},
+		{"graph over websocket", net("{allow: [{host: a.example, protocol: websocket, calls: [{method: GET, path: /g}, {operation: query, fields: [me]}]}]}"),
+			"calls: [{method: GET, path: /g}, {operation: query, fields: [me]}]}\n"},
+		{"two protocols, two paths", net("{allow: [{host: a.example, protocol: http, access: full}, {host: a.example, protocol: graphql, path: /graphql, access: read-only}]}"),
+			"protocol: graphql, path: /graphql, access: read-only}\n"},
+		{"two protocols, two programs", net("{allow: [{host: a.example, binaries: [/bin/a], protocol: http, access: full}, {host: a.example, binaries: [/bin/b], protocol: mcp, access: full}]}"),
+			"protocol: mcp, access: full}\n"},
+		{"one address", net("{allow: [{host: a.example, allowedIPs: ['fd00::7', 10.0.0.0/8]}]}"), "allowedIPs: [\"fd00::7/128\", \"10.0.0.0/8\"]}\n"},
+		{"a user", head + "process: {user: 1500, group: '1501'}\n", "  user: \"1500\"\n  group: \"1501\"\n"},
+		{"capabilities sorted", head + "process: {capabilities: [NET_BIND_SERVICE, IPC_LOCK]}\n", "  capabilities: [IPC_LOCK, NET_BIND_SERVICE]\n"},
+		{"no disk bound", head + "budgets: {disk: unlimited, inodes: unlimited}\n", "  disk: unlimited\n  inodes: unlimited\n"},
+		{"kernel like a number", head + "require: {kernel: 6.10}\n", "kernel: \"6.10\""},
+		{"any kernel", head + "extends: production\nrequire: {kernel: any}\n", "kernel: any"},
 		{"dialect A, list", "network: {deny: [evil.example], allow: a.example}\n", "- {host: evil.example}\n"},
 		{"dialect A, nothing", "network: {}\n", "  default: deny\n"},
 		{"dialect A, inference", "network: {}\n", "- {models: [\"*\"], upstream: local}\n"},
@@ -315,11 +390,72 @@ func TestParseBad(t *testing.T) {
 		{"default without spawn", head + "process: {seccomp: default}\n", "4:20", `seccomp "default" with spawn: false`, "leave seccomp out"},
 
 		// Hosts.
-		{"deny glob", net("{deny: ['*.evil.example']}"), "4:18", `the pattern "*.evil.example"`, "{domain: evil.example}"},
-		{"deny prefix glob", net("{deny: ['api.*']}"), "4:18", `the pattern "api.*"`, "{domain: api}"},
-		{"deny glob, long", net("{deny: [{host: 'e*'}]}"), "4:25", `the pattern "e*"`, "{domain: e}"},
-		{"deny glob, dialect A", "network: {deny: '*.evil.example'}\n", "1:17", `the pattern "*.evil.example"`, "{domain: evil.example}"},
-		{"deny glob, dialect B", "agent_policy: {network: {deny_egress: ['*.evil.example']}}\n", "1:40", `the pattern "*.evil.example"`, "{domain: evil.example}"},
+		{"deny glob of addresses", net("{deny: ['10.0.*']}"), "4:18", `the pattern "10.0.*"`, "{cidr: ...}"},
+		{"deny glob of v6", net("{deny: [{host: 'fd00:*'}]}"), "4:25", `the pattern "fd00:*"`, "{cidr: ...}"},
+		{"deny glob, empty label", net("{deny: ['*..example']}"), "4:18", `the pattern "*..example"`, "xn--"},
+		{"deny glob, international", net("{deny: ['*.bücher.example']}"), "4:18", "the pattern", "xn--"},
+		{"two stars in a label", net("{allow: ['a*b*.example']}"), "4:19", `the pattern "a*b*.example"`, "{domain: name}"},
+		{"star alone in a name", net("{allow: ['a*']}"), "4:19", `the pattern "a*"`, "{domain: name}"},
+		{"deny rule with terms", net("{deny: [{host: a.example, binaries: [/bin/x]}]}"), "4:36", `unknown field "binaries" in network.deny`, "remove it"},
+		{"rest is OpenShell's word", net("{allow: [{host: a.example, protocol: rest, access: full}]}"), "4:47", `"rest"`, ""},
+		{"protocol without calls", net("{allow: [{host: a.example, protocol: http}]}"), "4:19", "neither access nor calls", "access: full"},
+		{"calls without protocol", net("{allow: [{host: a.example, calls: [{method: GET}]}]}"), "4:19", "calls but without an inspected protocol", "add protocol: http"},
+		{"calls of opaque", net("{allow: [{host: a.example, protocol: tcp, access: full}]}"), "4:19", "access but without an inspected protocol", "remove access"},
+		{"inspect without protocol", net("{allow: [{host: a.example, inspect: true}]}"), "4:19", "inspect but without", "add protocol: http"},
+		{"access of mcp", net("{allow: [{host: a.example, protocol: mcp, access: read-only}]}"), "4:19", "access read-only for mcp", "list them"},
+		{"rpc over http", net("{allow: [{host: a.example, protocol: http, calls: [{rpc: x}]}]}"), "4:62", `unknown field "rpc" in calls of http`, ""},
+		{"empty entry", net("{allow: [{host: a.example, protocol: http, calls: [{}]}]}"), "4:61", "an empty entry", "access: full"},
+		{"empty calls", net("{allow: [{host: a.example, protocol: http, calls: []}]}"), "4:60", "an empty list", "leave the field out"},
+		{"lower-case method", net("{allow: [{host: a.example, protocol: http, calls: [{method: get}]}]}"), "4:70", `"get"`, "write GET"},
+		{"path with query", net("{allow: [{host: a.example, protocol: http, calls: [{path: '/x?y=1'}]}]}"), "4:68", `"/x?y=1"`, "query: {name: [pattern]}"},
+		{"encoded path", net("{allow: [{host: a.example, protocol: http, calls: [{path: '/x%2fy'}]}]}"), "4:68", `"/x%2fy"`, "decoded"},
+		{"path with class", net("{allow: [{host: a.example, protocol: http, calls: [{path: '/[0-9]'}]}]}"), "4:68", `"/[0-9]"`, "a star"},
+		{"dotted path", net("{allow: [{host: a.example, protocol: http, calls: [{path: /a/../b}]}]}"), "4:68", `"/a/../b"`, "canonical form"},
+		{"relative path", net("{allow: [{host: a.example, protocol: http, calls: [{path: a}]}]}"), "4:68", `"a"`, "begin with /"},
+		{"pattern class", net("{allow: [{host: a.example, protocol: mcp, calls: [{tool: 'a[b]'}]}]}"), "4:67", `"a[b]"`, "one pattern for each choice"},
+		{"operation and method", net("{allow: [{host: a.example, protocol: websocket, calls: [{method: GET, operation: query}]}]}"), "4:66", "operation and with a field of the request", "two entries"},
+		{"frame and method", net("{allow: [{host: a.example, protocol: websocket, calls: [{method: GET, frame: text}]}]}"), "4:66", "method and frame", "two entries"},
+		{"websocket POST", net("{allow: [{host: a.example, protocol: websocket, calls: [{method: POST}]}]}"), "4:75", `"POST"`, "frame: text"},
+		{"tool of another method", net("{allow: [{host: a.example, protocol: mcp, calls: [{rpc: tools/list, tool: x}]}]}"), "4:60", `rpc "tools/list" and with tool`, "remove rpc"},
+		{"relative binary", net("{allow: [{host: a.example, binaries: [git]}]}"), "4:48", `"git"`, "begin with /"},
+		{"no binaries", net("{allow: [{host: a.example, binaries: []}]}"), "4:47", "an empty list", "leave the field out"},
+		{"binary class", net("{allow: [{host: a.example, binaries: ['/bin/pyt?on']}]}"), "4:48", `"/bin/pyt?on"`, "list the programs"},
+		{"dotted binary", net("{allow: [{host: a.example, binaries: [/bin/../x]}]}"), "4:48", `"/bin/../x"`, "kernel"},
+		{"glob folder", net("{allow: [{host: a.example, binaries: ['/home/*/']}]}"), "4:48", `"/home/*/"`, `"/home/*/**"`},
+		{"loopback by name", net("{allow: [{host: a.example, allowedIPs: [127.0.0.0/8]}]}"), "4:50", "127.0.0.0/8", "smaller networks"},
+		{"metadata by name", net("{allow: [{host: a.example, allowedIPs: ['169.254.169.254']}]}"), "4:50", `"169.254.169.254"`, "smaller networks"},
+		{"everywhere by name", net("{allow: [{host: a.example, allowedIPs: [0.0.0.0/0]}]}"), "4:50", "0.0.0.0/0", "smaller networks"},
+		{"bits beyond", net("{allow: [{host: a.example, allowedIPs: [10.0.0.1/8]}]}"), "4:50", "bits beyond its prefix", "10.0.0.0/8"},
+		{"allowedIPs of an address", net("{allow: [{cidr: 10.0.0.0/8, allowedIPs: [10.0.0.0/8]}]}"), "4:19", "allowedIPs for 10.0.0.0/8", "remove allowedIPs"},
+		{"unknown credential", net("{allow: [{host: a.example, protocol: http, access: full, credentials: [x]}]}"), "4:1", `credential "x"`, "add {name: x"},
+		{"credential in clear", net("{allow: [{host: a.example, protocol: http, inspect: false, access: full, credentials: [x]}]}"), "4:19", "credentials and inspect: false", "in clear"},
+		{"credential for anyone", net("{allow: [{host: '*', protocol: http, access: full, credentials: [x]}]}"), "4:19", "credentials for *", "host or domain"},
+		{"two protocols", net("{allow: [{host: a.example, protocol: http, access: full}, {host: a.example, ports: [443], protocol: mcp, access: full}]}"), "4:1", "a.example:443 as mcp beside a.example as http (line 4)", "a path of its own"},
+		{"empty budget", net("{allow: [{host: a.example, budget: {}}]}"), "4:45", "an empty budget", "leave the field out"},
+		{"zero budget", net("{allow: [{host: a.example, budget: {perMinute: 0}}]}"), "4:57", "0", "in that range"},
+		// Identity.
+		{"pin without path", head + "process: {exec: [{sha256: '" + pin + "'}]}\n", "4:18", "without path or sha256", "path alone"},
+		{"pinned folder", head + "process: {exec: [{path: /usr/bin/, sha256: '" + pin + "'}]}\n", "4:25", "with a sha256", "name the program"},
+		{"short pin", head + "process: {exec: [{path: /usr/bin/x, sha256: abc}]}\n", "4:45", `"abc"`, "sha256sum"},
+		{"root", head + "process: {user: 0}\n", "4:17", "0, root", "never runs as root"},
+		{"user by name", head + "process: {user: sandbox}\n", "4:17", `the string "sandbox"`, "digits"},
+		{"user -1", head + "process: {group: 4294967295}\n", "4:18", "4294967295", "range"},
+		{"harmful capability", head + "process: {capabilities: [SYS_ADMIN]}\n", "4:26", `"SYS_ADMIN" (it mounts`, "no agent gets this one"},
+		{"harmful, long", head + "process: {capabilities: [CAP_NET_RAW]}\n", "4:26", "packet sockets", "no agent gets this one"},
+		{"capability's long name", head + "process: {capabilities: [CAP_IPC_LOCK]}\n", "4:26", `"CAP_IPC_LOCK"`, "write IPC_LOCK"},
+		{"unknown capability", head + "process: {capabilities: [IPC_LOKC]}\n", "4:26", `"IPC_LOKC"`, "IPC_LOCK"},
+		{"credential without env", head + "credentials: [{name: a}]\n", "4:15", "without name or env", "write {name"},
+		{"credential twice", head + "credentials: [{name: a, env: A}, {name: b, env: A}]\n", "4:34", "credential b in A beside a in A", "rename"},
+		{"bad variable", head + "credentials: [{name: a, env: A-B}]\n", "4:30", `"A-B"`, "correct the name"},
+		{"framing header", head + "credentials: [{name: a, env: A, header: Content-Length}]\n", "4:41", `"Content-Length"`, "Authorization"},
+		// Needs.
+		{"disk without unit", head + "budgets: {disk: 100}\n", "4:17", `the number "100"`, "whole number and its unit"},
+		{"few inodes", head + "budgets: {inodes: 3}\n", "4:19", "3", "in that range"},
+		{"feature", head + "require: {features: [cgroup3]}\n", "4:22", `"cgroup3"`, "cgroup2"},
+		{"kernel word", head + "require: {kernel: new}\n", "4:19", `the string "new"`, `"any"`},
+		{"kernel patch level", head + "require: {kernel: 6.1.3}\n", "4:19", `the string "6.1.3"`, "major and minor"},
+		{"audit level", head + "audit: {network: some}\n", "4:18", `"some"`, ""},
+		{"violation", head + "process: {violation: log}\n", "4:22", `"log"`, ""},
 		{"domain glob", net("{deny: [{domain: '*.evil.example'}]}"), "4:27", `the pattern "*.evil.example"`, "{domain: evil.example}"},
 		{"inner glob", net("{allow: ['a.*.example']}"), "4:19", `the pattern "a.*.example"`, "{domain: name}"},
 		{"glob over address", net("{allow: ['*.10.0.0.1']}"), "4:19", "over an address", "cidr"},

@@ -71,6 +71,7 @@ func (d *decoder) finish() {
 	d.finishExec()
 	d.finishWorkdir()
 	d.finishDefault()
+	d.finishRules()
 }
 
 // finishSeccomp: "strict" is the profile that forbids new processes, so it
@@ -166,4 +167,47 @@ func (d *decoder) finishDefault() {
 	}
 	net.Default = Deny
 	net.Deny = slices.DeleteFunc(net.Deny, all)
+}
+
+// finishRules holds the allow rules against the credentials and each other.
+func (d *decoder) finishRules() {
+	at := func(r *HostRule) *yaml.Node { return &yaml.Node{Line: r.Line, Column: 1} }
+	first := map[string]*HostRule{}
+	for i := range d.p.Network.Allow {
+		r := &d.p.Network.Allow[i]
+		for _, c := range r.Credentials {
+			if !slices.ContainsFunc(d.p.Credentials, func(x Credential) bool { return x.Name == c }) {
+				d.fail(at(r), "credential "+quote(c)+" in the rule "+r.String(), "a name that credentials lists", "add {name: "+c+", env: VARIABLE} to credentials")
+			}
+		}
+		for _, key := range r.places() {
+			o := first[key]
+			if o == nil {
+				first[key] = r
+			} else if o.Protocol != r.Protocol {
+				d.fail(at(r), fmt.Sprintf("%s beside %s (line %d)", r, o, o.Line), "one protocol for each destination and path", "remove one of them, or give each a path of its own")
+			}
+		}
+	}
+}
+
+// places names what an inspected rule speaks for: two rules with one place
+// must agree on the protocol.
+func (r *HostRule) places() (out []string) {
+	if !r.Inspected() {
+		return nil
+	}
+	ports, bins := r.Ports, r.Binaries
+	if len(ports) == 0 {
+		ports = defaultPorts
+	}
+	if len(bins) == 0 {
+		bins = []string{""}
+	}
+	for _, p := range ports {
+		for _, b := range bins {
+			out = append(out, fmt.Sprintf("%s|%s|%s|%d|%s|%s", r.Host, r.Domain, r.CIDR, p, r.Path, b))
+		}
+	}
+	return out
 }

@@ -35,7 +35,7 @@ func TestPresetsAreComplete(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		poison := mustParse(t, strings.NewReplacer("evil.example", "poison.example", "/workspace", "/poison", "500", "77", "64", "78", "1.5", "79", "1024", "80", "2h", "81h", "200000", "82").Replace(full))
+		poison := mustParse(t, strings.NewReplacer("evil.example", "poison.example", "/workspace", "/poison", "500", "77", "64", "78", "1.5", "79", "1024", "80", "2h", "81h", "200000", "82", "20MiB", "83MiB", "40MiB", "84MiB", "3GiB", "85GiB", "5000", "86").Replace(full))
 		p, err := parse("preset/"+f.Name(), src, poison)
 		if err != nil {
 			t.Fatal(err)

@@ -13,11 +13,6 @@ import (
 // defaultPorts are those of an allow rule that names none.
 var defaultPorts = []int{80, 443}
 
-// denyGlob is why deny rules have no patterns: readers disagree whether
-// "*.evil.example" covers evil.example itself, or a.b.evil.example, and a
-// denial must never match less than its reader expects.
-const denyGlob = `an exact host, a domain, or "*" in a deny rule`
-
 // hostRules reads allow or deny, which differ in their patterns.
 func (d *decoder) hostRules(n *yaml.Node, v Verdict) []HostRule {
 	out := []HostRule{}
@@ -83,15 +78,22 @@ func splitPort(s string) (host, port string, found bool) {
 }
 
 func (d *decoder) longRule(n *yaml.Node, v Verdict) (r HostRule) {
-	keys := 0
-	d.object(n, "network."+string(v), object{
+	keys, before := 0, len(d.errs)
+	fields := object{
 		"host":   func(c *yaml.Node) { keys++; r.Host = d.hostField(c, v) },
 		"domain": func(c *yaml.Node) { keys++; r.Domain = d.domain(c) },
 		"cidr":   func(c *yaml.Node) { keys++; r.CIDR = d.cidr(c) },
 		"ports":  func(c *yaml.Node) { r.Ports = d.ports(c) },
-	})
+	}
+	if v == Allow {
+		d.terms(n, &r, fields)
+	}
+	d.object(n, "network."+string(v), fields)
 	if n.Kind == yaml.MappingNode && keys != 1 {
 		d.fail(n, fmt.Sprintf("a rule with %d of host, domain and cidr", keys), "exactly one of them", "write one rule for each destination")
+	}
+	if v == Allow && len(d.errs) == before {
+		d.agreement(n, &r)
 	}
 	return r
 }
@@ -101,37 +103,66 @@ func (d *decoder) hostField(n *yaml.Node, v Verdict) string {
 	if !ok {
 		return ""
 	}
-	if h, p, found := splitPort(s); found && !strings.HasPrefix(s, "[") {
+	if h, p, found := splitPort(s); found && !strings.HasPrefix(s, "[") && !strings.Contains(p, "*") {
 		d.fail(n, quote(s), "a host without a port", "write {host: "+h+", ports: ["+p+"]}")
 		return ""
 	}
 	return d.host(n, s, v)
 }
 
-// host checks an exact name, "*", or in allow rules "*.name".
+// host checks an exact name or a pattern.
 func (d *decoder) host(n *yaml.Node, s string, v Verdict) string {
-	rest, glob := strings.CutPrefix(s, "*.")
 	switch {
 	case s == "*":
 		return s
-	case v == Deny && strings.Contains(s, "*"):
-		d.fail(n, "the pattern "+quote(s), denyGlob,
-			"write {domain: "+strings.Trim(s, "*.")+"} to deny that name and every name below it")
-		return ""
-	case strings.Contains(rest, "*"):
-		d.fail(n, "the pattern "+quote(s), `an exact host, "*.name" (one label below name) or "*"`,
+	case !strings.Contains(s, "*"):
+		return d.name(n, s)
+	case v == Deny:
+		return d.denyGlob(n, s)
+	}
+	return d.allowGlob(n, s)
+}
+
+// allowGlob: stars in the first label only, so that what a pattern covers is
+// always below a name that is written out.
+func (d *decoder) allowGlob(n *yaml.Node, s string) string {
+	first, rest, dotted := strings.Cut(s, ".")
+	if !dotted || strings.Contains(rest, "*") || strings.Count(first, "*") > 1 && first != "**" {
+		d.fail(n, "the pattern "+quote(s), `an exact host, "*.name" (one label below name), "**.name" (one or more), "a-*.name", or "*"`,
 			"write {domain: name} for a name and every name below it")
 		return ""
 	}
 	name := d.name(n, rest)
-	if _, addr := isAddr(name); glob && addr {
+	if _, addr := isAddr(name); addr {
 		d.fail(n, "the pattern "+quote(s)+" over an address", "a name after the star", "write {cidr: ...} for a range of addresses")
 		return ""
 	}
-	if glob && name != "" {
-		return "*." + name
+	first = d.globLabels(n, first)
+	if name == "" || first == "" {
+		return ""
 	}
-	return name
+	return first + "." + name
+}
+
+// denyGlob: stars anywhere. It matches widely, so any place is safe.
+func (d *decoder) denyGlob(n *yaml.Node, s string) string {
+	if strings.Trim(s, "*.0123456789") == "" || strings.Contains(s, ":") {
+		d.fail(n, "the pattern "+quote(s), "a pattern of names in a deny rule", "write {cidr: ...} for a range of addresses")
+		return ""
+	}
+	return d.globLabels(n, strings.TrimSuffix(s, "."))
+}
+
+// globLabels checks what stands between the stars.
+func (d *decoder) globLabels(n *yaml.Node, s string) string {
+	low := strings.ToLower(s)
+	for _, l := range strings.Split(low, ".") {
+		if err := checkLabel("a" + strings.ReplaceAll(l, "*", "") + "a"); err != nil || l == "" {
+			d.fail(n, "the pattern "+quote(s), "letters a-z, digits, hyphens, underscores and stars in each label", "write international names in their xn-- form")
+			return ""
+		}
+	}
+	return low
 }
 
 func (d *decoder) name(n *yaml.Node, s string) string {
@@ -195,83 +226,4 @@ func (d *decoder) ports(n *yaml.Node) []int {
 	}
 	slices.Sort(out)
 	return out
-}
-
-// String gives the rule as an operator would say it: "api.example.com:443",
-// "domain evil.example", "10.1.0.0/16:443,8443".
-func (r HostRule) String() string {
-	s := r.Host
-	switch {
-	case r.Domain != "":
-		s = "domain " + r.Domain
-	case r.CIDR != "":
-		s = r.CIDR
-	case strings.Contains(s, ":"):
-		s = "[" + s + "]"
-	}
-	for i, p := range r.Ports {
-		s += string(":,"[min(i, 1)]) + strconv.Itoa(p)
-	}
-	return s
-}
-
-// YAML gives the rule in canonical form: {host: api.example.com, ports: [443]}.
-func (r HostRule) YAML() string {
-	key, val := "host", r.Host
-	switch {
-	case r.Domain != "":
-		key, val = "domain", r.Domain
-	case r.CIDR != "":
-		key, val = "cidr", r.CIDR
-	}
-	s := "{" + key + ": " + scalar(val)
-	if len(r.Ports) > 0 {
-		s += ", ports: [" + joinInts(r.Ports) + "]"
-	}
-	return s + "}"
-}
-
-func joinInts(ns []int) string {
-	out := make([]string, len(ns))
-	for i, n := range ns {
-		out[i] = strconv.Itoa(n)
-	}
-	return strings.Join(out, ", ")
-}
-
-// WithAllow returns a copy of p that also allows r, as when an operator
-// approves a destination. Deny rules still win. A rule that could not have
-// been written in a policy (see docs/policy.md) adds nothing.
-func (p *Policy) WithAllow(r HostRule) *Policy {
-	q := *p
-	q.Network.Allow = slices.Clone(p.Network.Allow)
-	if r.Host != "" && (r.Domain != "" || r.CIDR != "") || r.Domain != "" && r.CIDR != "" {
-		return &q // YAML would name one of them only
-	}
-	d := decoder{file: "approval", set: map[string]*yaml.Node{}}
-	var n yaml.Node
-	if err := yaml.Load([]byte(r.YAML()), &n); err != nil || len(n.Content) != 1 {
-		return &q
-	}
-	clean, ok := d.hostRule(n.Content[0], Allow)
-	clean.Line, clean.file = 0, ""
-	known := slices.ContainsFunc(q.Network.Allow, func(h HostRule) bool { return h.YAML() == clean.YAML() })
-	if ok && !known {
-		q.Network.Allow = append(q.Network.Allow, clean)
-	}
-	return &q
-}
-
-// place puts a rule's file and line before its text.
-func place(file string, line int) string {
-	if line == 0 || file == "" {
-		return "added: "
-	}
-	return file + ":" + strconv.Itoa(line) + ": "
-}
-
-// String gives the entry as an operator would say it: "GET /repos/**".
-func (c CallRule) String() string {
-	words := []string{c.Method, c.Path, c.Operation, c.OperationName, strings.Join(c.Fields, ","), c.RPC, strings.Join(c.Tool, ","), c.Frame}
-	return strings.Join(slices.DeleteFunc(words, func(w string) bool { return w == "" }), " ")
 }
