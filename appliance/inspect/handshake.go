@@ -8,18 +8,14 @@ import (
 	"strings"
 )
 
-// subprotocols are those whose messages can be read, by rule protocol; a
-// protocol that is not listed here may be opened with any.
-var subprotocols = map[string][]string{"graphql": {"graphql-transport-ws"}, "mcp": {"mcp"}, "json-rpc": {"jsonrpc", "json-rpc", "jsonrpc2.0"}}
-
 // upgrade checks a WebSocket handshake (RFC 6455, 4.2.1). Extensions are not
 // passed on: permessage-deflate would hide what a message says.
 func (q *request) upgrade() *Refusal {
 	h := q.in.Header
 	key, err := base64.StdEncoding.DecodeString(h.Get("Sec-Websocket-Key"))
 	switch {
-	case q.base.Protocol == "http":
-		return refuse(BadHandshake, "a rule with protocol websocket would take it", "got Upgrade: %.40q where the rule's protocol is http", h["Upgrade"])
+	case q.base.Protocol == "http" || q.base.Protocol == "graphql":
+		return refuse(BadHandshake, "a rule with protocol websocket would take it, and judges GraphQL operations in its messages too", "got a WebSocket handshake where the rule's protocol is %s", q.base.Protocol)
 	case len(h["Upgrade"]) != 1 || !strings.EqualFold(h.Get("Upgrade"), "websocket"):
 		return refuse(BadHandshake, "upgrade to websocket only", "got Upgrade: %.40q", h["Upgrade"])
 	case !slices.ContainsFunc(list(h["Connection"]), func(o string) bool { return strings.EqualFold(o, "upgrade") }):
@@ -41,20 +37,11 @@ func (q *request) upgrade() *Refusal {
 	return q.empty()
 }
 
-// offered keeps the subprotocols that can be read.
+// offered checks the subprotocols, which pass.
 func (q *request) offered() *Refusal {
 	asked := list(q.in.Header["Sec-Websocket-Protocol"])
 	if slices.ContainsFunc(asked, func(p string) bool { return !token(p) }) {
 		return refuse(BadHandshake, "send tokens", "got Sec-WebSocket-Protocol %.80q", asked)
-	}
-	can, limited := subprotocols[q.base.Protocol]
-	keep := slices.DeleteFunc(slices.Clone(asked), func(p string) bool { return limited && !slices.Contains(can, p) })
-	if len(keep) == 0 && (len(asked) > 0 || q.base.Protocol == "graphql") {
-		return refuse(BadHandshake, "offer one of these", "got Sec-WebSocket-Protocol %.80q, for %s only %v can be read", asked, q.base.Protocol, can)
-	}
-	q.out.Header.Del("Sec-Websocket-Protocol")
-	if len(keep) > 0 {
-		q.out.Header.Set("Sec-Websocket-Protocol", strings.Join(keep, ", "))
 	}
 	return nil
 }

@@ -28,7 +28,7 @@ func Head(raw []byte) error {
 	if len(lines) > maxLines {
 		return refuse(BadHeader, "send fewer", "got %d header lines, want at most %d", len(lines), maxLines).as(http.StatusRequestHeaderFieldsTooLarge)
 	}
-	old, bad := checkLine(lines[0])
+	to, old, bad := checkLine(lines[0])
 	if bad != nil {
 		return bad
 	}
@@ -41,19 +41,26 @@ func Head(raw []byte) error {
 	if bad := f.check(old); bad != nil {
 		return bad
 	}
+	if to == "*" {
+		return nil
+	}
+	// net/http takes the host of an absolute target and forgets the header.
+	if _, bad := originForm(to, f.hosts[0]); bad != nil {
+		return bad
+	}
 	return nil
 }
 
 // checkLine wants METHOD SP target SP HTTP/1.x and says whether x is 0.
-func checkLine(l string) (old bool, bad *Refusal) {
+func checkLine(l string) (to string, old bool, bad *Refusal) {
 	f := strings.Split(l, " ")
 	if len(f) != 3 || f[2] != "HTTP/1.1" && f[2] != "HTTP/1.0" {
-		return false, refuse(BadTarget, "send METHOD /path HTTP/1.1", "got request line %.80q", l)
+		return "", false, refuse(BadTarget, "send METHOD /path HTTP/1.1", "got request line %.80q", l)
 	}
 	if strings.ContainsFunc(f[1], func(r rune) bool { return r <= ' ' || r >= 0x7f }) || f[1] == "" {
-		return false, refuse(BadTarget, "encode the path", "got request target %.80q", f[1])
+		return "", false, refuse(BadTarget, "encode the path", "got request target %.80q", f[1])
 	}
-	return f[2] == "HTTP/1.0", checkMethod(f[0])
+	return f[1], f[2] == "HTTP/1.0", checkMethod(f[0])
 }
 
 // framing gathers the headers that say whom a request is for and where it ends.

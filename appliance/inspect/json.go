@@ -11,13 +11,13 @@ import (
 
 const (
 	maxDepth = 64
-	maxKeys  = 10_000 // members and elements of a whole document
+	maxKeys  = 100_000 // values of a whole document
 )
 
-// doc is a JSON value read strictly: object, []any, string, json.Number, bool
-// or nil. The stdlib's decoder takes the last of two equal keys, replaces what
-// is not UTF-8, and matches the fields of structs in any case; servers differ
-// in each of these.
+// object is a JSON object. Values are object, []any, string, json.Number,
+// bool or nil, read strictly: the stdlib's decoder takes the last of two equal
+// keys, replaces what is not UTF-8, and matches the fields of structs in any
+// case; servers differ in each of these.
 type object = map[string]any
 
 // readJSON reads one document: RFC 8259 grammar, UTF-8, no lone surrogates,

@@ -11,9 +11,9 @@ import (
 
 const (
 	maxBatch = 100
-	// Answered is the RPC of a message that answers a call of the server's
-	// (MCP: sampling, elicitation, roots). JSON-RPC reserves names that begin
-	// with "rpc.", so no real call has it: those are refused.
+	// Answered is the RPC of a JSON-RPC message that answers a call of the
+	// server's; in MCP (sampling, elicitation, roots) it is empty. JSON-RPC
+	// reserves names that begin with "rpc.": no call can have it.
 	Answered = "rpc.response"
 	toolCall = "tools/call"
 )
@@ -91,6 +91,9 @@ func readCall(o object, mcp bool) (m policies.Message, id json.RawMessage, err e
 	if res || bad {
 		if call || res == bad || id == nil {
 			return m, nil, fmt.Errorf("a mixture of call and answer")
+		}
+		if mcp {
+			return m, nil, nil
 		}
 		return policies.Message{RPC: Answered}, nil, nil
 	}
