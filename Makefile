@@ -6,10 +6,10 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -ldflags "$(LDFLAGS)"
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 
-.PHONY: help build setup test lint generate demo bench e2e clean
+.PHONY: help build setup test test-kernels lint generate demo bench e2e clean
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## Build the two programs into dist/
 	$(BUILD) -o $(DIST)/clawbox ./cmd/clawbox
@@ -20,6 +20,10 @@ setup: ## Install the Debian packages that the demo and the tests need
 
 test: setup ## Run every test (as root: they make real sandboxes)
 	$(AS_ROOT) env CLAWBOX_ENGINE="$(abspath $(wildcard $(DIST)/ollama))" $(GO) test -timeout 20m ./...
+
+test-kernels: ## Run the tests that depend on the kernel in virtual machines with Debian's 6.1 and 6.12
+	@$(AS_ROOT) sh internal/tools/setup.sh kernels
+	$(AS_ROOT) $(GO) run ./internal/vm/kernels -cache $(DIST)/vm
 
 lint: ## Check formatting, vet, staticcheck; govulncheck where its database answers
 	@sh internal/tools/lint.sh

@@ -1,0 +1,125 @@
+// Command kernels runs the tests of the packages that depend on the kernel in
+// virtual machines with Debian's kernels, and prints what each kernel gives and
+// which tests passed there:
+//
+//	go run ./internal/vm/kernels -cache dist/vm
+//
+// It is `make test-kernels`. The status is 1 when a test fails, when a guest
+// does not boot, or when the guard reaches another tier than the plan says; 2
+// when the host lacks a tool. Run it in the repository's root.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/clawbox/clawbox/internal/vm"
+)
+
+func main() {
+	var o options
+	flag.StringVar(&o.cache, "cache", "dist/vm", "folder for downloads and built images")
+	flag.StringVar(&o.run, "run", "", "only the tests that match, as in go test -run")
+	flag.StringVar(&o.pkg, "pkg", "", "only the packages whose path contains this")
+	flag.StringVar(&o.kernel, "kernel", "", "only this series of kernels, such as 6.12")
+	flag.StringVar(&o.boot, "boot", "", "only the boots whose name contains this")
+	flag.BoolVar(&o.verbose, "v", false, "show the tests' output")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, o))
+}
+
+type options struct {
+	cache, run, pkg, kernel, boot string
+	verbose                       bool
+}
+
+// needed are the host's tools, with the Debian package of each.
+var needed = []struct{ program, pkg string }{
+	{"apt-get", "apt"},
+	{"dpkg-deb", "dpkg"},
+	{"mke2fs", "e2fsprogs"},
+	{"xz", "xz-utils"},
+	{"zstd", "zstd"},
+	{"busybox", "busybox-static"},
+}
+
+func missingTools() (missing []string) {
+	for _, n := range needed {
+		if _, err := exec.LookPath(n.program); err != nil {
+			missing = append(missing, n.pkg)
+		}
+	}
+	return missing
+}
+
+func run(ctx context.Context, o options) int {
+	if m := missingTools(); m != nil {
+		fmt.Fprintf(os.Stderr, "test-kernels: the packages %s are missing: apt-get install them, or run `make test-kernels` as root, which does\n", strings.Join(m, ", "))
+		return 2
+	}
+	r, err := runAll(ctx, o)
+	r.print(os.Stdout)
+	switch {
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "test-kernels:", err)
+		return 1
+	case r.failed():
+		return 1
+	}
+	return 0
+}
+
+// runAll boots every machine of the plan, one after the other.
+func runAll(ctx context.Context, o options) (*report, error) {
+	r := &report{}
+	c := vm.Cache(o.cache)
+	emu, err := c.Emulator(ctx)
+	if err != nil {
+		return r, err
+	}
+	// A folder of its own: several runs share the cache.
+	dir, err := os.MkdirTemp(o.cache, "run-")
+	if err != nil {
+		return r, err
+	}
+	defer os.RemoveAll(dir)
+	d, err := build(ctx, o, dir)
+	if err != nil {
+		return r, err
+	}
+	for _, s := range vm.Kernels {
+		if o.kernel != "" && o.kernel != s.Name {
+			continue
+		}
+		k, err := c.Kernel(ctx, s)
+		if err != nil {
+			return r, err
+		}
+		for _, b := range boots {
+			if !strings.Contains(b.name, o.boot) {
+				continue
+			}
+			g := &guest{opts: o, boot: b, report: r, conf: vm.Config{
+				Emulator: emu, Kernel: k, Init: d.init, Modules: modules, Disk: d.disk, Cmdline: b.cmdline,
+			}}
+			if err := g.run(ctx, d); err != nil {
+				return r, err
+			}
+		}
+	}
+	return r, nil
+}
+
+// wanted says whether a package's tests shall run under a boot.
+func (o options) wanted(b boot, pkg string) bool {
+	return strings.Contains(pkg, o.pkg) && (b.only == nil || slices.Contains(b.only, pkg))
+}
