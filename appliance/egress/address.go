@@ -50,6 +50,11 @@ var inside = []netip.Prefix{
 	netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("fc00::/7"),
 }
 
+// controlPorts are refused at private addresses whatever a policy says: etcd,
+// the Kubernetes API (also as K3s and kind have it), kubelet, Docker, and
+// containerd's and Podman's remote ends.
+var controlPorts = map[int]bool{2379: true, 2380: true, 2375: true, 2376: true, 6443: true, 6444: true, 8001: true, 10250: true, 10255: true, 10257: true, 10259: true}
+
 // forbidden says why a may never be reached, or "".
 func forbidden(a netip.Addr) string {
 	a = a.Unmap().WithZone("")

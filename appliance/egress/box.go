@@ -44,9 +44,11 @@ type box struct {
 
 	models *queue // connections for the router; nil: no models
 	web    *queue // plain HTTP to named hosts
+	calls  *queue // inspected connections
 
 	mu      sync.Mutex // guards the rest
 	conns   map[*conn]bool
+	meters  map[string]*meter
 	changed chan struct{} // closed by recheck
 	digPol  *policies.Policy
 	dig     string // digest of digPol
@@ -57,7 +59,7 @@ type box struct {
 func newBox(p *Proxy, a Agent) *box {
 	b := &box{
 		proxy: p, agent: a, names: newNames(a.ID), slots: make(chan struct{}, maxConns),
-		conns: map[*conn]bool{}, changed: make(chan struct{}), web: newQueue(),
+		conns: map[*conn]bool{}, changed: make(chan struct{}), web: newQueue(), calls: newQueue(), meters: map[string]*meter{},
 	}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	return b
@@ -96,6 +98,7 @@ func (b *box) start() {
 		b.wg.Go(func() { b.accept(l) })
 	}
 	b.serveQueue(b.web, b.webServer())
+	b.serveQueue(b.calls, b.callServer())
 	if b.proxy.c.Models != nil {
 		b.models = newQueue()
 		srv := &http.Server{
@@ -166,6 +169,7 @@ func (b *box) closeSockets() (errs []error) {
 		errs = append(errs, b.dns.Close())
 	}
 	b.web.Close()
+	b.calls.Close()
 	if b.models != nil {
 		b.models.Close()
 	}
@@ -281,9 +285,14 @@ func (q *queue) Addr() net.Addr { return &net.TCPAddr{} }
 
 // put serves c and returns when it is closed.
 func (q *queue) put(c net.Conn) {
-	w := &waited{Conn: c, done: make(chan struct{})}
+	w := wait(c)
+	q.serve(w, w)
+}
+
+// serve serves c, which is w or has it below, and returns when w is closed.
+func (q *queue) serve(c net.Conn, w *waited) {
 	select {
-	case q.c <- w:
+	case q.c <- c:
 		<-w.done
 	case <-q.done:
 		c.Close()
@@ -293,9 +302,12 @@ func (q *queue) put(c net.Conn) {
 // waited tells when it is closed.
 type waited struct {
 	net.Conn
-	once sync.Once
-	done chan struct{}
+	session *session // of an inspected connection
+	once    sync.Once
+	done    chan struct{}
 }
+
+func wait(c net.Conn) *waited { return &waited{Conn: c, done: make(chan struct{})} }
 
 func (w *waited) Close() error {
 	err := w.Conn.Close()

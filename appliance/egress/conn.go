@@ -30,11 +30,16 @@ type conn struct {
 	proc   ledger.Process
 	caller Caller
 
-	mu     sync.Mutex // guards the rest
-	out    net.Conn
-	once   bool     // admitted by an answer for this connection alone
-	ended  *refusal // why it was closed from here
-	closed bool
+	mu      sync.Mutex // guards the rest
+	live    bool       // admitted, and what was admitted is under way
+	out     net.Conn
+	to      netip.Addr // where out leads, for a name that was looked up
+	session *session
+	rule    policies.HostRule // that governs it; zero: an operator let it in
+	meter   *meter            // the rule's
+	once    bool              // admitted by an answer for this connection alone
+	ended   *refusal          // why it was closed from here
+	closed  bool
 }
 
 // serve takes a connection through all of its life.
@@ -56,14 +61,60 @@ func (b *box) serve(in *net.TCPConn) {
 	if why == nil {
 		why = c.admit()
 	}
-	if why == nil && !c.write(ledger.Allowed, c.by.Reason, "", map[string]any{"rule": c.by.Rule}) {
-		why = noLedger()
+	if why == nil {
+		why = c.carry()
 	}
 	if why != nil {
 		c.deny(why)
-		return
 	}
-	c.forward()
+}
+
+// carry serves an admitted connection within its budget.
+func (c *conn) carry() *refusal {
+	m, rule := c.metered()
+	if why := m.enter(rule.Budget); why != nil {
+		return why
+	}
+	defer m.leave()
+	if !inspected(rule) { // else it is the requests that are counted
+		if why := m.turn(rule.Budget, time.Now()); why != nil {
+			return why
+		}
+	}
+	if !c.write(ledger.Allowed, c.by.Reason, "", map[string]any{"rule": c.by.Rule}) {
+		return noLedger()
+	}
+	if inspected(rule) {
+		c.inspect()
+	} else {
+		c.forward()
+	}
+	return nil
+}
+
+// govern finds the rule that says how the connection is treated.
+func (c *conn) govern() {
+	r, _ := c.box.agent.Policy().Endpoint(c.request(policies.Connect))
+	m := c.box.meter(r)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rule, c.meter = r, m
+}
+
+// metered is the rule of this moment and what counts for it.
+func (c *conn) metered() (*meter, policies.HostRule) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.meter, c.rule
+}
+
+// begin makes the connection one that recheck judges; not ok when it was
+// closed meanwhile.
+func (c *conn) begin(s *session) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.live, c.session = true, s
+	return !c.closed
 }
 
 // survive ends this connection, not the daemon and with it every sandbox, if
@@ -129,7 +180,9 @@ func (c *conn) admit() *refusal {
 	if why := c.decide(); why != nil {
 		return why
 	}
-	if !c.name {
+	c.govern()
+	_, rule := c.metered()
+	if rule.Protocol == "tcp" || !c.name && !inspected(rule) {
 		return nil
 	}
 	s, err := c.sniff(c.patience())
@@ -171,13 +224,21 @@ func (c *conn) decide() *refusal {
 
 // policy asks the policy of this moment.
 func (c *conn) policy() policies.Decision {
-	return c.box.agent.Policy().Decide(policies.Request{Action: policies.Connect, Host: c.host, Port: c.port})
+	return c.box.agent.Policy().Decide(c.request(policies.Connect))
+}
+
+// request is a question to the policy about this connection.
+func (c *conn) request(a policies.Action) policies.Request {
+	return policies.Request{Action: a, Host: c.host, Port: c.port, Binary: c.caller.Binary, Ancestors: c.caller.Ancestors}
 }
 
 // denied puts the policy's answer in words for the client.
 func (c *conn) denied(d policies.Decision) *refusal {
 	r := refuse(d.Reason, "ask the operator to allow it: "+c.change(), "the policy does not allow %s port %d", c.host, c.port)
-	if d.Reason == policies.ReasonDenied {
+	switch d.Reason {
+	case policies.ReasonBinary:
+		r.detail += " for this program"
+	case policies.ReasonDenied:
 		r.remedy = "a deny rule names it; only a changed policy can allow it"
 	}
 	r.rule = d.Rule
@@ -214,18 +275,33 @@ func (c *conn) question() holds.Question {
 // recheck closes the connection if it is not allowed any more.
 func (c *conn) recheck() {
 	c.mu.Lock()
-	live, once := c.out != nil, c.once
+	live, once, was, s := c.live, c.once, c.rule, c.session
 	c.mu.Unlock()
 	if !live {
 		return // still being decided
 	}
-	if why := c.standing(once); why != nil {
+	why := c.standing(once)
+	c.govern()
+	if _, is := c.metered(); why == nil && inspected(is) && !inspected(was) {
+		why = refuse("net.policy_changed", "connect again", "connections to %s port %d are inspected from now on", c.host, c.port)
+	}
+	if why != nil {
 		c.end(why)
+	} else if s != nil {
+		s.recheck()
 	}
 }
 
 // standing says whether an open connection may stay open.
 func (c *conn) standing(once bool) *refusal {
+	c.mu.Lock()
+	to := c.to
+	c.mu.Unlock()
+	if to.IsValid() {
+		if why := c.leads(to); why != nil {
+			return why
+		}
+	}
 	d := c.policy()
 	switch {
 	case d.Verdict == policies.Allow:
@@ -263,11 +339,17 @@ func (c *conn) abort() {
 	if c.out != nil {
 		reset(c.out)
 	}
+	if c.session != nil {
+		c.session.close()
+	}
 }
 
 // reset closes c so that the other end sees a reset, not an orderly end: what
 // was refused must not look complete.
 func reset(c net.Conn) {
+	if o, ok := c.(*outward); ok {
+		c = o.Conn
+	}
 	if t, ok := c.(*net.TCPConn); ok {
 		_ = t.SetLinger(0)
 	}
@@ -308,6 +390,24 @@ func (c *conn) body(why *refusal) []byte {
 	e := map[string]any{"code": why.reason, "host": c.host, "port": c.port, "detail": why.detail, "remedy": why.remedy}
 	b, _ := json.Marshal(map[string]any{"error": e}) // strings and numbers always encode
 	return b
+}
+
+// record writes a refusal and says whether it could.
+func (c *conn) record(why *refusal, attrs map[string]any) bool {
+	return c.write(ledger.Denied, why.reason, why.detail, attrs)
+}
+
+// closing records the end.
+func (c *conn) closing(start time.Time, attrs map[string]any) {
+	c.mu.Lock()
+	ended := c.ended
+	c.mu.Unlock()
+	reason := "net.closed"
+	if ended != nil {
+		reason = ended.reason
+	}
+	attrs["duration_ms"] = time.Since(start).Milliseconds()
+	c.write(ledger.Allowed, reason, "", attrs)
 }
 
 // write records what happened to the connection and says whether it could.

@@ -57,6 +57,8 @@ package egress
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -108,6 +110,15 @@ type Config struct {
 	// has the connection from then on; the caller closes its own descriptor.
 	// Nil: Models.
 	Handoff func(c *net.TCPConn, a Agent, who ledger.Process) error
+	// Roots verify the servers behind inspected TLS; nil: the host's.
+	Roots *x509.CertPool
+	// Credential gives the value behind a placeholder, for the agent and the
+	// name in its policy. It is put into requests and nowhere else.
+	Credential func(agent, name string) (value string, ok bool)
+	// Seed is 32 secret bytes that the sandboxes' CA keys follow from. With the
+	// same seed a restarted egress is still trusted by the sandboxes that run;
+	// nil: a new one each time.
+	Seed []byte
 	// Dial connects to a checked "address:port"; nil: from this process.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Lookup resolves an allowed name; nil: the host's resolver.
@@ -119,9 +130,11 @@ type Proxy struct {
 	c     Config
 	hosts map[string]netip.Addr
 	own   ownAddrs
+	seed  []byte
 
-	mu    sync.Mutex // guards boxes
+	mu    sync.Mutex // guards the rest
 	boxes map[*box]bool
+	cas   map[string]*authority // by agent
 }
 
 // New checks c and returns a Proxy.
@@ -129,7 +142,15 @@ func New(c Config) (*Proxy, error) {
 	if c.Recorder == nil || c.Holds == nil {
 		return nil, errors.New("egress: want a ledger recorder and a book of holds, got none: no event, no action")
 	}
-	p := &Proxy{c: c, hosts: map[string]netip.Addr{}, boxes: map[*box]bool{}}
+	p := &Proxy{c: c, hosts: map[string]netip.Addr{}, boxes: map[*box]bool{}, cas: map[string]*authority{}, seed: c.Seed}
+	switch len(c.Seed) {
+	case seedBytes:
+	case 0:
+		p.seed = make([]byte, seedBytes)
+		_, _ = rand.Read(p.seed) // never fails: see crypto/rand
+	default:
+		return nil, fmt.Errorf("egress: got a seed of %d bytes, want %d", len(c.Seed), seedBytes)
+	}
 	for name, addr := range c.Hosts {
 		if err := p.addHost(name, addr); err != nil {
 			return nil, err
@@ -263,7 +284,10 @@ type refusal struct {
 	detail string // for a person
 	remedy string // what would change it
 	rule   string
+	status int // of an HTTP answer; 0: 403
 }
+
+func (r *refusal) Error() string { return r.reason + ": " + r.detail }
 
 func refuse(reason, remedy, format string, args ...any) *refusal {
 	return &refusal{reason: reason, remedy: remedy, detail: fmt.Sprintf(format, args...)}

@@ -21,7 +21,7 @@ const dialTimeout = 15 * time.Second
 // that allows it is already written.
 func (c *conn) forward() {
 	start := time.Now()
-	out, to, why := c.dial()
+	nc, to, why := c.dial(c.box.ctx)
 	if why != nil {
 		v := ledger.Denied
 		if why.reason == "net.unreachable" {
@@ -31,31 +31,38 @@ func (c *conn) forward() {
 		c.tell(502, why)
 		return
 	}
-	defer out.Close()
+	defer nc.Close()
+	out, count := c.outward(nc)
 	c.mu.Lock()
 	c.out = out
-	gone := c.closed
+	if c.name {
+		c.to = to.Addr()
+	}
 	c.mu.Unlock()
-	if gone {
+	if !c.begin(nil) {
 		return
 	}
 	c.recheck() // the policy may have changed since decide
 	up, down := c.splice(out)
-	c.mu.Lock()
-	ended := c.ended
-	c.mu.Unlock()
-	reason := "net.closed"
-	if ended != nil {
-		reason = ended.reason
+	if count != nil {
+		up, down = count.sum()
 	}
-	c.write(ledger.Allowed, reason, "", map[string]any{
-		"address": to.String(), "bytes_sent": up, "bytes_received": down, "duration_ms": time.Since(start).Milliseconds(),
-	})
+	c.closing(start, map[string]any{"address": to.String(), "bytes_sent": up, "bytes_received": down})
+}
+
+// outward counts what a budget bounds. Without one the connection stays as it
+// is: the kernel can then carry its bytes without showing them to this process.
+func (c *conn) outward(nc net.Conn) (net.Conn, *tally) {
+	if m, _ := c.metered(); m == nil {
+		return nc, nil
+	}
+	t := new(tally)
+	return &outward{Conn: nc, c: c, count: t}, t
 }
 
 // dial resolves, checks every address and connects to one that was checked.
-func (c *conn) dial() (net.Conn, netip.AddrPort, *refusal) {
-	ctx, cancel := context.WithTimeout(c.box.ctx, dialTimeout)
+func (c *conn) dial(ctx context.Context) (net.Conn, netip.AddrPort, *refusal) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	as, why := c.addresses(ctx)
 	if why != nil {
@@ -84,7 +91,7 @@ func (c *conn) addresses(ctx context.Context) ([]netip.Addr, *refusal) {
 		if why := p.guard(a); why != nil {
 			return nil, why
 		}
-		return []netip.Addr{a}, c.unlisted(a)
+		return []netip.Addr{a}, c.leads(a)
 	}
 	as, err := p.c.Lookup(ctx, c.host)
 	if err != nil || len(as) == 0 {
@@ -95,42 +102,59 @@ func (c *conn) addresses(ctx context.Context) ([]netip.Addr, *refusal) {
 		if why := p.guard(as[i]); why != nil {
 			return nil, why
 		}
-		if why := c.unlisted(as[i]); why != nil {
+		if why := c.leads(as[i]); why != nil {
 			return nil, why
-		}
-		if private(as[i]) && !c.names(as[i]) {
-			return nil, refuse("net.ssrf", "add the name to hosts in appliance.yaml, or allow {cidr: …} in the policy",
-				"%s resolves to the private address %s", c.host, as[i])
 		}
 	}
 	return as, nil
 }
 
-// unlisted refuses an address that a deny rule names.
-func (c *conn) unlisted(a netip.Addr) *refusal {
-	rule, denied := c.box.agent.Policy().DenyAddr(a, c.port)
-	if !denied {
-		return nil
+// leads says why the connection's name may not lead to a, nil if it may.
+func (c *conn) leads(a netip.Addr) *refusal {
+	r := c.request(policies.Connect)
+	r.Addr = a
+	d := c.box.agent.Policy().Decide(r)
+	if private(a) && controlPorts[c.port] {
+		return refuse("net.ssrf", "no policy opens it", "%s leads to port %d of the private address %s, where cluster and container control planes listen", c.host, c.port, a)
 	}
-	r := refuse(policies.ReasonDenied, "only a changed policy can allow it", "%s resolves to %s, which a deny rule names", c.host, a)
-	r.rule = rule
-	return r
+	switch {
+	case d.Reason == policies.ReasonDenied:
+		w := refuse(d.Reason, "only a changed policy can allow it", "%s resolves to %s, which a deny rule names", c.host, a)
+		w.rule = d.Rule
+		return w
+	case c.box.proxy.hosts[c.host] == a && d.Reason == policies.ReasonAddress && len(c.allowedIPs()) == 0:
+		return nil // the operator said where it leads
+	case private(a) && (d.Reason == policies.ReasonAddress || d.Verdict == policies.Hold && c.box.proxy.hosts[c.host] != a && !c.names(a)):
+		return refuse("net.ssrf", "add the name to hosts in appliance.yaml, or the network to allowedIPs of the rule", "%s resolves to the private address %s", c.host, a)
+	case d.Reason == policies.ReasonAddress:
+		return refuse(d.Reason, "ask the operator to add it to allowedIPs of the rule", "%s resolves to %s, where the policy does not let it lead", c.host, a)
+	}
+	return nil
+}
+
+func (c *conn) allowedIPs() []string {
+	_, rule := c.metered()
+	return rule.AllowedIPs
 }
 
 // names says whether an allow rule names the address itself; "*" never does.
 func (c *conn) names(a netip.Addr) bool {
-	return c.box.agent.Policy().Decide(policies.Request{Action: policies.Connect, Host: a.String(), Port: c.port}).Verdict == policies.Allow
+	r := c.request(policies.Connect)
+	r.Host = a.String()
+	return c.box.agent.Policy().Decide(r).Verdict == policies.Allow
 }
 
 // splice carries bytes both ways until both ends are done or one breaks, and
 // returns how many. A client that was silent so far is checked when it speaks.
 func (c *conn) splice(out net.Conn) (up, down int64) {
-	if c.name && c.kind == http1 {
+	_, rule := c.metered()
+	named := c.name && rule.Protocol != "tcp"
+	if named && c.kind == http1 {
 		return c.relay(out)
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() { down = copyHalf(c.in, out) })
-	if c.name && c.kind == silent {
+	if named && c.kind == silent {
 		if why := c.late(); why != nil {
 			c.end(why)
 			wg.Wait()

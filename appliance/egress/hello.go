@@ -5,11 +5,12 @@ import (
 	"errors"
 )
 
-// TLS numbers of RFC 8446 and RFC 6066.
+// TLS numbers of RFC 8446, RFC 6066 and RFC 9849.
 const (
 	recordHandshake   = 22
 	messageHello      = 1
 	extensionName     = 0
+	extensionECH      = 0xfe0d // encrypted_client_hello, RFC 9849
 	nameTypeHost      = 0
 	maxHello          = 16 << 10 // bytes
 	recordHeaderBytes = 5
@@ -17,18 +18,24 @@ const (
 
 var errHello = errors.New("the TLS ClientHello is not well formed")
 
-// clientHello returns the server name of the ClientHello at the beginning of b,
-// "" if it has none; not done while bytes are missing.
-func clientHello(b []byte) (name string, done bool, err error) {
+// greet is what a ClientHello says in clear.
+type greet struct {
+	name string // server name, "" if it has none
+	ech  bool   // it may hide another hello with another name
+}
+
+// clientHello reads the ClientHello at the beginning of b; not done while
+// bytes are missing.
+func clientHello(b []byte) (g greet, done bool, err error) {
 	msg, done, err := handshake(b)
 	if !done || err != nil {
-		return "", done, err
+		return greet{}, done, err
 	}
-	name, ok := serverName(msg)
+	g, ok := readHello(msg)
 	if !ok {
-		return "", true, errHello
+		return greet{}, true, errHello
 	}
-	return name, true, nil
+	return g, true, nil
 }
 
 // handshake joins the first handshake message out of as many records as it takes.
@@ -81,42 +88,44 @@ func (c *vec) vector(size int) (vec, bool) {
 	return c.bytes(n)
 }
 
-// serverName reads a ClientHello strictly: every length must fit exactly, and
-// the extension may stand there once, with one name.
-func serverName(hello []byte) (name string, ok bool) {
+// readHello reads a ClientHello strictly: every length must fit exactly, and
+// the server_name extension may stand there once, with one name.
+func readHello(hello []byte) (g greet, ok bool) {
 	c := vec(hello)
 	if _, ok := c.bytes(2 + 32); !ok { // version, random
-		return "", false
+		return g, false
 	}
 	for _, size := range []int{1, 2, 1} { // session id, cipher suites, compression methods
 		if _, ok := c.vector(size); !ok {
-			return "", false
+			return g, false
 		}
 	}
 	if len(c) == 0 {
-		return "", true // TLS without extensions
+		return g, true // TLS without extensions
 	}
 	exts, ok := c.vector(2)
 	if !ok || len(c) > 0 {
-		return "", false
+		return g, false
 	}
 	for seen := false; len(exts) > 0; {
 		typ, ok1 := exts.bytes(2)
 		body, ok2 := exts.vector(2)
 		if !ok1 || !ok2 {
-			return "", false
+			return g, false
 		}
-		if binary.BigEndian.Uint16(typ) != extensionName {
-			continue
-		}
-		if seen {
-			return "", false
-		}
-		if name, seen = oneName(body); !seen {
-			return "", false
+		switch binary.BigEndian.Uint16(typ) {
+		case extensionECH:
+			g.ech = true
+		case extensionName:
+			if seen {
+				return g, false
+			}
+			if g.name, seen = oneName(body); !seen {
+				return g, false
+			}
 		}
 	}
-	return name, true
+	return g, true
 }
 
 // oneName reads the body of the server_name extension.

@@ -28,6 +28,7 @@ const (
 type seen struct {
 	kind kind
 	host string // SNI or Host, as sent; "" if absent
+	ech  bool   // TLS: an encrypted hello is inside
 	bad  error  // the greeting is not well formed
 }
 
@@ -40,7 +41,7 @@ var errGreeting = errors.New("the first bytes are an incomplete TLS or HTTP gree
 
 // patience is how long a client may be silent before that means something.
 func (c *conn) patience() time.Duration {
-	if c.port == 80 || c.port == 443 {
+	if _, rule := c.metered(); c.port == 80 || c.port == 443 || inspected(rule) {
 		return 30 * time.Second
 	}
 	return 300 * time.Millisecond
@@ -77,8 +78,8 @@ func classify(b []byte) (seen, bool) {
 		if len(b) > 1 && b[1] != 3 {
 			return seen{kind: other}, true
 		}
-		host, done, err := clientHello(b)
-		return seen{tlsHello, host, err}, done
+		g, done, err := clientHello(b)
+		return seen{kind: tlsHello, host: g.name, ech: g.ech, bad: err}, done
 	}
 	return classifyHTTP(b)
 }
@@ -106,7 +107,7 @@ func classifyHTTP(b []byte) (seen, bool) {
 		return seen{kind: other}, true
 	}
 	if err := requestLine(string(line)); err != nil || len(text) < len(b) {
-		return seen{http1, "", errRequest}, true
+		return seen{kind: http1, bad: errRequest}, true
 	}
 	line = line[:len(line)-1]
 	end := bytes.Index(rest, []byte("\r\n\r\n"))
@@ -115,12 +116,12 @@ func classifyHTTP(b []byte) (seen, bool) {
 	} else if end < 0 {
 		// A blank line in any other form: not ours to interpret.
 		if bytes.Contains(rest, []byte("\n\n")) || bytes.Contains(rest, []byte("\n\r\n")) {
-			return seen{http1, "", errors.New("header lines do not end in CR LF")}, true
+			return seen{kind: http1, bad: errors.New("header lines do not end in CR LF")}, true
 		}
 		return seen{kind: http1}, false
 	}
 	host, err := httpHost(string(line), string(rest[:end]))
-	return seen{http1, host, err}, true
+	return seen{kind: http1, host: host, bad: err}, true
 }
 
 // methodByte says whether c may be part of a method: a tchar of RFC 9110, 5.6.2.
@@ -201,11 +202,21 @@ func targetAgrees(target, host string) error {
 // the connection was made to.
 func (c *conn) same(s seen) *refusal {
 	want := map[int]kind{80: http1, 443: tlsHello}[c.port]
+	_, rule := c.metered()
+	deep := inspected(rule)
 	switch {
+	case deep && s.kind != tlsHello && s.kind != http1:
+		return refuse("net.protocol", "speak "+rule.Protocol+" over HTTP", "the rule for port %d has its connections inspected; they begin with TLS or an HTTP/1 request", c.port)
+	case deep && s.kind == tlsHello && !rule.Inspect:
+		return refuse("net.uninspected", "ask the operator for inspect: true in the rule", "the rule for port %d wants to see %s, and TLS hides it", c.port, rule.Protocol)
+	case !c.name:
+		return nil
 	case want != silent && s.kind == silent:
 		return refuse("net.silent", "send the request at once", "nothing was sent on port %d for %v", c.port, c.patience())
 	case s.kind != silent && want != silent && s.kind != want:
 		return refuse("net.protocol", "use https on port 443, http on port 80", "port %d takes only %s here", c.port, map[kind]string{tlsHello: "TLS", http1: "HTTP/1"}[want])
+	case s.kind == tlsHello && s.ech && !deep && s.bad == nil:
+		return refuse("net.ech", "switch encrypted client hellos off, or ask the operator for inspect: true in the rule", "the client hello holds another, encrypted one, which may name another host than %s", c.host)
 	case s.kind == tlsHello:
 		return c.match("net.sni_mismatch", "the server name (SNI)", s.host, s.bad)
 	case s.kind == http1:

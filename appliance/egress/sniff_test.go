@@ -38,8 +38,8 @@ func TestClientHello(t *testing.T) {
 			want = ""
 		}
 		got, done, err := clientHello(b)
-		if got != want || !done || err != nil {
-			t.Errorf("%q: got %q %v %v", name, got, done, err)
+		if got.name != want || got.ech || !done || err != nil {
+			t.Errorf("%q: got %v %v %v", name, got, done, err)
 		}
 		for i := range b {
 			if _, done, err := clientHello(b[:i]); done || err != nil {
@@ -52,8 +52,8 @@ func TestClientHello(t *testing.T) {
 			split = append(append(split, 22, 3, 1, 0, byte(n)), msg[:n]...)
 			msg = msg[n:]
 		}
-		if got, done, err := clientHello(split); got != want || !done || err != nil {
-			t.Errorf("%q in records of 7: got %q %v %v", name, got, done, err)
+		if got, done, err := clientHello(split); got.name != want || !done || err != nil {
+			t.Errorf("%q in records of 7: got %v %v %v", name, got, done, err)
 		}
 	}
 }
@@ -71,8 +71,8 @@ func TestClientHelloRefuses(t *testing.T) {
 	} {
 		c := bytes.Clone(b)
 		edit(c)
-		if got, done, err := clientHello(c); err == nil && done && got == "a.example" {
-			t.Errorf("%s: accepted as %q", name, got)
+		if got, done, err := clientHello(c); err == nil && done && got.name == "a.example" {
+			t.Errorf("%s: accepted as %v", name, got)
 		}
 	}
 	// The extension twice: two readers could take different ones.
@@ -86,7 +86,7 @@ func TestClientHelloRefuses(t *testing.T) {
 	exts += 1 + int(b[exts])
 	grow(exts)
 	if got, done, err := clientHello(c); err == nil {
-		t.Errorf("twice: got %q %v", got, done)
+		t.Errorf("twice: got %v %v", got, done)
 	}
 }
 

@@ -1,0 +1,372 @@
+package egress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/clawbox/clawbox/appliance/inspect"
+	"github.com/clawbox/clawbox/appliance/ledger"
+	"github.com/clawbox/clawbox/policies"
+)
+
+// call is one request on an inspected connection.
+type call struct {
+	s      *session
+	rule   policies.HostRule // that governs it
+	q      *http.Request     // canonical: what goes upstream
+	msgs   []policies.Message
+	by     policies.Decision
+	creds  []string // names of the credentials that were put in
+	values []string // what was put in
+
+	mu     sync.Mutex // guards the rest
+	cancel context.CancelFunc
+	why    *refusal // why it was stopped from here
+}
+
+// serve takes one request through: canonical form → budget → policy, for each
+// of its messages → credentials → ledger → server.
+func (s *session) serve(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	k := &call{s: s, cancel: cancel}
+	if len(r.TransferEncoding) > 0 && r.ProtoMajor == 1 {
+		w.Header().Set("Connection", "close") // see heads
+	}
+	why := k.read(r.WithContext(ctx))
+	if why == nil {
+		why = k.admit()
+	}
+	if why != nil {
+		k.deny(w, why)
+		return
+	}
+	defer k.begin()()
+	if k.q.Header.Get("Upgrade") != "" {
+		k.socket(w)
+		return
+	}
+	k.forward(w)
+}
+
+// read finds what the request means under the rule for its path.
+func (k *call) read(r *http.Request) *refusal {
+	if why := k.s.authority(r); why != nil {
+		return why
+	}
+	plain, msgs, err := inspect.Request(headOnly(r), inspect.Options{Protocol: k.s.shape(r)})
+	if err != nil {
+		return refusedBy(err)
+	}
+	rule, ok := k.s.endpoint(&msgs[0])
+	if !ok {
+		return k.s.denied(k.s.ask(&msgs[0]))
+	}
+	k.rule, k.q, k.msgs = rule, plain, msgs
+	k.q, k.msgs, err = inspect.Request(r, inspect.Options{Protocol: rule.Protocol})
+	if err != nil {
+		k.q = nil
+		return refusedBy(err)
+	}
+	return nil
+}
+
+// shape is the protocol under which a request's path can be read without its body.
+func (s *session) shape(r *http.Request) string {
+	if r.Header.Get("Upgrade") != "" {
+		return "websocket"
+	}
+	return "http"
+}
+
+// headOnly is r without its body, which is read only once.
+func headOnly(r *http.Request) *http.Request {
+	q := *r
+	q.Body = http.NoBody
+	return &q
+}
+
+// authority wants the request to be for the connection's host and port.
+func (s *session) authority(r *http.Request) *refusal {
+	host := r.Host
+	if h, port, err := net.SplitHostPort(host); err == nil {
+		if port != strconv.Itoa(s.port) {
+			return refuse("net.host_mismatch", "connect to the port that the request is for", "made to port %d, but the request is for port %.10q", s.port, port)
+		}
+		host = h
+	}
+	return s.match("net.host_mismatch", "the request's host", host, nil)
+}
+
+// admit asks budget and policy, puts credentials in and records.
+func (k *call) admit() *refusal {
+	if why := k.s.box.meter(k.rule).turn(k.rule.Budget, time.Now()); why != nil {
+		return why
+	}
+	if why := k.judge(); why != nil {
+		return why
+	}
+	if why := k.credentials(); why != nil {
+		return why
+	}
+	if !k.s.write(ledger.Allowed, k.by.Reason, "", k.attrs()) {
+		return noLedger()
+	}
+	return nil
+}
+
+// judge asks the present policy about every message of the request.
+func (k *call) judge() *refusal {
+	for i := range k.msgs {
+		d := k.s.ask(&k.msgs[i])
+		if d.Verdict != policies.Allow {
+			return k.s.deniedCall(d, &k.msgs[i])
+		}
+		k.by = d
+	}
+	return nil
+}
+
+// ask asks the policy of this moment about one message.
+func (s *session) ask(m *policies.Message) policies.Decision {
+	r := s.request(policies.Call)
+	r.Message = m
+	return s.box.agent.Policy().Decide(r)
+}
+
+// endpoint is the rule for a request's path.
+func (s *session) endpoint(m *policies.Message) (policies.HostRule, bool) {
+	r := s.request(policies.Call)
+	r.Message = m
+	return s.box.agent.Policy().Endpoint(r)
+}
+
+func (s *session) deniedCall(d policies.Decision, m *policies.Message) *refusal {
+	r := refuse(d.Reason, "ask the operator to add it to the rule's calls", "the policy does not allow %s on %s", describeCall(m), s.host)
+	r.rule = d.Rule
+	if d.Reason == policies.ReasonCallDenied || d.Reason == policies.ReasonDenied {
+		r.remedy = "a deny rule names it; only a changed policy can allow it"
+	}
+	return r
+}
+
+// describeCall names a message for people, without what may be secret in it.
+func describeCall(m *policies.Message) string {
+	switch {
+	case m.Tool != "":
+		return fmt.Sprintf("the tool %.80q", m.Tool)
+	case m.RPC != "":
+		return fmt.Sprintf("the method %.80q", m.RPC)
+	case m.Operation != "":
+		return fmt.Sprintf("the %s of %.80q", m.Operation, m.Fields)
+	case m.Frame != "":
+		return "a " + m.Frame + " frame"
+	}
+	return fmt.Sprintf("%s %.200q", m.Method, m.Path)
+}
+
+// credentials replaces placeholders where they may stand, and refuses the
+// request where they may not.
+func (k *call) credentials() *refusal {
+	const remedy = "use the placeholder in a header of a request to the endpoint whose rule lists the credential"
+	if mentions(k.q.URL.Path) || mentions(k.q.URL.RawQuery) {
+		return refuse("net.credential", remedy, "a placeholder for a credential stands in the request's path or query")
+	}
+	x := resolving{agent: k.s.box.agent.ID, policy: k.s.box.agent.Policy(), rule: k.rule, value: k.s.box.proxy.credential(k.s.box.agent.ID)}
+	names, err := x.headers(k.q.Header)
+	switch {
+	case err != nil:
+		return refuse("net.credential", remedy, "a header can't be sent: %v", err)
+	case len(names) > 0 && k.s.kind != tlsHello:
+		return refuse("net.credential", "use https, and inspect: true in the rule", "a credential would travel in clear")
+	}
+	k.creds, k.values = names, x.used
+	if len(names) > 0 {
+		k.q.Header.Set("Accept-Encoding", "identity") // an answer that repeats it can then be masked
+	}
+	if k.q.Body != nil && k.q.Body != http.NoBody {
+		k.q.Body = &spotter{ReadCloser: k.q.Body, found: func() {
+			k.stop(refuse("net.credential", remedy, "a placeholder for a credential stands in the request's body"))
+		}}
+	}
+	return nil
+}
+
+// attrs are what the ledger keeps of a request. Queries, headers and
+// arguments may hold secrets and stay out.
+func (k *call) attrs() map[string]any {
+	a := map[string]any{"op": "traffic", "rule": k.by.Rule}
+	if len(k.creds) > 0 {
+		a["credentials"] = slices.Clone(k.creds)
+	}
+	return describeAll(a, k.msgs)
+}
+
+// describeAll adds the first messages to a: a batch of a hundred is one record.
+func describeAll(a map[string]any, ms []policies.Message) map[string]any {
+	if len(ms) == 0 {
+		return a
+	}
+	m := ms[0]
+	for key, v := range map[string]string{"protocol": m.Protocol, "method": m.Method, "path": m.Path, "operation": m.Operation, "frame": m.Frame} {
+		if v != "" {
+			a[key] = v
+		}
+	}
+	var calls []string
+	for _, m := range ms[:min(len(ms), 20)] {
+		if m.RPC != "" {
+			calls = append(calls, strings.TrimSpace(m.RPC+" "+m.Tool))
+		}
+	}
+	if len(calls) > 0 {
+		a["calls"] = strings.Join(calls, ", ")
+	}
+	if len(ms) > 1 {
+		a["messages"] = len(ms)
+	}
+	return a
+}
+
+// begin makes the call known to recheck until the returned function is called.
+func (k *call) begin() func() {
+	k.s.mu.Lock()
+	k.s.live[k] = true
+	k.s.mu.Unlock()
+	if why := k.judge(); why != nil { // the policy may have changed meanwhile
+		k.stop(why)
+	}
+	return func() {
+		k.s.mu.Lock()
+		delete(k.s.live, k)
+		k.s.mu.Unlock()
+	}
+}
+
+// stop ends a request that is under way, for a reason, which is recorded.
+func (k *call) stop(why *refusal) {
+	k.mu.Lock()
+	first := k.why == nil
+	if first {
+		k.why = why
+	}
+	cancel := k.cancel
+	k.mu.Unlock()
+	if first {
+		k.s.record(why, describeAll(map[string]any{"op": "traffic"}, k.msgs))
+		cancel()
+	}
+}
+
+func (k *call) stopped() *refusal {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.why
+}
+
+// deny records a refusal and tells the client in its own protocol.
+func (k *call) deny(w http.ResponseWriter, why *refusal) {
+	k.s.box.pace(&k.s.box.denials)
+	if !k.s.record(why, describeAll(map[string]any{"op": "traffic", "rule": why.rule}, k.msgs)) {
+		why = noLedger()
+	}
+	k.answer(w, why)
+}
+
+func (k *call) answer(w http.ResponseWriter, why *refusal) {
+	protocol, q := "", k.q
+	if q == nil {
+		q = &http.Request{}
+	} else if protocol = k.rule.Protocol; q.Header.Get("Upgrade") != "" {
+		protocol = ""
+	}
+	why0 := inspect.Reason{Status: why.status, Code: why.reason, Detail: why.detail, Remedy: why.remedy, Rule: why.rule}
+	status, head, body := inspect.Denial(protocol, why0, inspect.IDs(q))
+	for name, vs := range head {
+		w.Header()[name] = vs
+	}
+	w.WriteHeader(status)
+	_, _ = w.Write(body)
+}
+
+// forward sends the request on and its answer back, as it comes.
+func (k *call) forward(w http.ResponseWriter) {
+	p := &httputil.ReverseProxy{
+		Transport: k.s.out, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0),
+		Rewrite:        func(r *httputil.ProxyRequest) { k.address(r.Out) },
+		ModifyResponse: k.answered,
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+			k.answer(w, k.unreached(err))
+		},
+	}
+	p.ServeHTTP(w, k.q)
+}
+
+// address points q at the session's destination.
+func (k *call) address(q *http.Request) {
+	scheme := "http"
+	if k.s.kind == tlsHello {
+		scheme = "https"
+	}
+	q.URL = &url.URL{
+		Scheme: scheme, Host: net.JoinHostPort(k.s.host, strconv.Itoa(k.s.port)),
+		Path: k.q.URL.Path, RawPath: k.q.URL.RawPath, RawQuery: k.q.URL.RawQuery,
+	}
+	q.Host = k.q.Host
+}
+
+// answered takes out of an answer what the agent must not have: credentials
+// that the server repeats, and other ways to reach it.
+func (k *call) answered(res *http.Response) error {
+	res.Header.Del("Alt-Svc") // would lead past here, to QUIC or another port
+	if len(k.values) == 0 {
+		return nil
+	}
+	for _, vs := range res.Header {
+		for i := range vs {
+			vs[i] = maskText(vs[i], k.values)
+		}
+	}
+	res.Body = newMasker(res.Body, k.values)
+	return nil
+}
+
+// unreached turns what went wrong upstream into an answer, which is recorded
+// where it is this appliance that refuses.
+func (k *call) unreached(err error) *refusal {
+	if why := k.stopped(); why != nil {
+		return why // recorded by stop
+	}
+	var why *refusal
+	if errors.As(err, &why) {
+		k.s.record(why, nil)
+	} else {
+		why = refuse("net.unreachable", "try again later", "%s port %d gave no answer: %v", k.s.host, k.s.port, err)
+	}
+	out := *why
+	out.status = http.StatusBadGateway
+	return &out
+}
+
+// refusedBy gives inspect's refusal as one of ours.
+func refusedBy(err error) *refusal {
+	var no *inspect.Refusal
+	if !errors.As(err, &no) {
+		return refuse("http.body", "send it whole", "the request could not be read: %v", err)
+	}
+	r := refuse(no.Code, no.Next, "%s", no.Detail)
+	r.status = no.Status
+	return r
+}
