@@ -10,8 +10,9 @@
 // kept, every agent is stopped and the appliance refuses work until it is
 // started again. When the daemon ends, its sandboxes end with it.
 //
-// Today all of it is one root process; separating the privileges is planned
-// (docs/threat-model.md).
+// The process that runs this is the supervisor, and root. What talks to
+// agents, to clients or to the outside runs in services of its own users,
+// which it starts and looks after (services.go, package service).
 package appliance
 
 import (
@@ -36,7 +37,6 @@ import (
 	"github.com/clawbox/clawbox/appliance/router"
 	"github.com/clawbox/clawbox/appliance/sandbox"
 	"github.com/clawbox/clawbox/bundle/content"
-	"github.com/clawbox/clawbox/registry"
 )
 
 // Appliance is a running appliance.
@@ -45,7 +45,7 @@ type Appliance struct {
 	version string
 	started time.Time
 
-	log    *ledger.Log
+	log    journal
 	store  *content.Store
 	guard  *guard.Guard
 	boxes  *sandbox.Local
@@ -56,7 +56,12 @@ type Appliance struct {
 
 	launching sync.Mutex // held for a whole launch or removal
 
+	registryPort *os.File        // the registry's listening socket
+	life         context.Context // ends where the appliance can't go on
+	end          context.CancelCauseFunc
+
 	mu         sync.Mutex // guards the rest
+	parts      []*part    // services, in the order of their start
 	agents     map[string]*agent
 	engine     *engine.Engine
 	engineWhy  string // why there is no engine
@@ -70,6 +75,7 @@ func New(cfg config.Config, version string) (_ *Appliance, err error) {
 		cfg: cfg, version: version, started: time.Now().UTC(), agents: map[string]*agent{},
 		failure: errStarting, engineWhy: "starting",
 	}
+	a.life, a.end = context.WithCancelCause(context.Background())
 	defer func() {
 		if err != nil {
 			a.close()
@@ -148,16 +154,23 @@ func (a *Appliance) Run(ctx context.Context) error {
 	defer a.close()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	defer context.AfterFunc(a.life, func() { cancel(context.Cause(a.life)) })()
 	stop, err := a.listen(cancel)
 	if err != nil {
 		return err
 	}
 	defer stop()
+	if err := a.startRegistry(ctx); err != nil {
+		return err
+	}
 	if err := a.startEngine(ctx); err != nil {
 		return err
 	}
 	witnessed := make(chan struct{})
 	go func() { defer close(witnessed); a.witness() }()
+	if err := a.begun(ctx); err != nil {
+		return err
+	}
 	rec := ledger.Record{
 		Kind: ledger.KindService, Verdict: ledger.Allowed, Reason: "service.started",
 		Detail: "guard tier " + string(a.guard.Tier()), Attrs: map[string]any{"version": a.version, "release": a.cfg.Release.Version},
@@ -212,10 +225,13 @@ func (a *Appliance) shutdown(witnessed <-chan struct{}) error {
 	err := a.guard.Close()
 	<-witnessed
 	rec := ledger.Record{Kind: ledger.KindService, Verdict: ledger.Allowed, Reason: "service.stopped"}
-	return errors.Join(err, a.log.Record(context.Background(), rec))
+	if err = errors.Join(err, a.log.Record(context.Background(), rec)); err != nil {
+		return err
+	}
+	return a.over()
 }
 
-// listen opens the registry's port and the two sockets.
+// listen opens the two sockets.
 func (a *Appliance) listen(cancel context.CancelCauseFunc) (stop func(), err error) {
 	var servers []*http.Server
 	stop = func() {
@@ -231,11 +247,6 @@ func (a *Appliance) listen(cancel context.CancelCauseFunc) (stop func(), err err
 			}
 		}()
 	}
-	l, err := net.Listen("tcp", a.cfg.Registry)
-	if err != nil {
-		return nil, fmt.Errorf("registry: %w", err)
-	}
-	serve(&http.Server{Handler: registry.New(a.store, registry.Options{}), ReadHeaderTimeout: 10 * time.Second}, l)
 	sockets := []struct {
 		name string
 		mode os.FileMode
@@ -301,7 +312,11 @@ func (a *Appliance) close() {
 			slog.Error("closing the sandbox driver", "error", err)
 		}
 	}
+	a.dismissAll()
 	if a.log != nil {
 		a.log.Close()
+	}
+	if a.registryPort != nil {
+		a.registryPort.Close()
 	}
 }

@@ -43,6 +43,9 @@ func bare(t *testing.T) *Appliance {
 	return a
 }
 
+// openHere opens the ledger in this process.
+func openHere(c ledgerConfig) (journal, error) { return openLog(c) }
+
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
@@ -64,11 +67,11 @@ func entries(t *testing.T, a *Appliance) (rs []ledger.Record) {
 // once, and a ledger that vanished is not begun again.
 func TestReceiptsComeFirst(t *testing.T) {
 	a := bare(t)
-	must(t, a.openLedger())
+	must(t, a.openLedgerBy(openHere))
 	must(t, a.log.Close())
 	must(t, os.WriteFile(filepath.Join(a.cfg.Paths.Receipts, "12.json"), []byte(`{"release":"next"}`), 0o600))
 	for range 2 {
-		must(t, a.openLedger())
+		must(t, a.openLedgerBy(openHere))
 		must(t, a.log.Close())
 	}
 	rs := entries(t, a)
@@ -76,7 +79,7 @@ func TestReceiptsComeFirst(t *testing.T) {
 		t.Fatalf("the ledger holds %+v, want the two receipts", rs)
 	}
 	must(t, os.RemoveAll(a.cfg.Paths.Ledger))
-	if err := a.openLedger(); err == nil || !strings.Contains(err.Error(), "is gone") {
+	if err := a.openLedgerBy(openHere); err == nil || !strings.Contains(err.Error(), "is gone") {
 		t.Errorf("a second ledger: %v, want a refusal", err)
 	}
 }
@@ -98,7 +101,7 @@ func TestLedgerNeedsItsKeyAndReceipt(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a := bare(t)
 			must(t, c.spoil(a.cfg.Paths))
-			if err := a.openLedger(); err == nil || !strings.Contains(err.Error(), c.want) {
+			if err := a.openLedgerBy(openHere); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
 			if a.log != nil {
@@ -168,7 +171,7 @@ func TestObserve(t *testing.T) {
 // rest when the agent ends.
 func TestStrikes(t *testing.T) {
 	a := bare(t)
-	must(t, a.openLedger())
+	must(t, a.openLedgerBy(openHere))
 	ag := a.agents["ada"]
 	for range 10 {
 		a.strike(ag, "processes", 3, "refused")
@@ -286,7 +289,7 @@ func TestOutputIsBounded(t *testing.T) {
 // is refused and status says why.
 func TestFailClosed(t *testing.T) {
 	a := bare(t)
-	must(t, a.openLedger())
+	must(t, a.openLedgerBy(openHere))
 	must(t, a.log.Close())
 	a.strike(a.agents["ada"], "memory", 1, "killed")
 	if err := a.refusal(); err == nil || !strings.Contains(err.Error(), "refuses work") {
@@ -298,7 +301,7 @@ func TestFailClosed(t *testing.T) {
 // afterwards, neither in memory nor for the next daemon.
 func TestFailedLaunchLeavesNothing(t *testing.T) {
 	a := bare(t)
-	must(t, a.openLedger())
+	must(t, a.openLedgerBy(openHere))
 	must(t, a.log.Close()) // no record, so no start
 	const src = "apiVersion: clawbox.io/v1\nkind: AgentPolicy\nmetadata: {name: x}\nrequire: {tier: T4}\n"
 	_, err := a.Launch(context.Background(), control.LaunchRequest{Name: "bob", Image: "i", Policy: "x.yaml", Source: []byte(src)})

@@ -21,26 +21,48 @@ import (
 
 // openLedger opens the log, or begins it with the installation's receipt as
 // entry 0. A log that does not hold is refused, never repaired.
-func (a *Appliance) openLedger() error {
-	signer, verifier, err := ledgerKeys(filepath.Join(a.cfg.Paths.Keys, "ledger.key"))
+func (a *Appliance) openLedger() error { return a.openLedgerBy(a.startLedger) }
+
+// openLedgerBy does it with open, once the log exists.
+func (a *Appliance) openLedgerBy(open func(ledgerConfig) (journal, error)) error {
+	key, err := ledgerKey(filepath.Join(a.cfg.Paths.Keys, "ledger.key"))
 	if err != nil {
 		return err
 	}
-	dir := a.cfg.Paths.Ledger
-	old, err := os.ReadDir(dir)
-	switch {
-	case errors.Is(err, fs.ErrNotExist), err == nil && len(old) == 0:
-		if err := a.unused(); err != nil {
-			return err
-		}
-		a.log, err = ledger.Create(dir, signer)
-	case err == nil:
-		a.log, err = ledger.Open(dir, signer, verifier)
+	c := ledgerConfig{a.cfg.Paths.Ledger, key}
+	if err := a.createLedger(c); err != nil {
+		return fmt.Errorf("ledger: %w", err)
 	}
+	l, err := open(c)
 	if err != nil {
 		return fmt.Errorf("ledger: %w", err)
 	}
+	a.log = l
 	return a.recordReceipts()
+}
+
+// createLedger makes an empty log where there is none. This is the one moment
+// at which the supervisor has the log open.
+func (a *Appliance) createLedger(c ledgerConfig) error {
+	old, err := os.ReadDir(c.Dir)
+	if err == nil && len(old) > 0 {
+		return nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := a.unused(); err != nil {
+		return err
+	}
+	signer, _, err := keyPair(c.Key)
+	if err != nil {
+		return err
+	}
+	l, err := ledger.Create(c.Dir, signer)
+	if err != nil {
+		return err
+	}
+	return l.Close()
 }
 
 // unused refuses to begin a second ledger on a host that had one: the first
@@ -53,29 +75,36 @@ func (a *Appliance) unused() error {
 	return fmt.Errorf("the ledger in %s is gone, and %s says that there was one; restore it from a copy", a.cfg.Paths.Ledger, marks[0])
 }
 
-// ledgerKeys reads the checkpoint signing key that the installer made: one
-// line, a signed-note signer key (C2SP signed-note), from which the verifier
-// key follows.
-func ledgerKeys(path string) (note.Signer, note.Verifier, error) {
+// ledgerKey reads the checkpoint signing key that the installer made.
+func ledgerKey(path string) (string, error) {
 	st, err := os.Stat(path)
 	if err != nil {
-		return nil, nil, fmt.Errorf("ledger key: %w; 'clawbox install' makes it", err)
+		return "", fmt.Errorf("ledger key: %w; 'clawbox install' makes it", err)
 	}
 	if st.Mode().Perm()&0o077 != 0 {
-		return nil, nil, fmt.Errorf("ledger key %s has mode %04o, want 0600: others may have read it", path, st.Mode().Perm())
+		return "", fmt.Errorf("ledger key %s has mode %04o, want 0600: others may have read it", path, st.Mode().Perm())
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return nil, nil, err
+		return "", err
 	}
-	skey := strings.TrimSpace(string(b))
+	key := strings.TrimSpace(string(b))
+	if _, _, err := keyPair(key); err != nil {
+		return "", fmt.Errorf("ledger key %s: %w", path, err)
+	}
+	return key, nil
+}
+
+// keyPair parses a signed-note signer key (C2SP signed-note), from which the
+// verifier key follows.
+func keyPair(skey string) (note.Signer, note.Verifier, error) {
 	s, err := note.NewSigner(skey)
 	if err != nil {
-		return nil, nil, fmt.Errorf("ledger key %s: %w", path, err)
+		return nil, nil, err
 	}
 	vkey, err := verifierKey(skey)
 	if err != nil {
-		return nil, nil, fmt.Errorf("ledger key %s: %w", path, err)
+		return nil, nil, err
 	}
 	v, err := note.NewVerifier(vkey)
 	return s, v, err

@@ -14,7 +14,7 @@ func (a *Appliance) Status() control.Status {
 	st := control.Status{
 		Version: a.version, Release: a.cfg.Release.Name + " " + a.cfg.Release.Version, Sequence: a.cfg.Release.Sequence,
 		Started: a.started, Tier: string(a.guard.Tier()), TierWhy: a.guard.Why(), Lost: a.guard.Lost(),
-		Landlock: landlock(confine.LandlockABI()), Registry: a.cfg.Registry, Agents: a.agentStatuses(),
+		Landlock: landlock(confine.LandlockABI()), Registry: a.cfg.Registry, Agents: a.agentStatuses(), Services: a.serviceStatuses(),
 		Pending: len(a.holds.List()), LedgerSize: uint64(head.Size), LedgerRoot: head.Root.String(),
 	}
 	a.mu.Lock()

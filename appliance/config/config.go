@@ -38,6 +38,10 @@ type Config struct {
 	HoldSeconds int `yaml:"holdSeconds"`
 	// UIDBase is the first of 1024 host user ids given to sandboxes.
 	UIDBase int `yaml:"uidBase"`
+	// ServiceUID is the first of ServiceCount host user ids given to the
+	// appliance's own services; 0: those right after the sandboxes' and the
+	// engine's (UIDBase + UIDCount + 1).
+	ServiceUID int `yaml:"serviceUID,omitempty"`
 	// AcceptTier is the lowest guard tier that the operator accepted; anything
 	// lower than T3 is a weakening and is logged at each start.
 	AcceptTier string `yaml:"acceptTier"`

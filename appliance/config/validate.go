@@ -155,7 +155,7 @@ func (c Config) numbers() error {
 	if c.HoldSeconds < 1 || c.HoldSeconds > 86400 {
 		errs = append(errs, bad("holdSeconds", c.HoldSeconds, "1 to 86400 seconds"))
 	}
-	errs = append(errs, UIDRange(c.UIDBase))
+	errs = append(errs, UIDRange(c.UIDBase), c.serviceUIDs())
 	if !slices.Contains(Tiers, c.AcceptTier) {
 		errs = append(errs, bad("acceptTier", c.AcceptTier, "one of "+strings.Join(Tiers, ", ")))
 	}

@@ -18,23 +18,38 @@ import (
 
 // Status is the appliance's own account of itself.
 type Status struct {
-	Version    string        `json:"version"`
-	Release    string        `json:"release"`
-	Sequence   int64         `json:"sequence"`
-	Started    time.Time     `json:"started"`
-	Tier       string        `json:"tier"`            // guard tier reached, "T1".."T4"
-	TierWhy    string        `json:"tierWhy"`         // why not a higher one
-	Lost       uint64        `json:"lostEvents"`      // guard events that found no room
-	Landlock   int           `json:"landlock"`        // ABI version
-	Registry   string        `json:"registry"`        // address
-	Engine     string        `json:"engine"`          // address, or why there is none
-	Models     []string      `json:"models"`          // served by the engine
-	Agents     []AgentStatus `json:"agents"`          //
-	Pending    int           `json:"pending"`         // requests that wait for an operator
-	LedgerSize uint64        `json:"ledgerSize"`      // entries
-	LedgerRoot string        `json:"ledgerRoot"`      // base64 of the Merkle root
-	Weakenings []string      `json:"weakenings"`      // every protection that is lower than the default
-	Error      string        `json:"error,omitempty"` // why the appliance refuses work, if it does
+	Version    string          `json:"version"`
+	Release    string          `json:"release"`
+	Sequence   int64           `json:"sequence"`
+	Started    time.Time       `json:"started"`
+	Tier       string          `json:"tier"`            // guard tier reached, "T1".."T4"
+	TierWhy    string          `json:"tierWhy"`         // why not a higher one
+	Lost       uint64          `json:"lostEvents"`      // guard events that found no room
+	Landlock   int             `json:"landlock"`        // ABI version
+	Registry   string          `json:"registry"`        // address
+	Engine     string          `json:"engine"`          // address, or why there is none
+	Models     []string        `json:"models"`          // served by the engine
+	Agents     []AgentStatus   `json:"agents"`          //
+	Services   []ServiceStatus `json:"services"`        // the appliance's own processes
+	Pending    int             `json:"pending"`         // requests that wait for an operator
+	LedgerSize uint64          `json:"ledgerSize"`      // entries
+	LedgerRoot string          `json:"ledgerRoot"`      // base64 of the Merkle root
+	Weakenings []string        `json:"weakenings"`      // every protection that is lower than the default
+	Error      string          `json:"error,omitempty"` // why the appliance refuses work, if it does
+}
+
+// ServiceStatus describes one of the appliance's own processes and the cage
+// that it has proved.
+type ServiceStatus struct {
+	Name     string    `json:"name"`
+	PID      int       `json:"pid,omitempty"` // 0: it does not run now
+	UID      int       `json:"uid,omitempty"`
+	Since    time.Time `json:"since,omitzero"`
+	Restarts int       `json:"restarts"`
+	LastEnd  string    `json:"lastEnd,omitempty"` // when and why it ended last
+	Keeps    []string  `json:"keeps,omitempty"`   // capabilities
+	Landlock int       `json:"landlock"`          // ABI
+	Refused  []string  `json:"refused"`           // what it tried at its start, and how that was refused
 }
 
 // AgentStatus describes one agent.

@@ -43,6 +43,7 @@ func newRoot() *cobra.Command {
 	grouped(root, "stick", keyCmd(a), recipeCmd(), bundleCmd(a), verifyCmd(a), inspectCmd(a))
 	grouped(root, "host", installCmd(a), serveCmd(a), statusCmd(a), auditCmd(a))
 	grouped(root, "agent", agentCmd(a), approveCmd(a), policyCmd(a))
+	root.AddCommand(serviceCmd())
 	root.AddCommand(manCmd(root), &cobra.Command{Use: "exit-status", Short: "Exit statuses of clawbox", Long: exitHelp})
 	return root
 }

@@ -65,7 +65,28 @@ func printStatus(w io.Writer, st control.Status) {
 	}
 	t.Flush()
 	fmt.Fprintln(w)
+	printServices(w, st.Services)
 	printAgents(w, st.Agents)
+}
+
+// printServices lists the appliance's own processes. "proved" counts what each
+// tried at its start and was refused; -o json names the attempts.
+func printServices(w io.Writer, ss []control.ServiceStatus) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "SERVICE\tPID\tUSER\tCAPABILITIES\tCONFINEMENT\tRESTARTS")
+	for _, s := range ss {
+		if s.PID == 0 {
+			fmt.Fprintf(t, "%s\tDOWN\t\t\t%s\t%d\n", s.Name, s.LastEnd, s.Restarts)
+			continue
+		}
+		caps := strings.Join(s.Keeps, " ")
+		if caps == "" {
+			caps = "none"
+		}
+		fmt.Fprintf(t, "%s\t%d\t%d\t%s\tLandlock ABI %d, seccomp; proved by %d refusals\t%d\n", s.Name, s.PID, s.UID, caps, s.Landlock, len(s.Refused), s.Restarts)
+	}
+	t.Flush()
+	fmt.Fprintln(w)
 }
 
 // size prints bytes for a person, in binary units.

@@ -1,0 +1,236 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+
+	"github.com/clawbox/clawbox/appliance/ledger"
+	"github.com/clawbox/clawbox/appliance/service"
+)
+
+// journal is the ledger as the supervisor sees it.
+type journal interface {
+	ledger.Recorder
+	Append(ctx context.Context, rs ...ledger.Record) (int64, error)
+	Head() ledger.Head
+	Err() error // why it takes no more records
+	Close() error
+}
+
+// What the ledger's service answers. "append" is for every writer, the rest for
+// the supervisor.
+const (
+	callAppend = "append" // Raw records → index of the first
+	callHead   = "head"   // → ledger.Head
+	callHealth = "health" // fails where the log does
+	callWriter = "writer" // writer, one socket: from now on it may write too
+)
+
+// writer is who may write to the ledger, and what.
+type writer struct {
+	Name  string        `json:"name"`
+	Kinds []ledger.Kind `json:"kinds"`
+}
+
+// writers says which records each service is there to write. One that was
+// taken over can't write others: it can't say that an operator approved, or
+// that an agent ended.
+var writers = map[string][]ledger.Kind{
+	"guard":  {ledger.KindExec, ledger.KindFile, ledger.KindKernel, ledger.KindConnect, ledger.KindWeakening},
+	"egress": {ledger.KindConnect, ledger.KindDNS, ledger.KindApproval, ledger.KindWeakening},
+	"router": {ledger.KindModel},
+}
+
+// remoteLog writes to the ledger's service over a connection of its own.
+type remoteLog struct {
+	c *service.Conn
+
+	mu   sync.Mutex
+	head ledger.Head // the last one known
+}
+
+// Record splits what doesn't fit one message.
+func (l *remoteLog) Record(ctx context.Context, rs ...ledger.Record) error {
+	_, err := l.Append(ctx, rs...)
+	if errors.Is(err, errTooLarge) && len(rs) > 1 {
+		if err = l.Record(ctx, rs[:len(rs)/2]...); err == nil {
+			err = l.Record(ctx, rs[len(rs)/2:]...)
+		}
+	}
+	return err
+}
+
+var errTooLarge = errors.New("too many records for one message")
+
+func (l *remoteLog) Append(ctx context.Context, rs ...ledger.Record) (at int64, err error) {
+	b, err := ledger.MarshalRecords(rs)
+	if err == nil && len(b) > service.MaxBody {
+		err = fmt.Errorf("%w: %d bytes", errTooLarge, len(b))
+	}
+	if err == nil {
+		err = l.c.Call(ctx, callAppend, service.Raw(b), &at)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("ledger: %w", err)
+	}
+	return at, nil
+}
+
+// Head is the last durable state, or the last that could be learnt.
+func (l *remoteLog) Head() ledger.Head {
+	ctx, cancel := context.WithTimeout(context.Background(), callTime)
+	defer cancel()
+	var h ledger.Head
+	err := l.c.Call(ctx, callHead, nil, &h)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err == nil {
+		l.head = h
+	}
+	return l.head
+}
+
+func (l *remoteLog) Err() error {
+	ctx, cancel := context.WithTimeout(context.Background(), callTime)
+	defer cancel()
+	return l.c.Call(ctx, callHealth, nil, nil)
+}
+
+func (l *remoteLog) Close() error { return l.c.Close() }
+
+// ledgerConfig is what the ledger's service is started with. The key comes
+// this way because its folder is closed to the service.
+type ledgerConfig struct {
+	Dir string `json:"dir"`
+	Key string `json:"key"`
+}
+
+// ledgerService owns the log. It has no socket, no capability, and one folder.
+type ledgerService struct {
+	log *ledger.Log
+}
+
+func ledgerRole(s *service.Self, r *service.Request) (service.Handler, error) {
+	var c ledgerConfig
+	if err := r.Decode(&c); err != nil {
+		return nil, err
+	}
+	l, err := openLog(c)
+	if err != nil {
+		return nil, err
+	}
+	s.OnEnd(l)
+	ls := &ledgerService{log: l}
+	return ls.supervisor, nil
+}
+
+// openLog opens an existing log with its key.
+func openLog(c ledgerConfig) (*ledger.Log, error) {
+	signer, verifier, err := keyPair(c.Key)
+	if err != nil {
+		return nil, err
+	}
+	return ledger.Open(c.Dir, signer, verifier)
+}
+
+// supervisor answers the supervisor, who may write anything.
+func (l *ledgerService) supervisor(ctx context.Context, r *service.Request) (any, error) {
+	switch r.Method {
+	case callAppend:
+		return l.append(ctx, r, nil)
+	case callHead:
+		return l.log.Head(), nil
+	case callHealth:
+		return nil, l.log.Err()
+	case callWriter:
+		return nil, l.admit(r)
+	}
+	return nil, fmt.Errorf("the ledger knows no %q", r.Method)
+}
+
+// admit takes a writer's end of a connection.
+func (l *ledgerService) admit(r *service.Request) error {
+	var w writer
+	if err := r.Decode(&w); err != nil {
+		return err
+	}
+	f, err := r.File(0)
+	if err != nil {
+		return err
+	}
+	var c *service.Conn
+	ready := make(chan struct{})
+	c, err = service.NewConn(f, func(ctx context.Context, r *service.Request) (any, error) {
+		<-ready
+		if r.Method != callAppend {
+			return nil, fmt.Errorf("a writer may not ask for %q", r.Method)
+		}
+		v, err := l.append(ctx, r, &w)
+		if errors.Is(err, errForeign) {
+			go c.Close() // waits for this handler's connection
+		}
+		return v, err
+	})
+	close(ready)
+	return err
+}
+
+// errForeign is what a writer gets for a record that isn't its own to write.
+var errForeign = errors.New("not this service's record to write")
+
+// append writes records for w; nil is the supervisor. A writer that oversteps
+// has been taken over: that is recorded, and it is cut off.
+func (l *ledgerService) append(ctx context.Context, r *service.Request, w *writer) (any, error) {
+	rs, err := ledger.UnmarshalRecords(r.Body)
+	if err != nil {
+		return nil, err
+	}
+	for i := range rs {
+		if w != nil && !slices.Contains(w.Kinds, rs[i].Kind) {
+			alarm := ledger.Record{
+				Kind: ledger.KindWeakening, Verdict: ledger.Denied, Reason: "ledger.forged",
+				Detail: fmt.Sprintf("service %s tried to write a record of kind %.20q, and is cut off", w.Name, rs[i].Kind),
+			}
+			return nil, errors.Join(fmt.Errorf("%w: kind %.20q by %s", errForeign, rs[i].Kind, w.Name), l.log.Record(ctx, alarm))
+		}
+	}
+	return l.log.Append(ctx, rs...)
+}
+
+// openWriter makes a service's own way to the ledger: the descriptor is for
+// the service.
+func (a *Appliance) openWriter(ctx context.Context, name string) (*os.File, error) {
+	kinds, ok := writers[name]
+	if !ok {
+		return nil, fmt.Errorf("service %s has nothing to write to the ledger", name)
+	}
+	p := a.part("ledger").process()
+	if p == nil {
+		return nil, fmt.Errorf("service %s: %w", name, errNoLedger)
+	}
+	ours, theirs, err := service.Pair()
+	if err != nil {
+		return nil, err
+	}
+	defer ours.Close()
+	if err := p.Conn.Call(ctx, callWriter, writer{name, kinds}, nil, ours); err != nil {
+		theirs.Close()
+		return nil, fmt.Errorf("ledger: admit %s: %w", name, err)
+	}
+	return theirs, nil
+}
+
+var errNoLedger = errors.New("the ledger's service does not run")
+
+// dialLedger is the service's end of openWriter.
+func dialLedger(f *os.File) (*remoteLog, error) {
+	c, err := service.NewConn(f, nil)
+	if err != nil {
+		return nil, err
+	}
+	return &remoteLog{c: c}, nil
+}

@@ -1,0 +1,382 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/clawbox/clawbox/appliance/control"
+	"github.com/clawbox/clawbox/appliance/ledger"
+	"github.com/clawbox/clawbox/appliance/service"
+	"github.com/clawbox/clawbox/bundle/content"
+	"github.com/clawbox/clawbox/registry"
+)
+
+// Services are the roles of `clawbox service ROLE`, which the supervisor
+// starts.
+var Services = map[string]service.Role{
+	"ledger":   ledgerRole,
+	"registry": registryRole,
+}
+
+const (
+	startTime = 30 * time.Second // a service's start: proof, configuration, its own set-up
+	callTime  = 10 * time.Second // a call that a healthy service answers at once
+	endTime   = 10 * time.Second // its orderly end
+)
+
+// part is one service under supervision.
+type part struct {
+	role string
+	// spec is made anew for each start.
+	spec func(ctx context.Context) (service.Spec, error)
+	// up is called after each start, before anyone else uses the service; down
+	// after each unexpected end. Either may be nil.
+	up   func(ctx context.Context, p *service.Process) error
+	down func(why error)
+	// once: its end is the appliance's end.
+	once bool
+
+	mu     sync.Mutex // guards the rest
+	p      *service.Process
+	starts int
+	since  time.Time
+	last   error // why it ended last
+	ending bool
+}
+
+// process is the running service, or nil.
+func (t *part) process() *service.Process {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.p
+}
+
+// conn is the way to the running service, or an error.
+func (t *part) conn() (*service.Conn, error) {
+	if p := t.process(); p != nil {
+		return p.Conn, nil
+	}
+	return nil, fmt.Errorf("service %s does not run", t.role)
+}
+
+// call is Conn.Call on the running service.
+func (t *part) call(ctx context.Context, method string, in, out any, files ...*os.File) error {
+	c, err := t.conn()
+	if err != nil {
+		return err
+	}
+	return c.Call(ctx, method, in, out, files...)
+}
+
+// start starts it once.
+func (t *part) start(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	s, err := t.spec(ctx)
+	if err != nil {
+		return fmt.Errorf("service %s: %w", t.role, err)
+	}
+	p, err := service.Start(ctx, s)
+	if err != nil {
+		return err
+	}
+	if t.up != nil {
+		if err := t.up(ctx, p); err != nil {
+			p.Kill()
+			return fmt.Errorf("service %s: %w", t.role, err)
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.p, t.since = p, time.Now().UTC()
+	t.starts++
+	return nil
+}
+
+// status describes the service.
+func (t *part) status() control.ServiceStatus {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	st := control.ServiceStatus{Name: t.role, Restarts: max(0, t.starts-1)}
+	if t.last != nil {
+		st.LastEnd = t.last.Error()
+	}
+	if t.p != nil {
+		st.PID, st.UID, st.Since = t.p.PID, t.p.Proof.UID, t.since
+		st.Keeps, st.Landlock, st.Refused = t.p.Proof.Keeps, t.p.Proof.Landlock, t.p.Proof.Refused
+	}
+	return st
+}
+
+// part finds a service by role; nil where this appliance has none.
+func (a *Appliance) part(role string) *part {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, t := range a.parts {
+		if t.role == role {
+			return t
+		}
+	}
+	return nil
+}
+
+// employ starts a service and looks after it from then on.
+func (a *Appliance) employ(ctx context.Context, t *part) error {
+	if err := t.start(ctx); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	a.parts = append(a.parts, t)
+	a.mu.Unlock()
+	go a.tend(t)
+	return nil
+}
+
+// Pauses between a service's end and its next start.
+const (
+	firstPause = 50 * time.Millisecond
+	maxPause   = 10 * time.Second
+	goodRun    = time.Minute // after a run this long the pauses begin anew
+)
+
+// tend starts a service again whenever it ends, until the appliance does.
+func (a *Appliance) tend(t *part) {
+	pause := firstPause
+	for {
+		p := t.process()
+		select {
+		case <-p.Done():
+		case <-p.Conn.Done(): // it lives, and has stopped talking
+			p.Kill()
+		}
+		if !t.ended(p) {
+			return
+		}
+		if time.Since(t.since) > goodRun {
+			pause = firstPause
+		}
+		a.lost(t, p.Err())
+		if t.once {
+			return
+		}
+		for {
+			time.Sleep(pause)
+			pause = min(2*pause, maxPause)
+			if t.over() {
+				return
+			}
+			err := t.start(context.Background())
+			if err == nil {
+				break
+			}
+			slog.Error("service did not start again", "service", t.role, "error", err)
+		}
+		if t.over() { // the end came while it started
+			t.process().Kill()
+			return
+		}
+		a.restarted(t)
+	}
+}
+
+// ended notes the end of p, and says whether it was unexpected.
+func (t *part) ended(p *service.Process) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.p, t.last = nil, fmt.Errorf("%s: %w", time.Now().UTC().Format(time.RFC3339), p.Err())
+	return !t.ending
+}
+
+func (t *part) over() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.ending
+}
+
+// lost records that a service ended, and lets its part do what has to follow.
+func (a *Appliance) lost(t *part, why error) {
+	slog.Error("service ended", "service", t.role, "error", why)
+	if t.down != nil {
+		t.down(why)
+	}
+	if t.role == "ledger" {
+		return
+	}
+	rec := ledger.Record{Kind: ledger.KindService, Verdict: ledger.Denied, Reason: "service.lost", Detail: t.role + ": " + why.Error(), Attrs: map[string]any{"service": t.role}}
+	if err := a.log.Record(context.Background(), rec); err != nil {
+		a.fail(fmt.Errorf("the end of service %s could not be recorded: %w", t.role, err))
+	}
+}
+
+func (a *Appliance) restarted(t *part) {
+	st := t.status()
+	slog.Info("service runs again", "service", t.role, "pid", st.PID)
+	rec := ledger.Record{Kind: ledger.KindService, Verdict: ledger.Allowed, Reason: "service.restarted", Detail: t.role, Attrs: map[string]any{"service": t.role, "restarts": st.Restarts}}
+	if err := a.log.Record(context.Background(), rec); err != nil {
+		a.fail(fmt.Errorf("the start of service %s could not be recorded: %w", t.role, err))
+	}
+}
+
+// dismiss ends one service in order.
+func (a *Appliance) dismiss(role string) error {
+	t := a.part(role)
+	if t == nil {
+		return nil
+	}
+	t.mu.Lock()
+	t.ending = true
+	p := t.p
+	t.mu.Unlock()
+	if p == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), endTime)
+	defer cancel()
+	return p.End(ctx)
+}
+
+// dismissAll ends all services, the first one last: everybody writes to the
+// ledger until then.
+func (a *Appliance) dismissAll() {
+	for _, st := range slices.Backward(a.serviceStatuses()) {
+		if err := a.dismiss(st.Name); err != nil {
+			slog.Error("a service did not end in order", "service", st.Name, "error", err)
+		}
+	}
+}
+
+// serviceStatuses describes all services in the order of their start.
+func (a *Appliance) serviceStatuses() []control.ServiceStatus {
+	a.mu.Lock()
+	parts := slices.Clone(a.parts)
+	a.mu.Unlock()
+	out := []control.ServiceStatus{}
+	for _, t := range parts {
+		out = append(out, t.status())
+	}
+	return out
+}
+
+// cage is the start of a service's Cage: its user.
+func (a *Appliance) cage(role string) service.Cage {
+	uid := a.cfg.UIDOf(role)
+	return service.Cage{UID: uid, GID: uid}
+}
+
+// give makes a tree belong to a service, when it doesn't yet: it was just made,
+// or an earlier release ran as root. Links are not followed.
+func give(dir string, uid int) error {
+	if owner(dir) == uid {
+		return nil
+	}
+	err := filepath.WalkDir(dir, func(p string, _ fs.DirEntry, err error) error {
+		if err != nil || p == dir {
+			return err
+		}
+		return os.Lchown(p, uid, uid)
+	})
+	if err != nil {
+		return fmt.Errorf("give %s to user %d: %w", dir, uid, err)
+	}
+	return os.Lchown(dir, uid, uid) // last: until then the next start does it again
+}
+
+func owner(path string) int {
+	st, err := os.Lstat(path)
+	if err != nil {
+		return -1
+	}
+	return int(st.Sys().(*syscall.Stat_t).Uid)
+}
+
+// startLedger starts the ledger's service over an existing log.
+func (a *Appliance) startLedger(c ledgerConfig) (journal, error) {
+	if err := give(c.Dir, a.cfg.UIDOf("ledger")); err != nil {
+		return nil, err
+	}
+	t := &part{role: "ledger", once: true}
+	t.spec = func(context.Context) (service.Spec, error) {
+		cage := a.cage("ledger")
+		cage.Write, cage.Calls = []string{c.Dir}, []string{"write"}
+		return service.Spec{Role: "ledger", Cage: cage, Config: c}, nil
+	}
+	t.down = func(why error) {
+		why = fmt.Errorf("the ledger's service ended: %w", why)
+		a.mourn(why)
+		a.fail(why)
+		a.end(why)
+	}
+	if err := a.employ(context.Background(), t); err != nil {
+		return nil, err
+	}
+	return &remoteLog{c: t.process().Conn}, nil
+}
+
+// registryConfig is what the registry's service is started with, besides its
+// listener.
+type registryConfig struct {
+	Store string `json:"store"`
+}
+
+// registryRole serves the store, read-only, on a listener that it was given.
+func registryRole(s *service.Self, r *service.Request) (service.Handler, error) {
+	var c registryConfig
+	if err := r.Decode(&c); err != nil {
+		return nil, err
+	}
+	f, err := r.File(0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, err
+	}
+	store, err := content.Open(c.Store)
+	if err != nil {
+		return nil, err
+	}
+	srv := &http.Server{Handler: registry.New(store, registry.Options{Log: slog.Default()}), ReadHeaderTimeout: 10 * time.Second}
+	s.OnEnd(srv)
+	go func() {
+		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			slog.Error("registry", "error", err)
+			s.Conn.Close() // ends this process; the supervisor starts another
+		}
+	}()
+	return func(_ context.Context, r *service.Request) (any, error) {
+		return nil, fmt.Errorf("the registry knows no %q", r.Method)
+	}, nil
+}
+
+// startRegistry opens the registry's port and hands it to a service. The
+// supervisor keeps the socket, so the port stays ours while that restarts.
+func (a *Appliance) startRegistry(ctx context.Context) error {
+	l, err := net.Listen("tcp", a.cfg.Registry)
+	if err != nil {
+		return fmt.Errorf("registry: %w", err)
+	}
+	defer l.Close()
+	if a.registryPort, err = l.(*net.TCPListener).File(); err != nil {
+		return err
+	}
+	t := &part{role: "registry"}
+	t.spec = func(context.Context) (service.Spec, error) {
+		cage := a.cage("registry")
+		cage.Read = []string{a.cfg.Paths.Store}
+		return service.Spec{Role: "registry", Cage: cage, Config: registryConfig{a.cfg.Paths.Store}, Files: []*os.File{a.registryPort}}, nil
+	}
+	return a.employ(ctx, t)
+}
