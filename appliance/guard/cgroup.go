@@ -101,20 +101,14 @@ func CgroupID(dir string) (uint64, error) {
 	return st.Ino, nil // on 64 bits the inode number is the whole id
 }
 
-// checkCgroup refuses ids that no scope can have.
-func (m mount) checkCgroup(id uint64) error {
-	top, err := unix.Open(m.dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: m.dir, Err: err}
+// checkCgroup refuses ids that no scope can have. With dir it needs no
+// capability, without it CAP_DAC_READ_SEARCH.
+func (m mount) checkCgroup(id uint64, dir string) (err error) {
+	if dir == "" {
+		dir, err = m.find(id)
+	} else {
+		err = sameCgroup(id, dir)
 	}
-	defer unix.Close(top)
-	h := unix.NewFileHandle(fileKernfs, binary.NativeEndian.AppendUint64(nil, id))
-	fd, err := unix.OpenByHandleAt(top, h, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC)
-	if err != nil {
-		return fmt.Errorf("no cgroup with id %d under %s (take it from CgroupID): %w", id, m.dir, err)
-	}
-	defer unix.Close(fd)
-	dir, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
 	if err != nil {
 		return err
 	}
@@ -126,4 +120,28 @@ func (m mount) checkCgroup(id uint64) error {
 		return fmt.Errorf("cgroup %s is %d levels deep, at most %d can be watched", rel, n, maxDepth)
 	}
 	return nil
+}
+
+func sameCgroup(id uint64, dir string) error {
+	got, err := CgroupID(dir)
+	if err == nil && got != id {
+		err = fmt.Errorf("cgroup %s has id %d, want %d (take it from CgroupID)", dir, got, id)
+	}
+	return err
+}
+
+// find looks for the directory of a cgroup.
+func (m mount) find(id uint64) (string, error) {
+	top, err := unix.Open(m.dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", &os.PathError{Op: "open", Path: m.dir, Err: err}
+	}
+	defer unix.Close(top)
+	h := unix.NewFileHandle(fileKernfs, binary.NativeEndian.AppendUint64(nil, id))
+	fd, err := unix.OpenByHandleAt(top, h, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC)
+	if err != nil {
+		return "", fmt.Errorf("no cgroup with id %d under %s (take it from CgroupID): %w", id, m.dir, err)
+	}
+	defer unix.Close(fd)
+	return os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
 }

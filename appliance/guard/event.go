@@ -23,6 +23,7 @@ const (
 	Exec    Kind = "exec"    // a program was loaded, and killed if Killed
 	Refused Kind = "refused" // a system call failed with EACCES, EPERM, EROFS, ENOENT or ESRCH
 	Opened  Kind = "opened"  // a file was opened, see Scope.AuditOpens
+	Connect Kind = "connect" // a connection or datagram was begun or refused, see Scope.Connects
 )
 
 // Event is one thing that happened in a scope.
@@ -50,18 +51,26 @@ type Event struct {
 	Inode Inode  // its identity
 
 	// Exec only.
-	Killed bool // it was not listed; if Errno is set too, killing FAILED and it runs
+	Killed bool // it was not listed; if Errno is set too, killing FAILED and, unless Denied, it runs
+
+	// Exec and Connect.
+	Denied bool // the guard refused it with EPERM: nothing ran, nothing was sent
+
+	// Connect only: "tcp", "udp", or the numbers of another kind of socket.
+	Protocol string
 
 	// Opened only.
 	Access Access
 
-	// Refused and Opened.
+	// Refused and Opened; of Connect "socket", "connect" or "sendto", for the kind
+	// of request. Empty with Opened at T1 and T2: then Path is the kernel's own,
+	// absolute and without links, whatever call or ring opened the file.
 	Syscall string    // its name, or "foreign:NR" for another architecture's
 	Args    [6]uint64 // numbers of processes are those of the caller's pid namespace
 
 	// Refused only.
 	Path2 string // second path argument (rename, link)
-	Addr  string // socket address argument: "10.0.0.1:80", "unix:/run/x", "unix:@name"
+	Addr  string // socket address argument: "10.0.0.1:80", "unix:/run/x", "unix:@name"; also of Connect, there from the kernel
 	Cut   bool   // Path or Path2 had more than 510 bytes and is a beginning: no ground to judge by
 
 	// Refused only: events of the scope that its limits left out since the last
@@ -93,21 +102,23 @@ func access(mode uint32) Access {
 	return [...]Access{"", ReadOnly, WriteOnly, ReadWrite}[mode&3]
 }
 
-// Bits of head.flags in witness.c.
+// Bits of head.flags in scope.h.
 const (
 	flagKilled  = 1
 	flagForeign = 2
+	flagDenied  = 4
 )
 
-// toldMax is TOLD_MAX of witness.c: bytes of a refused path that are reported,
+// toldMax is TOLD_MAX of scope.h: bytes of a refused path that are reported,
 // with the final zero.
 const toldMax = 512
 
-// Values of head.kind in witness.c.
+// Values of head.kind in scope.h.
 const (
 	kindExec    = 1
 	kindRefused = 2
 	kindOpened  = 3
+	kindConnect = 4
 )
 
 func (g *Guard) decode(b []byte, q *queue) (Event, error) {
@@ -131,7 +142,7 @@ func (g *Guard) decode(b []byte, q *queue) (Event, error) {
 	switch h.Kind {
 	case kindExec:
 		e.Kind, e.Path = Exec, zstring(one)
-		e.Killed, e.Errno = h.Flags&flagKilled != 0, syscall.Errno(-h.Ret)
+		e.Killed, e.Denied, e.Errno = h.Flags&flagKilled != 0, h.Flags&flagDenied != 0, syscall.Errno(-h.Ret)
 		e.file(&h, two)
 	case kindRefused:
 		e.Kind, e.Errno = Refused, syscall.Errno(-h.Ret)
@@ -142,6 +153,9 @@ func (g *Guard) decode(b []byte, q *queue) (Event, error) {
 		e.Kind, e.Access = Opened, access(h.Mode)
 		e.call(&h, one, nil)
 		e.file(&h, two)
+	case kindConnect:
+		e.Kind, e.Denied, e.Errno = Connect, h.Flags&flagDenied != 0, syscall.Errno(-h.Ret)
+		e.connection(&h)
 	default:
 		return Event{}, fmt.Errorf("event kind %d", h.Kind)
 	}
@@ -179,6 +193,30 @@ func (e *Event) call(h *witnessHead, one, two []byte) {
 		return
 	}
 	e.Path, e.Path2 = zstring(one), zstring(two)
+}
+
+// requests are the values of head.nr of a connection, in net.h.
+var requests = map[uint16]string{1: "socket", 2: "connect", 3: "sendto"}
+
+// protocols are named by socket type and protocol, linux/in.h.
+var protocols = map[[2]uint64]string{
+	{unix.SOCK_STREAM, unix.IPPROTO_TCP}: "tcp",
+	{unix.SOCK_DGRAM, unix.IPPROTO_UDP}:  "udp",
+}
+
+// connection fills in what net.h says of one.
+func (e *Event) connection(h *witnessHead) {
+	e.Syscall = requests[h.Nr]
+	kind := [2]uint64{h.Args[3], h.Args[4]}
+	if e.Protocol = protocols[kind]; e.Protocol == "" {
+		e.Protocol = fmt.Sprintf("type:%d protocol:%d", kind[0], kind[1])
+	}
+	if e.Syscall != "socket" {
+		var ip [16]byte
+		binary.NativeEndian.PutUint64(ip[:], h.Args[0])
+		binary.NativeEndian.PutUint64(ip[8:], h.Args[1])
+		e.Addr = netip.AddrPortFrom(netip.AddrFrom16(ip).Unmap(), uint16(h.Args[2])).String()
+	}
 }
 
 // dirFD is what the path argument is relative to.
@@ -265,6 +303,8 @@ func zstring(b []byte) string {
 	return string(s)
 }
 
-func text16(c *[16]int8) string {
-	return zstring(unsafe.Slice((*byte)(unsafe.Pointer(c)), len(c)))
+func text16(c *[16]int8) string { return textOf(c[:]) }
+
+func textOf(c []int8) string {
+	return zstring(unsafe.Slice((*byte)(unsafe.Pointer(&c[0])), len(c)))
 }

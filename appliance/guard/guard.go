@@ -67,8 +67,11 @@
 package guard
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -80,11 +83,10 @@ import (
 // Tier says by which kernel mechanism programs are kept from running.
 type Tier string
 
-// The tiers, strongest first. T1 (BPF LSM) and T2 (fmod_ret) refuse an exec
-// with an error instead of killing; this version never reports them.
+// The tiers, strongest first.
 const (
-	TierLSM        Tier = "T1"
-	TierModify     Tier = "T2"
+	TierLSM        Tier = "T1" // BPF LSM: refused with EPERM, or killed
+	TierModify     Tier = "T2" // fmod_ret on the kernel's security functions: the same
 	TierTracepoint Tier = "T3" // killed before the first instruction
 	TierNone       Tier = "T4" // no BPF: the sandbox alone, no witness
 )
@@ -98,14 +100,16 @@ const (
 	missesPerSecond   = 2000 // a language runtime that starts looks for a thousand names in vain
 )
 
-// Sizes of the rings in bytes, some 6000 execs and 40,000 opens: the time that
-// the record may take before processes are killed for want of it. The ring of
-// refusals takes what one scope can cause across the border of two seconds,
-// 2 × (1000 events of two paths, 1.2 KB, and 2000 of one, 0.7 KB).
+// Sizes of the rings in bytes, some 10,000 execs, 40,000 opens and 10,000
+// connections, divided among the scopes: the time that the record may take
+// before processes are killed for want of it. The ring of refusals takes what
+// one scope can cause across the border of two seconds, 2 × (1000 events of two
+// paths, 1.2 KB, and 2000 of one, 0.7 KB).
 var (
-	execRing    uint32 = 1 << 20
+	execRing    uint32 = 2 << 20
 	refusalRing uint32 = 8 << 20
 	openRing    uint32 = 8 << 20
+	connectRing uint32 = 2 << 20
 )
 
 // Guard holds the loaded programs. Its methods are safe for concurrent use.
@@ -116,14 +120,19 @@ type Guard struct {
 	done   chan struct{} // closed when nobody receives any more
 
 	// Set by open, then read only.
+	opt    Options
 	objs   witnessObjects
+	mem    memory
 	mount  mount // the cgroup v2 hierarchy
-	exec   link.Link
+	pins   *pins // nil: nothing is pinned
+	links  []link.Link
+	hooks  *hooks // of T1 or T2, or nil
 	queues []*queue
 	read   sync.WaitGroup
 
 	sent, dropped atomic.Int64 // events that went into the stream, or could not
 	detached      atomic.Bool  // nothing new comes into the rings
+	early         early
 
 	mu         sync.Mutex // guards the rest
 	exit       link.Link  // attached while a scope is watched: it costs the whole host
@@ -142,7 +151,8 @@ type Options struct {
 	// the next Load takes over. Empty: enforcement ends with the process.
 	Pin string
 
-	// Want is the best tier to try; empty is T1.
+	// Want is the best tier to try; empty is T1. Pins that are taken over keep
+	// theirs.
 	Want Tier
 
 	// Cgroup is a directory of the v2 hierarchy in which this process may make
@@ -150,23 +160,37 @@ type Options struct {
 	Cgroup string
 }
 
-// Load attaches the programs and proves on a child process that an unlisted
-// program is killed, a listed one runs and both are reported.
+// Load attaches the programs of the best tier that proves itself on a child
+// process: an unlisted program is refused or killed, a listed one runs, and both
+// are reported.
 //
 // Where the kernel has no (usable) BPF, Load returns a Guard of TierNone that
 // says [Guard.Why]; whether that is enough is the policy's decision. An error
-// means that the programs are attached and yet do not do their work.
+// means that the programs are attached and yet do not do their work, or that
+// the pins can't be used.
 func Load(opts ...Options) (*Guard, error) {
-	if len(opts) > 0 && (opts[0].Pin != "" || opts[0].Want != "" || opts[0].Cgroup != "") {
-		return nil, errors.New("guard: options are not implemented in this version, call Load without them")
+	o := Options{Want: TierLSM}
+	if len(opts) > 0 {
+		o = opts[0]
+		o.Want = cmp.Or(o.Want, TierLSM)
 	}
-	g, err := open()
+	if !slices.Contains([]Tier{TierLSM, TierModify, TierTracepoint, TierNone}, o.Want) {
+		return nil, fmt.Errorf("guard: want tier %q: there are T1, T2, T3 and T4", o.Want)
+	}
+	if o.Want == TierNone {
+		return LoadNone("T4 was asked for"), nil
+	}
+	g, err := open(o)
+	if errors.Is(err, errPins) {
+		return nil, fmt.Errorf("guard: %w", err)
+	}
 	if err != nil {
 		return LoadNone(err.Error()), nil
 	}
-	if err := g.selfTest(); err != nil {
-		return nil, errors.Join(fmt.Errorf("guard: self-test: %w", err), g.Close())
+	if err := g.climb(); err != nil {
+		return nil, errors.Join(fmt.Errorf("guard: %w", err), g.abort())
 	}
+	g.goLive()
 	return g, nil
 }
 
@@ -179,15 +203,16 @@ func LoadNone(why string) *Guard {
 // Tier tells what this Guard enforces.
 func (g *Guard) Tier() Tier { return g.tier }
 
-// Why says what kept the Guard from a better tier; empty at T3.
+// Why says what kept the Guard from a better tier; empty at the best one.
 func (g *Guard) Why() string { return g.why }
 
 // Events is the one stream of all scopes; it is closed by Close. Execs come in
 // the order of the kernel, refusals likewise; between the two only Time tells.
 func (g *Guard) Events() <-chan Event { return g.events }
 
-// open loads and attaches everything but the sys_exit program.
-func open() (*Guard, error) {
+// open loads and attaches all that T3 has, but the sys_exit program, or takes
+// over what a guard that died has pinned.
+func open(o Options) (*Guard, error) {
 	m, err := cgroup2()
 	if err != nil {
 		return nil, err
@@ -196,44 +221,53 @@ func open() (*Guard, error) {
 		return nil, fmt.Errorf("BPF is not ours to use (want root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN): %w", err)
 	}
 	g := &Guard{
-		tier: TierTracepoint, mount: m,
-		events: make(chan Event, 256), done: make(chan struct{}),
+		tier: TierTracepoint, mount: m, opt: o,
+		events: make(chan Event, 256), done: make(chan struct{}), early: early{tests: make(chan Event, 256)},
 		watches: map[uint64]*Watch{}, names: map[uint64]string{}, lostBy: map[uint64]uint64{},
 	}
-	spec, err := loadWitness()
-	if err != nil {
+	if g.pins, err = openPins(o.Pin, m); err != nil {
 		return nil, err
 	}
-	spec.Maps[witnessMapExecs].MaxEntries = execRing
-	spec.Maps[witnessMapRefusals].MaxEntries = refusalRing
-	spec.Maps[witnessMapOpens].MaxEntries = openRing
-	if err := spec.LoadAndAssign(&g.objs, nil); err != nil {
-		return nil, fmt.Errorf("load BPF programs: %w", err)
-	}
-	if err := g.attach(); err != nil {
-		return nil, errors.Join(err, g.Close())
+	if err := g.load(); err != nil {
+		return nil, errors.Join(err, g.abort())
 	}
 	keep(g)
 	return g, nil
 }
 
-func (g *Guard) attach() error {
+func (g *Guard) load() error {
+	if g.pins.found() {
+		return g.adopt()
+	}
+	spec, err := loadWitness()
+	if err != nil {
+		return err
+	}
+	for name, size := range map[string]uint32{
+		witnessMapExecs: execRing, witnessMapRefusals: refusalRing, witnessMapOpens: openRing, witnessMapConnects: connectRing,
+	} {
+		spec.Maps[name].MaxEntries = size
+	}
+	if err := spec.LoadAndAssign(&g.objs, nil); err != nil {
+		return fmt.Errorf("load BPF programs: %w", err)
+	}
 	if err := fillShapes(g.objs.Shapes); err != nil {
 		return fmt.Errorf("fill the system call table: %w", err)
 	}
-	err := errors.Join(
-		g.objs.PerSecond.Set(uint32(refusalsPerSecond)),
-		g.objs.MissesPerSecond.Set(uint32(missesPerSecond)))
-	if err != nil {
-		return fmt.Errorf("set the rate limits: %w", err)
+	if g.mem, err = mapMemory(&g.objs); err != nil {
+		return err
 	}
-	l, err := attachTracepoint(g.objs.OnExec)
-	if err != nil {
-		return fmt.Errorf("attach to sched_process_exec: %w", err)
+	g.mem.common.PerSecond, g.mem.common.MissesPerSecond = refusalsPerSecond, missesPerSecond
+	if err := errors.Join(g.attach(), g.follows()); err != nil {
+		return err
 	}
-	g.exec = l
-	for _, m := range []*ebpf.Map{g.objs.Execs, g.objs.Refusals, g.objs.Opens} {
-		q, err := newQueue(m)
+	return g.pins.keep(g)
+}
+
+// follows begins to read the rings.
+func (g *Guard) follows() error {
+	for i, m := range g.rings() {
+		q, err := newQueue(m, i)
 		if err != nil {
 			return fmt.Errorf("open event ring: %w", err)
 		}
@@ -243,14 +277,23 @@ func (g *Guard) attach() error {
 	return nil
 }
 
-func attachTracepoint(p *ebpf.Program) (link.Link, error) {
-	return link.AttachTracing(link.TracingOptions{Program: p, AttachType: ebpf.AttachTraceRawTp})
+func (g *Guard) rings() [ringCount]*ebpf.Map {
+	return [ringCount]*ebpf.Map{g.objs.Execs, g.objs.Refusals, g.objs.Opens, g.objs.Connects}
 }
 
-// Close ends all enforcement and the stream of events. What happened before is
-// delivered first: receive from Events until it is closed. If nothing was
-// received for two seconds, the rest is given up, counted by Lost and reported
-// as an error.
+// programs are all that are loaded.
+func (g *Guard) programs() []*ebpf.Program {
+	ps := slices.Collect(maps.Values(g.objs.progs()))
+	if g.hooks != nil {
+		ps = append(ps, g.hooks.programs()...)
+	}
+	return ps
+}
+
+// Close ends all enforcement and the stream of events, and removes the pins.
+// What happened before is delivered first: receive from Events until it is
+// closed. If nothing was received for two seconds, the rest is given up, counted
+// by Lost and reported as an error.
 func (g *Guard) Close() error {
 	g.mu.Lock()
 	if g.closed {
@@ -267,26 +310,42 @@ func (g *Guard) Close() error {
 	if n := g.dropped.Load(); n > 0 {
 		errs = append(errs, fmt.Errorf("guard: nobody received from Events for %v: %d events are lost", patience, n))
 	}
-	if g.tier != TierNone {
+	if g.objs.OnExec != nil {
 		errs = append(errs, g.objs.Close())
 	}
+	g.mem.close()
 	drop(g)
 	return errors.Join(errs...)
+}
+
+// abort is Close for a Guard that nobody has received yet: pins that were taken
+// over stay, because what they enforce is better than nothing.
+func (g *Guard) abort() error {
+	close(g.done)
+	if g.pins.found() {
+		g.pins.leave()
+	}
+	return g.Close()
 }
 
 // unhook detaches all programs and keeps the last count of what was lost; g.mu
 // is held.
 func (g *Guard) unhook() error {
-	var errs []error
-	for _, l := range []link.Link{g.exit, g.exec} {
-		if l != nil {
-			errs = append(errs, l.Close())
-		}
+	errs := []error{g.pins.remove()}
+	if g.exit != nil {
+		errs = append(errs, g.exit.Close())
+	}
+	if g.hooks != nil {
+		errs = append(errs, g.hooks.close())
+		g.hooks = nil
+	}
+	for _, l := range g.links {
+		errs = append(errs, l.Close())
 	}
 	for _, w := range g.watches {
 		w.harvest()
 	}
-	if g.objs.LostExecs != nil { // something was loaded
+	if g.objs.OnExec != nil { // something was loaded
 		g.unreported = g.lost()
 	}
 	g.closed = true

@@ -1,7 +1,5 @@
 package guard
 
-import "github.com/cilium/ebpf"
-
 // Lost counts what happened in a scope and is missing from the stream: no room
 // in a ring, a program run that the kernel skipped, or refusals above the rate
 // limit that no later event told of. Whoever executed or opened a file that
@@ -24,13 +22,8 @@ func (g *Guard) lost() uint64 {
 	if g.closed {
 		return n
 	}
-	for _, v := range []*ebpf.Variable{g.objs.LostExecs, g.objs.LostRefusals, g.objs.LostOpens} {
-		var l uint64
-		if v.Get(&l) == nil {
-			n += l
-		}
-	}
-	for _, p := range []*ebpf.Program{g.objs.OnExec, g.objs.OnExit} {
+	n += g.mem.lost()
+	for _, p := range g.programs() {
 		if st, err := p.Stats(); err == nil {
 			n += st.RecursionMisses
 		}

@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -67,7 +68,7 @@ func (g *Guard) watchProbes(ps probes) (*Watch, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := Scope{ID: "self-test", CgroupID: id, AuditENOENT: true, AuditOpens: true}
+	s := Scope{ID: testScope, CgroupID: id, Cgroup: ps.dir, AuditENOENT: true, AuditOpens: true}
 	for _, f := range []*os.File{ps.refused, ps.opens} {
 		n, err := inodeOf(int(f.Fd()), "/proc/self/mountinfo")
 		if err != nil {
@@ -80,14 +81,7 @@ func (g *Guard) watchProbes(ps probes) (*Watch, error) {
 
 // prove runs the probes and waits for their events.
 func (g *Guard) prove(ps probes) error {
-	st, pid, err := runIn(ps.dir, ps.unlisted)
-	if err != nil {
-		return fmt.Errorf("start an unlisted program: %w", err)
-	}
-	if !st.Signaled() || st.Signal() != unix.SIGKILL {
-		return fmt.Errorf("an unlisted program was not killed: wait status %#x", uint32(st))
-	}
-	err = g.await(wanted{"kill of an unlisted program", func(e Event) bool { return e.Kind == Exec && e.PID == pid && e.Killed }})
+	err := g.proveUnlisted(ps)
 	if err != nil {
 		return err
 	}
@@ -102,8 +96,37 @@ func (g *Guard) prove(ps probes) error {
 		return err
 	}
 	return g.proveListed(ps.dir, ps.opens, "file that it opened", func(e Event) bool {
-		return e.Kind == Opened && e.Inode == root && e.Access == ReadOnly
+		return e.Kind == Opened && e.Inode == root && e.Access == ReadOnly && (g.hooks == nil) == (e.Syscall != "")
 	})
+}
+
+// proveUnlisted starts a program that must not run: it is refused where the
+// tier has hooks, and killed where it has none. Hooks that do not enforce are
+// found out by the kill.
+func (g *Guard) proveUnlisted(ps probes) error {
+	st, pid, err := runIn(ps.dir, ps.unlisted)
+	if g.hooks != nil {
+		if !errors.Is(err, unix.EPERM) {
+			return fmt.Errorf("an unlisted program was not refused: got %v, wait status %#x, want EPERM%s", err, uint32(st), g.lsms())
+		}
+		return g.await(wanted{"refusal of an unlisted program", func(e Event) bool { return e.Kind == Exec && e.Denied && e.Errno == unix.EPERM }})
+	}
+	if err != nil {
+		return fmt.Errorf("start an unlisted program: %w", err)
+	}
+	if !st.Signaled() || st.Signal() != unix.SIGKILL {
+		return fmt.Errorf("an unlisted program was not killed: wait status %#x", uint32(st))
+	}
+	return g.await(wanted{"kill of an unlisted program", func(e Event) bool { return e.Kind == Exec && e.PID == pid && e.Killed }})
+}
+
+// lsms explains a T1 that attaches and enforces nothing.
+func (g *Guard) lsms() string {
+	b, err := os.ReadFile("/sys/kernel/security/lsm")
+	if g.tier != TierLSM || err != nil || slices.Contains(strings.Split(string(b), ","), "bpf") {
+		return ""
+	}
+	return fmt.Sprintf(" (the kernel was started with lsm=%s, and bpf is not in it)", b)
 }
 
 // proveListed runs a listed probe that must run to its end and cause an event.
@@ -132,7 +155,7 @@ func (g *Guard) await(ws ...wanted) error {
 	late := time.After(selfTestDeadline)
 	for len(ws) > 0 {
 		select {
-		case e := <-g.events:
+		case e := <-g.early.tests:
 			ws = slices.DeleteFunc(ws, func(w wanted) bool { return w.fits(e) })
 		case <-late:
 			return fmt.Errorf("no event tells of the %s", ws[0].what)
@@ -164,7 +187,7 @@ func runIn(dir string, f *os.File) (syscall.WaitStatus, int, error) {
 // given us a place, or else at the top.
 func (g *Guard) selfTestCgroup() (string, error) {
 	var errs []error
-	for _, parent := range []string{g.ownCgroup(), g.mount.dir} {
+	for _, parent := range []string{cmp.Or(g.opt.Cgroup, g.ownCgroup()), g.mount.dir} {
 		dir, err := os.MkdirTemp(parent, "clawbox-self-test-")
 		if err == nil {
 			return dir, nil

@@ -19,13 +19,13 @@ func TestSelfTestFails(t *testing.T) {
 		harm func(g *Guard) error
 		want string
 	}{
-		"nothing kills":       {func(g *Guard) error { return g.exec.Close() }, "an unlisted program was not killed"},
+		"nothing kills":       {func(g *Guard) error { return g.links[0].Close() }, "an unlisted program was not killed"},
 		"execs are silent":    {func(g *Guard) error { return g.queues[0].r.Close() }, "no event tells of the kill"},
 		"refusals are silent": {func(g *Guard) error { return g.queues[1].r.Close() }, "no event tells of the refused openat"},
 		"opens are silent":    {func(g *Guard) error { return g.queues[2].r.Close() }, "no event tells of the file that it opened"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			g, err := open()
+			g, err := open(Options{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,11 +1,11 @@
 package guard
 
 import (
-	"encoding/binary"
 	"errors"
 	"math"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
@@ -26,15 +26,16 @@ var patience = 2 * time.Second
 // queue is one ring on its way to the stream.
 type queue struct {
 	r        *ringbuf.Reader
+	ring     int           // its number in memory.go
 	clock    clock         // for the goroutine that reads
 	late     bool          // so many events wait that there is no time for hints
 	asked    atomic.Uint64 // requests to hand over what is in the ring
 	answered atomic.Uint64 // the last of them that is done
 }
 
-func newQueue(m *ebpf.Map) (*queue, error) {
+func newQueue(m *ebpf.Map, ring int) (*queue, error) {
 	r, err := ringbuf.NewReader(m)
-	return &queue{r: r}, err
+	return &queue{r: r, ring: ring}, err
 }
 
 // ask has the queue's reader hand over what is in the ring now.
@@ -86,18 +87,28 @@ func (g *Guard) empty(q *queue) {
 	}
 }
 
-// deliver puts one event into the stream, or counts it once nobody takes any.
+// deliver hands one event on and gives its room back.
 func (g *Guard) deliver(q *queue, rec *ringbuf.Record) {
 	q.late = rec.Remaining > backlog
 	e, err := g.decode(rec.RawSample, q)
 	if err != nil {
 		panic("guard: object and package do not match, run go generate: " + err.Error())
 	}
+	h := (*witnessHead)(unsafe.Pointer(&rec.RawSample[0]))
+	g.mem.consumed(h.Slot, q.ring, len(rec.RawSample))
+	if g.divert(e) {
+		return
+	}
+	g.send(e, h.Cgroup)
+}
+
+// send puts one event into the stream, or counts it once nobody takes any.
+func (g *Guard) send(e Event, cgroup uint64) {
 	select {
 	case g.events <- e:
 		g.sent.Add(1)
 	case <-g.done:
-		g.abandon(binary.NativeEndian.Uint64(rec.RawSample)) // head.cgroup comes first
+		g.abandon(cgroup)
 	}
 }
 

@@ -1,18 +1,14 @@
 package guard
 
 import (
-	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"slices"
-	"strconv"
-	"strings"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 )
 
 // Scope says what to watch and what may run there.
@@ -62,20 +58,6 @@ const (
 	Kill   Violation = "kill"   // the process is killed
 )
 
-// Inode identifies a file as the kernel does. On overlayfs and btrfs it is not
-// what stat(2) says: use Lookup.
-type Inode struct {
-	Dev uint64 // of the superblock, in the encoding of stat(2)
-	Ino uint64
-}
-
-// Bits of scope.flags in witness.c.
-const (
-	flagAuditMissing = 1
-	flagNoRefusals   = 2
-	flagAuditOpens   = 4
-)
-
 // maxRetired bounds the names and counts kept of closed scopes, of which events
 // are still on their way.
 const maxRetired = 1024
@@ -83,12 +65,26 @@ const maxRetired = 1024
 // Watch is a scope being watched, until Close.
 type Watch struct {
 	g *Guard
-	s Scope
+
+	// Guarded by g.mu.
+	s      Scope
+	l      list
+	slot   uint16
+	seated bool // slot is ours
+	orphan bool // taken over from a process that died; nobody has claimed it
+}
+
+// ID is the scope's name.
+func (w *Watch) ID() string {
+	w.g.mu.Lock()
+	defer w.g.mu.Unlock()
+	return w.s.ID
 }
 
 // Watch begins to enforce s. Programs that already run there are not looked
-// at again: call it before the agent is started. The list can't change later.
-// Of nested scopes the outer one decides.
+// at again: call it before the agent is started. Of nested scopes the outer one
+// decides. A scope that was taken over from a guard that died ([Guard.Adopted])
+// goes on under s.
 func (g *Guard) Watch(s Scope) (*Watch, error) {
 	if g.tier == TierNone {
 		return nil, fmt.Errorf("guard: watch %q: %w: %s", s.ID, ErrUnavailable, g.why)
@@ -102,83 +98,157 @@ func (g *Guard) Watch(s Scope) (*Watch, error) {
 		return nil, fmt.Errorf("guard: watch %q: %w", s.ID, os.ErrClosed)
 	}
 	if old := g.watches[s.CgroupID]; old != nil {
-		return nil, fmt.Errorf("guard: watch %q: cgroup %d is already watched as %q", s.ID, s.CgroupID, old.s.ID)
+		return old.claim(s)
 	}
-	s.Exec, s.ExecDevices = slices.Clone(s.Exec), slices.Clone(s.ExecDevices)
-	w := &Watch{g: g, s: s}
+	w := &Watch{g: g, s: s.clone()}
 	if err := w.begin(); err != nil {
 		return nil, errors.Join(fmt.Errorf("guard: watch %q: %w", s.ID, err), w.end())
 	}
 	return w, nil
 }
 
+// claim gives an adopted scope to whoever watches it now; g.mu is held.
+func (w *Watch) claim(s Scope) (*Watch, error) {
+	if !w.orphan || w.s.ID != s.ID {
+		return nil, fmt.Errorf("guard: watch %q: cgroup %d is already watched as %q", s.ID, s.CgroupID, w.s.ID)
+	}
+	if err := w.swap(s); err != nil {
+		return nil, fmt.Errorf("guard: watch %q: %w", s.ID, err)
+	}
+	w.orphan = false
+	return w, nil
+}
+
+func (s Scope) clone() Scope {
+	s.Exec, s.ExecDevices = slices.Clone(s.Exec), slices.Clone(s.ExecDevices)
+	s.Readable, s.Hidden = slices.Clone(s.Readable), slices.Clone(s.Hidden)
+	s.Datagrams = slices.Clone(s.Datagrams)
+	return s
+}
+
 func (g *Guard) check(s Scope) error {
-	if s.ID == "" {
+	switch {
+	case s.ID == "":
 		return errors.New("the scope has no ID")
+	case len(s.ID) >= len(witnessLabel{}.Id):
+		return fmt.Errorf("the ID has %d bytes, at most %d fit", len(s.ID), len(witnessLabel{}.Id)-1)
+	case s.Violation != "" && s.Violation != Refuse && s.Violation != Kill:
+		return fmt.Errorf("violation %q: want %q or %q", s.Violation, Refuse, Kill)
 	}
 	for i, n := range s.Exec {
 		if n.Ino == 0 {
 			return fmt.Errorf("executable %d of the list has inode 0; list a whole file system in ExecDevices", i)
 		}
 	}
-	return g.mount.checkCgroup(s.CgroupID)
+	return g.mount.checkCgroup(s.CgroupID, s.Cgroup)
 }
 
 // begin runs with g.mu held. The scope's own entry comes last, so that it is
 // never enforced with half a list.
-func (w *Watch) begin() error {
+func (w *Watch) begin() (err error) {
 	g := w.g
+	if w.l, err = w.s.list(); err != nil {
+		return err
+	}
+	if w.slot, err = g.mem.take(); err != nil {
+		return err
+	}
+	w.seated = true
 	g.watches[w.s.CgroupID] = w
 	g.names[w.s.CgroupID] = w.s.ID
 	if err := g.followExits(); err != nil {
 		return err
 	}
-	for _, k := range w.keys() {
-		if err := g.objs.Allow.Put(k, uint8(1)); err != nil {
-			return fmt.Errorf("list executable %d:%d: %w", k.Dev, k.Ino, err)
-		}
-	}
-	if err := g.count(); err != nil {
+	if err := g.objs.put(w.l); err != nil {
 		return err
 	}
-	return g.objs.Scopes.Put(w.s.CgroupID, witnessScope{Flags: w.s.flags()})
+	g.count()
+	g.mem.set(w.slot, w.l.word)
+	if err := g.objs.Labels.Put(w.s.CgroupID, w.s.label()); err != nil {
+		return err
+	}
+	return g.objs.Scopes.Put(w.s.CgroupID, witnessScope{Slot: uint32(w.slot)})
 }
 
-func (s Scope) flags() (f uint32) {
-	if s.AuditENOENT {
-		f |= flagAuditMissing
+// label is what a next process knows the scope by.
+func (s Scope) label() (l witnessLabel) {
+	for i := range len(s.ID) {
+		l.Id[i] = int8(s.ID[i])
 	}
-	if s.NoRefusals {
-		f |= flagNoRefusals
+	if len(s.Cgroup) < len(l.Dir) {
+		for i := range len(s.Cgroup) {
+			l.Dir[i] = int8(s.Cgroup[i])
+		}
 	}
-	if s.AuditOpens {
-		f |= flagAuditOpens
+	return l
+}
+
+// Update replaces all that the scope may do, in one step: every program start
+// is judged by the old list or by the new one. On an error the old one holds.
+func (w *Watch) Update(s Scope) error {
+	if err := w.g.check(s); err != nil {
+		return fmt.Errorf("guard: update %q: %w", s.ID, err)
 	}
-	return f
+	w.g.mu.Lock()
+	defer w.g.mu.Unlock()
+	if w.g.closed || w.g.watches[w.s.CgroupID] != w {
+		return fmt.Errorf("guard: update %q: %w", s.ID, os.ErrClosed)
+	}
+	if s.ID != w.s.ID || s.CgroupID != w.s.CgroupID {
+		return fmt.Errorf("guard: update %q of cgroup %d: got the scope %q of cgroup %d, want the same one", w.s.ID, w.s.CgroupID, s.ID, s.CgroupID)
+	}
+	if err := w.swap(s); err != nil {
+		return fmt.Errorf("guard: update %q: %w", s.ID, err)
+	}
+	return nil
+}
+
+// swap is Update with g.mu held.
+func (w *Watch) swap(s Scope) error {
+	g, before := w.g, w.s
+	l, err := s.list()
+	if err != nil {
+		return err
+	}
+	w.s = s.clone()
+	if err = errors.Join(g.objs.put(l), g.followExits()); err != nil {
+		w.s = before
+		return errors.Join(err, g.followExits(), g.objs.remove(l))
+	}
+	g.count()
+	g.mem.set(w.slot, l.word)
+	old := w.l
+	w.l = l
+	return g.objs.remove(old)
 }
 
 // count tells the programs how many scopes there are, so that they can leave
-// at once where there is none.
-func (g *Guard) count() error {
+// at once where there is none, and what room each has.
+func (g *Guard) count() {
 	var audits uint32
 	for _, w := range g.watches {
 		if w.s.AuditOpens {
 			audits++
 		}
 	}
-	return errors.Join(g.objs.Watching.Set(uint32(len(g.watches))), g.objs.Auditing.Set(audits))
+	g.mem.share(len(g.watches), g.rings())
+	atomic.StoreUint32(&g.mem.common.Auditing, audits)
+	atomic.StoreUint32(&g.mem.common.Watching, uint32(len(g.watches)))
 }
 
 // end undoes begin, wherever that stopped; g.mu is held.
 func (w *Watch) end() error {
 	g, id := w.g, w.s.CgroupID
 	w.harvest()
-	errs := []error{gone(g.objs.Scopes.Delete(id))}
-	for _, k := range w.keys() {
-		errs = append(errs, gone(g.objs.Allow.Delete(k)))
+	errs := []error{gone(g.objs.Scopes.Delete(id)), gone(g.objs.Labels.Delete(id))}
+	if w.seated {
+		g.mem.give(w.slot)
+		w.seated = false
 	}
+	errs = append(errs, g.objs.remove(w.l))
 	delete(g.watches, id)
-	errs = append(errs, g.count(), g.followExits())
+	g.count()
+	errs = append(errs, g.followExits())
 	g.retire(id)
 	return errors.Join(errs...)
 }
@@ -191,12 +261,16 @@ func (g *Guard) followExits() (err error) {
 	}
 	switch {
 	case want && g.exit == nil:
-		if g.exit, err = attachTracepoint(g.objs.OnExit); err != nil {
-			g.exit = nil // not an interface that holds a nil pointer
+		l, err := attachTracepoint(g.objs.OnExit)
+		if err != nil {
 			return fmt.Errorf("attach to sys_exit: %w", err)
 		}
+		if err := g.pins.link("on_exit", l); err != nil {
+			return errors.Join(err, l.Close())
+		}
+		g.exit = l
 	case !want && g.exit != nil:
-		err = g.exit.Close()
+		err = errors.Join(g.pins.unlink("on_exit"), g.exit.Close())
 		g.exit = nil
 	}
 	return err
@@ -218,17 +292,6 @@ func (g *Guard) retire(id uint64) {
 		}
 		g.retired = g.retired[1:]
 	}
-}
-
-func (w *Watch) keys() []witnessAllowed {
-	var ks []witnessAllowed
-	for _, n := range w.s.Exec {
-		ks = append(ks, witnessAllowed{Cgroup: w.s.CgroupID, Ino: n.Ino, Dev: kernelDev(n.Dev)})
-	}
-	for _, d := range w.s.ExecDevices {
-		ks = append(ks, witnessAllowed{Cgroup: w.s.CgroupID, Dev: kernelDev(d)})
-	}
-	return ks
 }
 
 // Close stops enforcing: processes still in the cgroup may run anything again.
@@ -254,64 +317,4 @@ func (w *Watch) detach() (bool, error) {
 		return false, nil
 	}
 	return true, w.end()
-}
-
-// kernelDev turns stat(2)'s device number into the kernel's own (MKDEV of
-// linux/kdev_t.h: 12 bits major, 20 bits minor).
-func kernelDev(d uint64) uint32 { return unix.Major(d)<<20 | unix.Minor(d)&0xfffff }
-
-func userDev(d uint32) uint64 { return unix.Mkdev(d>>20, d&0xfffff) }
-
-// Lookup finds the file that process pid sees as path; symbolic links are
-// resolved within its root. It needs Linux 5.6 (openat2).
-func Lookup(pid int, path string) (Inode, error) {
-	proc := "/proc/" + strconv.Itoa(pid)
-	root, err := unix.Open(proc+"/root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return Inode{}, &os.PathError{Op: "open", Path: proc + "/root", Err: err}
-	}
-	defer unix.Close(root)
-	fd, err := unix.Openat2(root, path, &unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
-	if err != nil {
-		return Inode{}, fmt.Errorf("guard: look up in the root of process %d: %w", pid, &os.PathError{Op: "openat2", Path: path, Err: err})
-	}
-	defer unix.Close(fd)
-	return inodeOf(fd, proc+"/mountinfo")
-}
-
-// inodeOf reads what the kernel itself compares: the inode number from fdinfo
-// and the superblock's device from the mount that fd was opened through. A
-// mount that no table shows (memfd) is a plain file system: stat is right.
-func inodeOf(fd int, mountinfo string) (Inode, error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return Inode{}, err
-	}
-	n := Inode{Dev: st.Dev, Ino: st.Ino}
-	b, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(fd))
-	if err != nil {
-		return Inode{}, err
-	}
-	var id string
-	for sc := bufio.NewScanner(bytes.NewReader(b)); sc.Scan(); {
-		switch k, v, _ := strings.Cut(sc.Text(), ":"); k {
-		case "mnt_id":
-			id = strings.TrimSpace(v)
-		case "ino": // since Linux 5.14
-			if n.Ino, err = strconv.ParseUint(strings.TrimSpace(v), 10, 64); err != nil {
-				return Inode{}, err
-			}
-		}
-	}
-	ms, err := mounts(mountinfo)
-	if err != nil {
-		return Inode{}, err
-	}
-	if i := slices.IndexFunc(ms, func(m mount) bool { return m.id == id }); i >= 0 {
-		n.Dev = ms[i].dev
-	}
-	return n, nil
 }

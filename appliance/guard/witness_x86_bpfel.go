@@ -13,18 +13,52 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type witnessAddress struct {
+	_  structs.HostLayout
+	Ip [16]uint8
+}
+
 type witnessAllowed struct {
+	_    structs.HostLayout
+	List uint64
+	Ino  uint64
+	Dev  uint32
+	Pad  uint32
+}
+
+type witnessCaller struct {
 	_      structs.HostLayout
-	Cgroup uint64
-	Ino    uint64
-	Dev    uint32
-	Pad    uint32
+	BootNs uint64
+	Pid    uint32
+	Ppid   uint32
+	Uid    uint32
+	Ups    uint32
+	Exe    witnessFileId
+	Up     [8]witnessFileId
+	Comm   [16]int8
+}
+
+type witnessEnds struct {
+	_          structs.HostLayout
+	Cgroup     uint64
+	Local      witnessAddress
+	Remote     witnessAddress
+	LocalPort  uint16
+	RemotePort uint16
+	Pad        uint32
 }
 
 type witnessEvent struct {
 	_    structs.HostLayout
 	H    witnessHead
 	Text [8192]int8
+}
+
+type witnessFileId struct {
+	_   structs.HostLayout
+	Ino uint64
+	Dev uint32
+	Pad uint32
 }
 
 type witnessHead struct {
@@ -42,10 +76,33 @@ type witnessHead struct {
 	Mode    uint32
 	Nr      uint16
 	Len     [2]uint16
+	Slot    uint16
 	Kind    uint8
 	Flags   uint8
 	Comm    [16]int8
 	Parent  [16]int8
+	_       [6]byte
+}
+
+type witnessLabel struct {
+	_   structs.HostLayout
+	Id  [128]int8
+	Dir [384]int8
+}
+
+type witnessPeer struct {
+	_    structs.HostLayout
+	List uint64
+	To   witnessAddress
+	Port uint16
+	Pad  [3]uint16
+}
+
+type witnessPrefix struct {
+	_    structs.HostLayout
+	Bits uint32
+	List [2]uint32
+	Text [240]int8
 }
 
 type witnessScope struct {
@@ -64,9 +121,10 @@ type witnessScope struct {
 		Skipped uint64
 		Told    uint64
 	}
-	Lost  uint64
-	Flags uint32
-	Pad   uint32
+	Put  [4]uint64
+	Lost uint64
+	Slot uint32
+	Pad  uint32
 }
 
 type witnessShape struct {
@@ -76,26 +134,50 @@ type witnessShape struct {
 	Flags uint8
 }
 
+type witnessShared struct {
+	_               structs.HostLayout
+	Watching        uint32
+	Auditing        uint32
+	PerSecond       uint32
+	MissesPerSecond uint32
+	Hooked          uint32
+	Pad             uint32
+	Share           [4]uint64
+	Lost            [4]uint64
+}
+
+type witnessSlot struct {
+	_    structs.HostLayout
+	List uint64
+	Got  [4]uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	witnessMapAllow           = "allow"
-	witnessMapExecs           = "execs"
-	witnessMapOpens           = "opens"
-	witnessMapRefusals        = "refusals"
-	witnessMapScopes          = "scopes"
-	witnessMapScratch         = "scratch"
-	witnessMapShapes          = "shapes"
-	witnessProgOnExec         = "on_exec"
-	witnessProgOnExit         = "on_exit"
-	witnessVarAuditing        = "auditing"
-	witnessVarLostExecs       = "lost_execs"
-	witnessVarLostOpens       = "lost_opens"
-	witnessVarLostRefusals    = "lost_refusals"
-	witnessVarMissesPerSecond = "misses_per_second"
-	witnessVarPerSecond       = "per_second"
-	witnessVarWatching        = "watching"
+	witnessMapAllow       = "allow"
+	witnessMapCallers     = "callers"
+	witnessMapCommon      = "common"
+	witnessMapConnects    = "connects"
+	witnessMapExecs       = "execs"
+	witnessMapLabels      = "labels"
+	witnessMapOpens       = "opens"
+	witnessMapPeers       = "peers"
+	witnessMapReadable    = "readable"
+	witnessMapRefusals    = "refusals"
+	witnessMapScopes      = "scopes"
+	witnessMapScratch     = "scratch"
+	witnessMapShapes      = "shapes"
+	witnessMapSlots       = "slots"
+	witnessProgOnConnect4 = "on_connect4"
+	witnessProgOnConnect6 = "on_connect6"
+	witnessProgOnExec     = "on_exec"
+	witnessProgOnExit     = "on_exit"
+	witnessProgOnSendmsg4 = "on_sendmsg4"
+	witnessProgOnSendmsg6 = "on_sendmsg6"
+	witnessProgOnSocket   = "on_socket"
+	witnessProgOnTcp      = "on_tcp"
 )
 
 // loadWitness returns the embedded CollectionSpec for witness.
@@ -140,8 +222,14 @@ type witnessSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type witnessProgramSpecs struct {
-	OnExec *ebpf.ProgramSpec `ebpf:"on_exec"`
-	OnExit *ebpf.ProgramSpec `ebpf:"on_exit"`
+	OnConnect4 *ebpf.ProgramSpec `ebpf:"on_connect4"`
+	OnConnect6 *ebpf.ProgramSpec `ebpf:"on_connect6"`
+	OnExec     *ebpf.ProgramSpec `ebpf:"on_exec"`
+	OnExit     *ebpf.ProgramSpec `ebpf:"on_exit"`
+	OnSendmsg4 *ebpf.ProgramSpec `ebpf:"on_sendmsg4"`
+	OnSendmsg6 *ebpf.ProgramSpec `ebpf:"on_sendmsg6"`
+	OnSocket   *ebpf.ProgramSpec `ebpf:"on_socket"`
+	OnTcp      *ebpf.ProgramSpec `ebpf:"on_tcp"`
 }
 
 // witnessMapSpecs contains maps before they are loaded into the kernel.
@@ -149,25 +237,25 @@ type witnessProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type witnessMapSpecs struct {
 	Allow    *ebpf.MapSpec `ebpf:"allow"`
+	Callers  *ebpf.MapSpec `ebpf:"callers"`
+	Common   *ebpf.MapSpec `ebpf:"common"`
+	Connects *ebpf.MapSpec `ebpf:"connects"`
 	Execs    *ebpf.MapSpec `ebpf:"execs"`
+	Labels   *ebpf.MapSpec `ebpf:"labels"`
 	Opens    *ebpf.MapSpec `ebpf:"opens"`
+	Peers    *ebpf.MapSpec `ebpf:"peers"`
+	Readable *ebpf.MapSpec `ebpf:"readable"`
 	Refusals *ebpf.MapSpec `ebpf:"refusals"`
 	Scopes   *ebpf.MapSpec `ebpf:"scopes"`
 	Scratch  *ebpf.MapSpec `ebpf:"scratch"`
 	Shapes   *ebpf.MapSpec `ebpf:"shapes"`
+	Slots    *ebpf.MapSpec `ebpf:"slots"`
 }
 
 // witnessVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type witnessVariableSpecs struct {
-	Auditing        *ebpf.VariableSpec `ebpf:"auditing"`
-	LostExecs       *ebpf.VariableSpec `ebpf:"lost_execs"`
-	LostOpens       *ebpf.VariableSpec `ebpf:"lost_opens"`
-	LostRefusals    *ebpf.VariableSpec `ebpf:"lost_refusals"`
-	MissesPerSecond *ebpf.VariableSpec `ebpf:"misses_per_second"`
-	PerSecond       *ebpf.VariableSpec `ebpf:"per_second"`
-	Watching        *ebpf.VariableSpec `ebpf:"watching"`
 }
 
 // witnessObjects contains all objects after they have been loaded into the kernel.
@@ -191,23 +279,37 @@ func (o *witnessObjects) Close() error {
 // It can be passed to loadWitnessObjects or ebpf.CollectionSpec.LoadAndAssign.
 type witnessMaps struct {
 	Allow    *ebpf.Map `ebpf:"allow"`
+	Callers  *ebpf.Map `ebpf:"callers"`
+	Common   *ebpf.Map `ebpf:"common"`
+	Connects *ebpf.Map `ebpf:"connects"`
 	Execs    *ebpf.Map `ebpf:"execs"`
+	Labels   *ebpf.Map `ebpf:"labels"`
 	Opens    *ebpf.Map `ebpf:"opens"`
+	Peers    *ebpf.Map `ebpf:"peers"`
+	Readable *ebpf.Map `ebpf:"readable"`
 	Refusals *ebpf.Map `ebpf:"refusals"`
 	Scopes   *ebpf.Map `ebpf:"scopes"`
 	Scratch  *ebpf.Map `ebpf:"scratch"`
 	Shapes   *ebpf.Map `ebpf:"shapes"`
+	Slots    *ebpf.Map `ebpf:"slots"`
 }
 
 func (m *witnessMaps) Close() error {
 	return _WitnessClose(
 		m.Allow,
+		m.Callers,
+		m.Common,
+		m.Connects,
 		m.Execs,
+		m.Labels,
 		m.Opens,
+		m.Peers,
+		m.Readable,
 		m.Refusals,
 		m.Scopes,
 		m.Scratch,
 		m.Shapes,
+		m.Slots,
 	)
 }
 
@@ -215,27 +317,32 @@ func (m *witnessMaps) Close() error {
 //
 // It can be passed to loadWitnessObjects or ebpf.CollectionSpec.LoadAndAssign.
 type witnessVariables struct {
-	Auditing        *ebpf.Variable `ebpf:"auditing"`
-	LostExecs       *ebpf.Variable `ebpf:"lost_execs"`
-	LostOpens       *ebpf.Variable `ebpf:"lost_opens"`
-	LostRefusals    *ebpf.Variable `ebpf:"lost_refusals"`
-	MissesPerSecond *ebpf.Variable `ebpf:"misses_per_second"`
-	PerSecond       *ebpf.Variable `ebpf:"per_second"`
-	Watching        *ebpf.Variable `ebpf:"watching"`
 }
 
 // witnessPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadWitnessObjects or ebpf.CollectionSpec.LoadAndAssign.
 type witnessPrograms struct {
-	OnExec *ebpf.Program `ebpf:"on_exec"`
-	OnExit *ebpf.Program `ebpf:"on_exit"`
+	OnConnect4 *ebpf.Program `ebpf:"on_connect4"`
+	OnConnect6 *ebpf.Program `ebpf:"on_connect6"`
+	OnExec     *ebpf.Program `ebpf:"on_exec"`
+	OnExit     *ebpf.Program `ebpf:"on_exit"`
+	OnSendmsg4 *ebpf.Program `ebpf:"on_sendmsg4"`
+	OnSendmsg6 *ebpf.Program `ebpf:"on_sendmsg6"`
+	OnSocket   *ebpf.Program `ebpf:"on_socket"`
+	OnTcp      *ebpf.Program `ebpf:"on_tcp"`
 }
 
 func (p *witnessPrograms) Close() error {
 	return _WitnessClose(
+		p.OnConnect4,
+		p.OnConnect6,
 		p.OnExec,
 		p.OnExit,
+		p.OnSendmsg4,
+		p.OnSendmsg6,
+		p.OnSocket,
+		p.OnTcp,
 	)
 }
 

@@ -28,15 +28,20 @@ enum {
 	MAP_HASH = 1,
 	MAP_ARRAY = 2,
 	MAP_PERCPU_ARRAY = 6,
+	MAP_LRU_HASH = 9,
+	MAP_LPM_TRIE = 11,
 	MAP_SOCKMAP = 15,
 	MAP_RINGBUF = 27,
 	MAP_NO_PREALLOC = 1,
+	MAP_MMAPABLE = 1 << 10,
 };
 
 enum { SK_DROP = 0, SK_PASS = 1 };
 
 /* Helpers by number: kernel ABI, include/uapi/linux/bpf.h, ___BPF_FUNC_MAPPER. */
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static long (*bpf_map_update_elem)(void *map, const void *key, const void *val, __u64 flags) = (void *)2;
+static long (*bpf_map_delete_elem)(void *map, const void *key) = (void *)3;
 static __u64 (*bpf_ktime_get_ns)(void) = (void *)5;
 static __u64 (*bpf_get_current_pid_tgid)(void) = (void *)14;
 static __u64 (*bpf_get_current_uid_gid)(void) = (void *)15;
@@ -52,6 +57,7 @@ static __u64 (*bpf_get_current_ancestor_cgroup_id)(int level) = (void *)123;
 static long (*bpf_sk_assign)(void *ctx, void *sk, __u64 flags) = (void *)124;
 static __u64 (*bpf_ktime_get_boot_ns)(void) = (void *)125;
 static long (*bpf_ringbuf_output)(void *ring, void *data, __u64 len, __u64 flags) = (void *)130;
+static long (*bpf_d_path)(void *path, void *buf, __u32 len) = (void *)147;
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -63,7 +69,10 @@ struct dentry {
 	struct qstr d_name;
 };
 
+struct vfsmount;
+
 struct path {
+	struct vfsmount *mnt;
 	struct dentry *dentry;
 };
 
@@ -80,6 +89,39 @@ struct file {
 	struct inode *f_inode;
 	struct path f_path;
 	__u32 f_mode;
+	__u32 f_flags;
+};
+
+struct mm_struct {
+	struct file *exe_file;
+};
+
+struct kernfs_node {
+	__u64 id;
+};
+
+struct cgroup;
+
+struct cgroup_subsys_state {
+	struct cgroup *cgroup;
+	struct cgroup_subsys_state *parent;
+};
+
+struct cgroup {
+	struct cgroup_subsys_state self;
+	struct kernfs_node *kn;
+};
+
+struct css_set {
+	struct cgroup *dfl_cgrp;
+};
+
+struct kuid {
+	__u32 val;
+};
+
+struct cred {
+	struct kuid uid;
 };
 
 struct fdtable {
@@ -120,6 +162,9 @@ struct pid {
 struct task_struct {
 	struct thread_info thread_info;
 	int tgid;
+	struct mm_struct *mm;
+	struct css_set *cgroups;
+	struct cred *cred;
 	struct task_struct *real_parent;
 	struct task_struct *group_leader;
 	struct pid *thread_pid;
@@ -141,6 +186,25 @@ struct pt_regs {
 #endif
 
 #pragma clang attribute pop
+
+/* Contexts of cgroup programs: fixed ABI (include/uapi/linux/bpf.h), not relocated. */
+struct bpf_sock {
+	__u32 bound_dev_if, family, type, protocol;
+};
+
+struct bpf_sock_addr {
+	__u32 user_family, user_ip4, user_ip6[4], user_port;
+	__u32 family, type, protocol;
+};
+
+struct bpf_sock_ops {
+	__u32 op, args[4];
+	__u32 family, remote_ip4, local_ip4, remote_ip6[4], local_ip6[4];
+	__u32 remote_port; /* in network order, in the upper half on little endian */
+	__u32 local_port;  /* in host order */
+};
+
+enum { SOCK_OPS_TCP_CONNECT = 3 };
 
 /* Context of an sk_lookup program: fixed ABI, not relocated. */
 struct bpf_sk_lookup {

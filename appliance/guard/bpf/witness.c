@@ -1,116 +1,21 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * Two programs watch scopes (a cgroup of the v2 hierarchy and all below it):
- * on_exec kills what is not listed, on_exit reports refused system calls and,
- * where a scope asks for it, opened files.
- * Everything outside a scope leaves both as early as possible.
+ * Two programs watch scopes: on_exec kills what is not listed, on_exit reports
+ * refused system calls and, where a scope asks for it, opened files. Those of
+ * net.h look at connections. Everything outside a scope leaves all of them as
+ * early as possible.
  */
-#include "kernel.h"
-
-#define PATH_MAX 4096
-#define NAME_MAX 256
-#define TOLD_MAX 512	/* of a refused path, with its final zero; the same in event.go */
-#define ADDR_MAX 128	/* sizeof(struct sockaddr_storage) */
-#define LEVELS 32	/* of the cgroup tree; a scope must be above this depth */
-#define NR_MAX 512	/* system call numbers known to the table */
-#define INT_MAX 0x7fffffff
-#define SIGKILL 9
-
-enum { EPERM = 1, ENOENT = 2, ESRCH = 3, EACCES = 13, EROFS = 30 };
-
-/* struct head.kind */
-enum { EXEC = 1, REFUSED = 2, OPENED = 3 };
-
-/* struct head.flags; the same bits in event.go */
-enum { KILLED = 1, FOREIGN = 2 };
-
-/* struct scope.flags; the same bits in watch.go */
-enum { AUDIT_MISSING = 1, NO_REFUSALS = 2, AUDIT_OPENS = 4 };
+#include "scope.h"
+#include "net.h"
 
 /* struct shape.flags; the same bits in syscalls.go */
 enum {
 	KNOWN = 1,		/* tell of refusals */
 	MISSING = 2,		/* also of ENOENT, where the scope asks */
 	UNSEEN = 4,		/* also of ESRCH */
-	OPENS = 8,		/* returns the descriptor of a file */
+	OPENS_FILE = 8,		/* returns the descriptor of a file */
 	FOREIGN_OPENS = 16,	/* so does the 32-bit call of this number */
 };
-
-struct head {
-	__u64 cgroup;
-	__u64 boot_ns;
-	__u64 ino;
-	__u64 args[8];	/* six are used; eight so that an index can be masked */
-	__u64 skipped;	/* of the same budget, not reported since its last event */
-	__u32 dev;
-	__u32 pid;
-	__u32 ppid;
-	__u32 uid;
-	__s32 ret;
-	__u32 mode;	/* file.f_mode of an opened file */
-	__u16 nr;
-	__u16 len[2];	/* of the two strings in text, with their final zero */
-	__u8 kind;
-	__u8 flags;
-	char comm[16];
-	char parent[16];
-};
-
-/* What goes over a ring: the head and the used part of text. */
-struct event {
-	struct head h;
-	char text[2 * PATH_MAX];
-};
-
-/* How many events a scope may cause. All but window and count only grow. */
-struct budget {
-	__u64 window;	/* the second that count is about */
-	__u64 count;
-	__u64 skipped;	/* events left out */
-	__u64 told;	/* of these, known from a later event */
-};
-
-/*
- * Misses (ENOENT) are cheap to cause and mean little, so they have a budget of
- * their own: however many there are, they displace no refusal.
- */
-struct scope {
-	struct budget refusals;
-	struct budget misses;
-	__u64 lost;	/* events that found no room in a ring */
-	__u32 flags;
-	__u32 pad;
-};
-
-/* An allowed executable; with ino 0 every file of the device is allowed. */
-struct allowed {
-	__u64 cgroup;
-	__u64 ino;
-	__u32 dev;
-	__u32 pad;
-};
-
-/* Which arguments of a system call to read: index + 1, zero for none. */
-struct shape {
-	__u8 path[2];
-	__u8 addr;	/* a socket address; its length is the next argument */
-	__u8 flags;
-};
-
-struct {
-	UINT(type, MAP_HASH);
-	UINT(max_entries, 1024);
-	TYPE(key, __u64);
-	TYPE(value, struct scope);
-} scopes SEC(".maps");
-
-struct {
-	UINT(type, MAP_HASH);
-	UINT(map_flags, MAP_NO_PREALLOC);
-	UINT(max_entries, 1 << 18);
-	TYPE(key, struct allowed);
-	TYPE(value, __u8);
-} allow SEC(".maps");
 
 struct {
 	UINT(type, MAP_ARRAY);
@@ -119,7 +24,10 @@ struct {
 	TYPE(value, struct shape);
 } shapes SEC(".maps");
 
-/* Events are too big for the stack: [0] for on_exec, [1] for on_exit. */
+/*
+ * Events are too big for the stack: [0] for on_exec, [1] for on_exit.
+ * Tracepoints keep preemption off, so nothing comes in between.
+ */
 struct {
 	UINT(type, MAP_PERCPU_ARRAY);
 	UINT(max_entries, 2);
@@ -127,105 +35,27 @@ struct {
 	TYPE(value, struct event);
 } scratch SEC(".maps");
 
-/*
- * A ring each, so that a flood of refusals or opens can't push out an exec. The
- * sizes are set by guard.go.
- */
-struct {
-	UINT(type, MAP_RINGBUF);
-	UINT(max_entries, 1 << 20);
-} execs SEC(".maps");
-
 struct {
 	UINT(type, MAP_RINGBUF);
 	UINT(max_entries, 1 << 20);
 } refusals SEC(".maps");
 
 struct {
-	UINT(type, MAP_RINGBUF);
-	UINT(max_entries, 1 << 23);
-} opens SEC(".maps");
+	UINT(type, MAP_LPM_TRIE);
+	UINT(map_flags, MAP_NO_PREALLOC);
+	UINT(max_entries, 1 << 16);
+	TYPE(key, struct prefix);
+	TYPE(value, __u8);
+} readable SEC(".maps");
 
-volatile __u32 watching;	/* number of scopes */
-volatile __u32 auditing;	/* number of scopes that want opened files */
-volatile __u32 per_second;	/* refusals reported per scope and 1.07 s */
-volatile __u32 misses_per_second; /* the same of misses */
-volatile __u64 lost_execs;	/* events that found no room (their exec was killed) */
-volatile __u64 lost_refusals;	/* events that found no room */
-volatile __u64 lost_opens;	/* events that found no room (their process was killed) */
-
-/* The outermost scope that the current task lives in. */
-inline_always struct scope *scope_of_current(__u64 *id)
-{
-	struct scope *s;
-
-	if (!watching)
-		return 0;
-	for (int i = 1; i < LEVELS; i++) {
-		*id = bpf_get_current_ancestor_cgroup_id(i);
-		if (!*id)
-			return 0; /* the task lives above this level */
-		s = bpf_map_lookup_elem(&scopes, id);
-		if (s)
-			return s;
-	}
-	return 0;
-}
-
-inline_always int may_exec(__u64 cgroup, __u32 dev, __u64 ino)
-{
-	struct allowed k = { .cgroup = cgroup, .dev = dev, .ino = ino };
-
-	if (ino && bpf_map_lookup_elem(&allow, &k))
-		return 1;
-	k.ino = 0;
-	return bpf_map_lookup_elem(&allow, &k) != 0;
-}
-
-inline_always struct event *new_event(__u32 slot, __u64 cgroup)
-{
-	struct event *e = bpf_map_lookup_elem(&scratch, &slot);
-	struct task_struct *task = bpf_get_current_task(), *parent = 0;
-	struct head *h;
-
-	if (!e)
-		return 0;
-	h = &e->h;
-	h->cgroup = cgroup;
-	h->boot_ns = bpf_ktime_get_boot_ns();
-	h->pid = bpf_get_current_pid_tgid() >> 32;
-	h->uid = bpf_get_current_uid_gid();
-	bpf_get_current_comm(h->comm, sizeof(h->comm));
-	bpf_probe_read_kernel(&parent, sizeof(parent), &task->real_parent);
-	bpf_probe_read_kernel(&h->ppid, sizeof(h->ppid), &parent->tgid);
-	bpf_probe_read_kernel(h->parent, sizeof(h->parent), &parent->comm);
-	h->len[0] = h->len[1] = 0;
-	h->skipped = 0;
-	h->flags = 0;
-	return e;
-}
-
-/* A failed read counts as an empty string. */
-inline_always __u32 clamp(long n, __u32 max)
-{
-	return n < 0 ? 0 : n > max ? max : n;
-}
-
-inline_always long emit(void *ring, struct event *e)
-{
-	__u32 n = sizeof(e->h) + e->h.len[0] + e->h.len[1];
-
-	if (n > sizeof(*e))
-		n = sizeof(*e);
-	return bpf_ringbuf_output(ring, e, n, 0);
-}
-
-/* Counts an event that found no room. */
-inline_always void lose(struct scope *s, volatile __u64 *total)
-{
-	__sync_fetch_and_add(&s->lost, 1);
-	__sync_fetch_and_add(total, 1);
-}
+/* Read by the loader alone. */
+struct {
+	UINT(type, MAP_HASH);
+	UINT(map_flags, MAP_NO_PREALLOC);
+	UINT(max_entries, SCOPES_MAX);
+	TYPE(key, __u64);
+	TYPE(value, struct label);
+} labels SEC(".maps");
 
 /*
  * Runs after the kernel has committed to the new image and before its first
@@ -237,24 +67,25 @@ int on_exec(__u64 *ctx)
 {
 	struct linux_binprm *bprm = (void *)ctx[2];
 	struct file *file = bprm->file;
+	__u32 n, slot = 0;
 	struct scope *s;
 	struct event *e;
 	__u64 cgroup;
-	__u32 n;
 
 	s = scope_of_current(&cgroup);
 	if (!s)
 		return 0;
-	e = new_event(0, cgroup);
+	e = bpf_map_lookup_elem(&scratch, &slot);
 	if (!e) { /* can't happen; but no event, no exec */
 		bpf_send_signal(SIGKILL);
 		return 0;
 	}
+	begin(&e->h, cgroup, s);
 	e->h.kind = EXEC;
 	e->h.ret = 0;
 	e->h.ino = file->f_inode->i_ino;
 	e->h.dev = file->f_inode->i_sb->s_dev;
-	if (!may_exec(cgroup, e->h.dev, e->h.ino)) {
+	if (!may_exec(list_of(s), e->h.dev, e->h.ino)) {
 		e->h.ret = bpf_send_signal(SIGKILL);
 		e->h.flags = KILLED;
 	}
@@ -262,10 +93,8 @@ int on_exec(__u64 *ctx)
 	e->h.len[0] = n;
 	e->h.len[1] = clamp(bpf_probe_read_kernel_str(e->text + n, NAME_MAX,
 				file->f_path.dentry->d_name.name), NAME_MAX);
-	if (emit(&execs, e)) {
-		lose(s, &lost_execs);
+	if (!emit(&execs, EXECS, s, e, size_of(e)))
 		bpf_send_signal(SIGKILL); /* what can't be recorded may not run */
-	}
 	return 0;
 }
 
@@ -343,12 +172,6 @@ inline_always void read_addr(struct event *e, struct shape *sh)
 		e->h.len[0] = len;
 }
 
-/* Reads a member of a structure of the kernel; zero where that fails. */
-#define READ(p, member) ({ \
-	typeof((p)->member) v = 0; \
-	bpf_probe_read_kernel(&v, sizeof(v), &(p)->member); \
-	v; })
-
 /*
  * What descriptor fd of the current task leads to. Whoever shares the table can
  * have closed or replaced it by now; without a file all stays zero.
@@ -379,29 +202,31 @@ inline_always void read_file(struct event *e, struct task_struct *task, __u32 fd
 }
 
 /* An opened file. The caller has not seen the descriptor yet, and never will
- * where this can't be reported. */
-inline_always int opened(struct pt_regs *regs, __u32 fd)
+ * where this can't be reported. Where a hook tells of files, what is left is
+ * O_PATH, which no hook sees. */
+inline_always int opened(struct pt_regs *regs, __u32 fd, __u32 hooked)
 {
 	struct task_struct *task = bpf_get_current_task();
-	__u32 nr = syscall_nr(regs), alien;
+	__u32 nr = syscall_nr(regs), alien, one = 1;
 	struct shape *sh = bpf_map_lookup_elem(&shapes, &nr);
 	struct scope *s;
 	struct event *e;
 	__u64 cgroup;
 
-	if (!sh || !(sh->flags & (OPENS | FOREIGN_OPENS)))
+	if (!sh || !(sh->flags & (OPENS_FILE | FOREIGN_OPENS)))
 		return 0;
 	s = scope_of_current(&cgroup);
-	if (!s || !(s->flags & AUDIT_OPENS))
+	if (!s || !(list_of(s) & AUDIT_OPENS))
 		return 0;
 	alien = foreign(task) != 0;
-	if (!(sh->flags & (alien ? FOREIGN_OPENS : OPENS)))
+	if (!(sh->flags & (alien ? FOREIGN_OPENS : OPENS_FILE)))
 		return 0;
-	e = new_event(1, cgroup);
+	e = bpf_map_lookup_elem(&scratch, &one);
 	if (!e) { /* can't happen; but no event, no file */
 		bpf_send_signal(SIGKILL);
 		return 0;
 	}
+	begin(&e->h, cgroup, s);
 	e->h.kind = OPENED;
 	e->h.nr = nr;
 	e->h.ret = fd;
@@ -411,10 +236,10 @@ inline_always int opened(struct pt_regs *regs, __u32 fd)
 	else
 		read_paths(e, sh, PATH_MAX);
 	read_file(e, task, fd);
-	if (emit(&opens, e)) {
-		lose(s, &lost_opens);
+	if (hooked && !(e->h.mode & FMODE_PATH))
+		return 0;
+	if (!emit(&opens, OPENS, s, e, size_of(e)))
 		bpf_send_signal(SIGKILL);
-	}
 	return 0;
 }
 
@@ -438,37 +263,70 @@ inline_always int at_itself(struct pt_regs *regs)
 }
 
 /* Whether a refusal is to be told, the rate aside. */
-inline_always int telling(struct pt_regs *regs, struct shape *sh, struct scope *s, long ret)
+inline_always int telling(struct pt_regs *regs, struct shape *sh, __u64 list, long ret)
 {
 	if (!(sh->flags & KNOWN))
 		return 0;
 	if (ret == -ENOENT)
-		return sh->flags & MISSING && s->flags & AUDIT_MISSING;
+		return sh->flags & MISSING && list & AUDIT_MISSING;
 	if (ret == -ESRCH)
 		return sh->flags & UNSEEN && !at_itself(regs);
 	return 1;
 }
 
+/* Whether a name has "/.." in it, and may so lead elsewhere than it begins. */
+inline_always int climbs(const char *name, __u32 len)
+{
+	for (__u32 i = 0; i < TOLD_MAX - 3 && i < len; i++)
+		if (name[i] == '/' && name[i + 1] == '.' && name[i + 2] == '.')
+			return 1;
+	return 0;
+}
+
+/*
+ * Whether the agent may look for the name in e. The key is built behind it, in
+ * the part of text that a refusal does not use. A name that was cut, is relative
+ * or climbs is none to judge by.
+ */
+inline_always int may_look(struct event *e, __u64 list)
+{
+	struct prefix *k = (void *)(e->text + PATH_MAX);
+	__u32 len = e->h.len[0];
+	__u8 *v;
+
+	if (len < 2 || len >= TOLD_MAX || e->text[0] != '/' || climbs(e->text, len))
+		return 0;
+	k->bits = 8 * (sizeof(k->list) + PREFIX_MAX);
+	k->list[0] = list;
+	k->list[1] = list >> 32;
+	if (bpf_probe_read_kernel(k->text, PREFIX_MAX, e->text))
+		return 0;
+	if (len <= PREFIX_MAX)
+		k->text[(len - 1) & 0xff] = '/'; /* a folder's own name is below it */
+	v = bpf_map_lookup_elem(&readable, k);
+	return v && *v;
+}
+
+inline_always void read_call(struct pt_regs *regs, struct shape *sh, struct event *e)
+{
+	e->h.len[0] = e->h.len[1] = 0;
+	syscall_args(regs, e->h.args);
+	if (sh->addr)
+		read_addr(e, sh);
+	else
+		read_paths(e, sh, TOLD_MAX);
+}
+
 /* Tells of a refusal that is within its budget b. */
-inline_always void refused(struct pt_regs *regs, struct shape *sh, struct scope *s,
-			   struct budget *b, struct event *e)
+inline_always void refused(struct event *e, struct scope *s, struct budget *b)
 {
 	__u64 told = b->told, skipped = b->skipped;
 
 	e->h.kind = REFUSED;
 	e->h.ino = e->h.dev = e->h.mode = 0;
-	syscall_args(regs, e->h.args);
 	/* Two CPUs may tell of the same ones: twice rather than never. */
 	e->h.skipped = skipped > told ? skipped - told : 0;
-	if (foreign(bpf_get_current_task()))
-		e->h.flags = FOREIGN;
-	else if (sh->addr)
-		read_addr(e, sh);
-	else
-		read_paths(e, sh, TOLD_MAX);
-	if (emit(&refusals, e))
-		lose(s, &lost_refusals);
-	else
+	if (emit(&refusals, REFUSALS, s, e, size_of(e)))
 		b->told = skipped;
 }
 
@@ -480,34 +338,53 @@ SEC("tp_btf/sys_exit")
 int on_exit(__u64 *ctx)
 {
 	struct pt_regs *regs = (void *)ctx[0];
+	__u16 text[2];
+	__u32 nr, one = 1, alien;
 	long ret = ctx[1];
+	struct shared *all;
 	struct budget *b;
 	struct shape *sh;
 	struct scope *s;
 	struct event *e;
-	__u64 cgroup;
-	__u32 nr;
+	__u64 cgroup, list;
 
-	if (ret >= 0)
-		return auditing && ret <= INT_MAX ? opened(regs, ret) : 0;
+	if (ret >= 0) {
+		all = ours();
+		return all && all->auditing && ret <= INT_MAX ? opened(regs, ret, all->hooked) : 0;
+	}
 	if (ret != -ENOENT && ret != -EACCES && ret != -EPERM && ret != -ESRCH && ret != -EROFS)
 		return 0;
 	s = scope_of_current(&cgroup);
-	if (!s || s->flags & NO_REFUSALS)
+	if (!s)
+		return 0;
+	list = list_of(s);
+	if (list & NO_REFUSALS)
 		return 0;
 	nr = syscall_nr(regs);
 	sh = bpf_map_lookup_elem(&shapes, &nr);
-	if (!sh || !telling(regs, sh, s, ret))
+	if (!sh || !telling(regs, sh, list, ret))
+		return 0;
+	e = bpf_map_lookup_elem(&scratch, &one);
+	all = ours();
+	if (!e || !all)
+		return 0;
+	alien = foreign(bpf_get_current_task());
+	if (alien) /* other numbers, other registers */
+		syscall_args(regs, e->h.args), e->h.len[0] = e->h.len[1] = 0;
+	else
+		read_call(regs, sh, e);
+	if (ret == -ENOENT && list & KNOWS_READABLE && !alien && may_look(e, list))
 		return 0;
 	b = ret == -ENOENT ? &s->misses : &s->refusals;
-	if (over(b, ret == -ENOENT ? misses_per_second : per_second))
+	if (over(b, ret == -ENOENT ? all->misses_per_second : all->per_second))
 		return 0;
-	e = new_event(1, cgroup);
-	if (!e)
-		return 0;
+	text[0] = e->h.len[0], text[1] = e->h.len[1];
+	begin(&e->h, cgroup, s);
+	e->h.len[0] = text[0], e->h.len[1] = text[1];
+	e->h.flags = alien ? FOREIGN : 0;
 	e->h.nr = nr;
 	e->h.ret = ret;
-	refused(regs, sh, s, b, e);
+	refused(e, s, b);
 	return 0;
 }
 

@@ -1,0 +1,286 @@
+package guard
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// errPins is an error of the pins themselves: no reason to go on without.
+var errPins = errors.New("pins")
+
+// pins is a directory of the BPF file system:
+//
+//	DIR/set_DIGEST/tier_T3       which tier, an empty directory
+//	DIR/set_DIGEST/map_NAME      maps, prog_NAME programs, link_NAME attachments
+//	DIR/new_DIGEST               a set that is not complete yet
+//
+// DIGEST is of the objects, so that maps are never read by programs or by a
+// process of another version. Whoever uses the directory holds a lock on it,
+// which the kernel lets go when the process dies. A nil *pins pins nothing.
+type pins struct {
+	dir   string
+	lock  *os.File
+	taken bool // a set was there and is taken over
+	gone  bool // leave it all as it is
+}
+
+// digest is of all that a set holds.
+func digest() string {
+	h := sha256.New()
+	for _, b := range [][]byte{_WitnessBytes, _LsmBytes, _ModifyBytes} {
+		h.Write(b)
+	}
+	return hex.EncodeToString(h.Sum(nil)[:8])
+}
+
+// openPins locks dir, which it makes where the BPF file system lets it, and
+// clears away sets of which no scope lives.
+func openPins(dir string, cgroups mount) (*pins, error) {
+	if dir == "" {
+		return nil, nil
+	}
+	p := &pins{dir: dir}
+	err := p.open()
+	if err == nil {
+		err = p.tidy(cgroups)
+	}
+	if err != nil {
+		p.leave()
+		return nil, fmt.Errorf("%w: %s: %w", errPins, dir, err)
+	}
+	return p, nil
+}
+
+// PreparePins makes a directory for pins that uid may use. It mounts the BPF
+// file system where none is yet. It wants root; the guard itself need not be.
+func PreparePins(dir string, uid int) error {
+	if err := mountBPF(filepath.Dir(dir)); err != nil {
+		return fmt.Errorf("guard: %w", err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("guard: directory for pins: %w", err)
+	}
+	if err := os.Chown(dir, uid, -1); err != nil {
+		return fmt.Errorf("guard: directory for pins: %w", err)
+	}
+	return nil
+}
+
+// mountBPF makes sure that dir is of a BPF file system.
+func mountBPF(dir string) error {
+	ok, err := onBPF(dir)
+	if err != nil || ok {
+		return err
+	}
+	if err := unix.Mount("bpf", dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0755"); err != nil {
+		return fmt.Errorf("no BPF file system at %s, and mounting one failed (as root: mount -t bpf bpf %s): %w", dir, dir, err)
+	}
+	return nil
+}
+
+func onBPF(dir string) (bool, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return false, &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	return fs.Type == unix.BPF_FS_MAGIC, nil
+}
+
+func (p *pins) open() error {
+	if _, err := os.Stat(p.dir); errors.Is(err, os.ErrNotExist) {
+		if err := PreparePins(p.dir, os.Geteuid()); err != nil {
+			return err
+		}
+	}
+	switch ok, err := onBPF(p.dir); {
+	case err != nil:
+		return err
+	case !ok:
+		return errors.New("not on a BPF file system; want a directory below /sys/fs/bpf")
+	}
+	f, err := os.Open(p.dir)
+	if err != nil {
+		return err
+	}
+	p.lock = f
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("another guard uses it: %w", err)
+	}
+	return nil
+}
+
+// tidy removes what is incomplete or of the dead, and finds the set to take
+// over. A set of another version with living scopes can't be read and must
+// not be dropped: it is all that still holds them.
+func (p *pins) tidy(cgroups mount) error {
+	es, err := os.ReadDir(p.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range es {
+		set := filepath.Join(p.dir, e.Name())
+		alive := 0
+		if strings.HasPrefix(e.Name(), "set_") {
+			if alive, err = living(set, cgroups); err != nil {
+				return err
+			}
+		}
+		switch {
+		case alive == 0:
+			err = os.RemoveAll(set)
+		case set == p.set():
+			p.taken = true
+		default:
+			err = fmt.Errorf("%s is of another version of the guard and still holds %d sandboxes; end their processes first", set, alive)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// living counts the scopes of a set that have processes still. The keys of
+// this map are the cgroup's id, in every version.
+func living(set string, cgroups mount) (n int, err error) {
+	m, err := ebpf.LoadPinnedMap(set+"/map_labels", nil)
+	if err != nil {
+		return 0, err
+	}
+	defer m.Close()
+	var id uint64
+	var l witnessLabel
+	it := m.Iterate()
+	for it.Next(&id, &l) {
+		if cgroups.populated(id, textOf(l.Dir[:])) {
+			n++
+		}
+	}
+	return n, it.Err()
+}
+
+// populated tells whether a cgroup holds processes. Where that can't be told,
+// it does.
+func (m mount) populated(id uint64, dir string) bool {
+	if dir == "" {
+		var err error
+		if dir, err = m.find(id); errors.Is(err, unix.ESTALE) || errors.Is(err, os.ErrNotExist) {
+			return false
+		} else if err != nil {
+			return true
+		}
+	}
+	if got, err := CgroupID(dir); errors.Is(err, os.ErrNotExist) || err == nil && got != id {
+		return false
+	}
+	b, err := os.ReadFile(dir + "/cgroup.events")
+	if errors.Is(err, os.ErrNotExist) {
+		return false
+	}
+	return err != nil || strings.Contains(string(b), "populated 1")
+}
+
+func (p *pins) set() string  { return filepath.Join(p.dir, "set_"+digest()) }
+func (p *pins) next() string { return filepath.Join(p.dir, "new_"+digest()) }
+
+// found tells whether a set is taken over.
+func (p *pins) found() bool { return p != nil && p.taken }
+
+// keep pins what was just loaded, in a set that does not count yet.
+func (p *pins) keep(g *Guard) error {
+	if p == nil {
+		return nil
+	}
+	fail := func(err error) error { return fmt.Errorf("%w: %w", errPins, err) }
+	if err := os.Mkdir(p.next(), 0o700); err != nil {
+		return fail(err)
+	}
+	for name, m := range g.objs.all() {
+		if err := m.Pin(p.next() + "/map_" + name); err != nil {
+			return fail(err)
+		}
+	}
+	for name, o := range g.objs.progs() {
+		if err := o.Pin(p.next() + "/prog_" + name); err != nil {
+			return fail(err)
+		}
+	}
+	for i, a := range g.attachments() {
+		if err := g.links[i].Pin(p.next() + "/link_" + a.name); err != nil {
+			return fail(err)
+		}
+	}
+	return nil
+}
+
+// publish completes the set: from now on it is taken over.
+func (p *pins) publish(g *Guard) error {
+	if p == nil {
+		return nil
+	}
+	if g.hooks != nil {
+		for i, l := range g.hooks.links {
+			name := g.hooks.names[i]
+			err := errors.Join(l.Pin(p.next()+"/link_"+name), g.hooks.coll.Programs[name].Pin(p.next()+"/prog_"+name))
+			if err != nil {
+				return err
+			}
+		}
+	}
+	if err := os.Mkdir(p.next()+"/tier_"+string(g.tier), 0o700); err != nil {
+		return err
+	}
+	return os.Rename(p.next(), p.set())
+}
+
+// link pins an attachment that comes and goes with the scopes. Before the set
+// is complete, only the self-test wants it.
+func (p *pins) link(name string, l link.Link) error {
+	if p == nil || !present(p.set()) {
+		return nil
+	}
+	return l.Pin(p.set() + "/link_" + name)
+}
+
+func (p *pins) unlink(name string) error {
+	if p == nil {
+		return nil
+	}
+	if err := os.Remove(p.set() + "/link_" + name); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// remove ends what only the pins keep.
+func (p *pins) remove() error {
+	if p == nil || p.gone {
+		return nil
+	}
+	err := errors.Join(os.RemoveAll(p.next()), os.RemoveAll(p.set()), os.Remove(p.dir))
+	p.leave()
+	return err
+}
+
+// leave lets the directory go as it is.
+func (p *pins) leave() {
+	p.gone = true
+	if p.lock != nil {
+		p.lock.Close()
+		p.lock = nil
+	}
+}
+
+func present(name string) bool {
+	_, err := os.Lstat(name)
+	return err == nil
+}
