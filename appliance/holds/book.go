@@ -78,6 +78,8 @@ func Open(c Config) (*Book, error) {
 		return nil, err
 	}
 	b := &Book{c: c, epoch: newID(), holds: map[key]*hold{}, grants: map[string]Grant{}, moved: make(chan struct{})}
+	b.mu.Lock() // clocks that are over already wait for the rest
+	defer b.mu.Unlock()
 	for _, g := range s.Grants {
 		b.grants[g.ID] = g
 	}
@@ -87,7 +89,7 @@ func Open(c Config) (*Book, error) {
 	return b, nil
 }
 
-// newHold starts a request's clock.
+// newHold starts a request's clock. The caller holds mu, and puts it into the book.
 func (b *Book) newHold(p Pending) *hold {
 	x := &hold{Pending: p, done: make(chan struct{})}
 	x.timer = time.AfterFunc(time.Until(p.Until), func() { b.expire(x) })

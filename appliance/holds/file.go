@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/clawbox/clawbox/internal/durable"
@@ -81,8 +82,11 @@ func parse(b []byte) (s state, err error) {
 	return s, s.check()
 }
 
-// strict refuses unknown fields and what follows the value.
+// strict refuses unknown fields, keys that come twice and what follows the value.
 func strict(b []byte, into any) error {
+	if err := unique(json.NewDecoder(bytes.NewReader(b))); err != nil {
+		return err
+	}
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	if err := d.Decode(into); err != nil {
@@ -92,6 +96,34 @@ func strict(b []byte, into any) error {
 		return errors.New("got data after the end")
 	}
 	return nil
+}
+
+// unique reads one value and refuses objects with a key twice. Go's decoder
+// takes keys in any case, so that counts as the same key.
+func unique(d *json.Decoder) error {
+	t, err := d.Token()
+	if err != nil || t != json.Delim('{') && t != json.Delim('[') {
+		return err
+	}
+	seen := map[string]bool{}
+	for d.More() {
+		if t == json.Delim('{') {
+			k, err := d.Token()
+			if err != nil {
+				return err
+			}
+			name := strings.ToLower(k.(string))
+			if seen[name] {
+				return fmt.Errorf("got %q twice in one object", name)
+			}
+			seen[name] = true
+		}
+		if err := unique(d); err != nil {
+			return err
+		}
+	}
+	_, err = d.Token()
+	return err
 }
 
 // check refuses a state that this package did not write.

@@ -193,6 +193,10 @@ func (q *Question) complete() error {
 	if q.Reason == "" {
 		q.Reason = policies.ReasonUnlisted
 	}
+	if strings.ContainsAny(q.Binary, "*?[]{}\\") {
+		// In a rule the name of this one program would stand for many.
+		return fmt.Errorf("the program's name %.80q has signs that a policy takes for a pattern", q.Binary)
+	}
 	if q.Change.Host == "" && q.Change.Domain == "" && q.Change.CIDR == "" {
 		q.Change = policies.HostRule{Host: q.Host, Ports: []int{q.Port}}
 		if q.Binary != "" {
