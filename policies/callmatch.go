@@ -66,7 +66,7 @@ func (c *CallRule) allowsRPC(m *Message) bool {
 	return true
 }
 
-func (c *CallRule) tools() bool { return len(c.Tool) > 0 || len(c.Args) > 0 }
+func (c CallRule) tools() bool { return len(c.Tool) > 0 || len(c.Args) > 0 }
 
 // allowsFrame: a rule that names a method speaks of the handshake, one that
 // names a frame of frames. GraphQL operations on a WebSocket come in text.

@@ -38,6 +38,8 @@ type decoder struct {
 	p    *Policy
 	set  map[string]*yaml.Node // what the source wrote, by "section.field"
 	errs []error
+
+	changes []Change // what Import reports
 }
 
 func (d *decoder) fail(n *yaml.Node, got, want, next string) {

@@ -28,23 +28,31 @@ func Parse(name string, src []byte) (*Policy, error) {
 // parse reads src over base; nil takes the preset that src extends, or sandbox.
 func parse(name string, src []byte, base *Policy) (*Policy, error) {
 	d := &decoder{file: name, set: map[string]*yaml.Node{}}
+	return d.parse(src, base)
+}
+
+func (d *decoder) parse(src []byte, base *Policy) (*Policy, error) {
 	doc := d.tree(src)
 	if len(d.errs) == 0 {
-		if base == nil {
-			base = closedBase(doc)
-		}
-		d.p = base
-		d.p.Source = name
-		d.p.Name = nameOf(name)
-		d.dialect(doc)
-	}
-	if len(d.errs) == 0 {
-		d.finish()
+		d.document(doc, base)
 	}
 	if err := d.err(); err != nil {
 		return nil, err
 	}
 	return d.p, nil
+}
+
+// document makes a policy of one tree that passed hygiene.
+func (d *decoder) document(doc *yaml.Node, base *Policy) {
+	if base == nil {
+		base = closedBase(doc)
+	}
+	d.p = base
+	d.p.Source = d.file
+	d.p.Name = nameOf(d.file)
+	if d.dialect(doc); len(d.errs) == 0 {
+		d.finish()
+	}
 }
 
 // closedBase is what stands where a source is silent.
@@ -172,10 +180,10 @@ func (d *decoder) dialect(n *yaml.Node) {
 		d.p.Dialect = "network"
 		d.object(n, "", object{"network": d.networkDialect})
 	case has("version"):
-		d.fail(n, "a policy with version: "+lookup(n, "version").Value, "apiVersion, or one of the dialects network and agent_policy",
-			"OpenShell policies are not read yet: rewrite it in canonical form, docs/policy.md shows each field")
+		d.p.Dialect = "openshell"
+		d.openShell(n)
 	default:
-		d.fail(n, "a policy of an unknown dialect", "apiVersion: "+apiVersion+", or the single top-level field network or agent_policy",
+		d.fail(n, "a policy of an unknown dialect", "apiVersion: "+apiVersion+", version: 1 (OpenShell), or the single top-level field network or agent_policy",
 			"add apiVersion: "+apiVersion+" and kind: "+kind)
 	}
 }
@@ -188,6 +196,28 @@ func (d *decoder) networkDialect(n *yaml.Node) {
 		"allow": func(c *yaml.Node) { net.Allow = d.hostRules(listed(c), Allow) },
 		"deny":  func(c *yaml.Node) { net.Deny = d.hostRules(listed(c), Deny) },
 	})
+	d.destinationNotes()
+	d.note(Narrower, nil, "files and programs", "the source cannot speak of them; the closed values hold: the image read-only, /tmp writable, no program but the agent's own")
+	d.closedNotes()
+}
+
+// destinationNotes says what the lists of both dialects leave to the reader.
+func (d *decoder) destinationNotes() {
+	net := d.p.Network
+	for _, r := range net.Deny {
+		at := &yaml.Node{Line: r.Line}
+		switch {
+		case r.Host == "*" && len(r.Ports) == 0:
+			d.note(Same, at, `deny "*"`, "network.default: deny, beside which the allow-list stands")
+		case strings.Contains(r.Host, "*") && r.Host != "*":
+			d.note(Narrower, at, "deny "+quote(r.Host), "denied in every reading: at any depth, and the name below the star itself")
+		}
+	}
+	for _, r := range net.Allow {
+		if len(r.Ports) == 0 {
+			d.note(Narrower, &yaml.Node{Line: r.Line}, r.String()+" without a port", "ports 80 and 443")
+		}
+	}
 }
 
 // listed makes one scalar a list of one.
@@ -211,6 +241,9 @@ func (d *decoder) agentPolicy(n *yaml.Node) {
 		"filesystem": d.dataPaths,
 		"execution":  d.execution,
 	})
+	d.destinationNotes()
+	d.note(Narrower, nil, "programs", "the source cannot speak of them; only the agent's own program runs")
+	d.closedNotes()
 }
 
 // dataPaths reads the agent_policy dialect's paths, which name data only: the
@@ -226,6 +259,7 @@ func (d *decoder) dataPaths(n *yaml.Node) {
 				}
 			}
 			delete(d.set, "filesystem.read") // part of it is inherited
+			d.note(Wider, c, "filesystem.read", "added to the image's own folders, which stay readable, or no program could start")
 		},
 		"write": func(c *yaml.Node) { f.Write = d.paths(c, "filesystem.write") },
 	})
@@ -235,6 +269,7 @@ func (d *decoder) execution(n *yaml.Node) {
 	p := d.p
 	d.object(n, "execution", object{
 		"max_processes": func(c *yaml.Node) {
+			d.note(Narrower, c, "max_processes "+c.Value, "tasks, threads included: a Node.js process has 11")
 			p.Budgets.Processes, _ = d.integer(c, "max_processes", 1, maxTasks)
 			p.Process.Spawn = p.Budgets.Processes > 1
 		},

@@ -139,6 +139,9 @@ func (d *decoder) finishWorkdir() {
 		if n == nil {
 			n = d.set["filesystem.write"]
 		}
+		if n == nil {
+			n = d.set["filesystem_policy"]
+		}
 		if n != nil {
 			d.fail(n, "no path to read or write", "at least one", "list the folders that hold the program's files")
 		}

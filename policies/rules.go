@@ -127,7 +127,7 @@ func (d *decoder) host(n *yaml.Node, s string, v Verdict) string {
 // always below a name that is written out.
 func (d *decoder) allowGlob(n *yaml.Node, s string) string {
 	first, rest, dotted := strings.Cut(s, ".")
-	if !dotted || strings.Contains(rest, "*") || strings.Count(first, "*") > 1 && first != "**" {
+	if !dotted || strings.Contains(rest, "*") || strings.Contains(first, "**") && first != "**" {
 		d.fail(n, "the pattern "+quote(s), `an exact host, "*.name" (one label below name), "**.name" (one or more), "a-*.name", or "*"`,
 			"write {domain: name} for a name and every name below it")
 		return ""

@@ -160,12 +160,12 @@ func (r *HostRule) named() bool {
 }
 
 // methodForm is a token of RFC 9110 in the upper case that methods have.
-var methodForm = regexp.MustCompile(`^[A-Z][A-Z-]{0,31}$`)
+var methodForm = regexp.MustCompile(`^[A-Z][A-Z0-9_-]{0,31}$`)
 
 // callFields are those that each protocol's messages have.
 var callFields = map[string][]string{
 	"http":      {"method", "path", "query"},
-	"graphql":   {"operation", "operationName", "fields"},
+	"graphql":   {"operation", "operationName", "fields", "method", "path", "query"},
 	"websocket": {"method", "path", "query", "frame", "operation", "operationName", "fields"},
 	"mcp":       {"rpc", "tool", "args"},
 	"json-rpc":  {"rpc"},
