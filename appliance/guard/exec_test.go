@@ -213,7 +213,7 @@ func TestDevices(t *testing.T) {
 		t.Fatal(err)
 	}
 	self := must(Lookup(os.Getpid(), must(os.Executable())))
-	w, err := g.Watch(Scope{ID: "dev", CgroupID: must(CgroupID(cg)), Exec: []Inode{self}, ExecDevices: []uint64{n.Dev}})
+	w, err := g.Watch(Scope{ID: "dev", Violation: Kill, CgroupID: must(CgroupID(cg)), Exec: []Inode{self}, ExecDevices: []uint64{n.Dev}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -263,7 +263,7 @@ func forget(t *testing.T, cgroup uint64) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = g.Watch(Scope{ID: "forgotten", CgroupID: cgroup, Exec: []Inode{must(Lookup(os.Getpid(), must(os.Executable())))}})
+	_, err = g.Watch(Scope{ID: "forgotten", Violation: Kill, CgroupID: cgroup, Exec: []Inode{must(Lookup(os.Getpid(), must(os.Executable())))}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -65,6 +65,12 @@ func misbehave(how string, args []string) error {
 		return openEveryWay(args[0])
 	case "loop":
 		return openLoop(args)
+	case "call":
+		return dialOut(args)
+	case "attempt":
+		return attempt(args)
+	case "send":
+		return send(args)
 	case "signal":
 		return signalStrangers()
 	}
@@ -206,7 +212,7 @@ func helper(t testing.TB, dir string, args ...string) *exec.Cmd {
 	return c
 }
 
-// load gives a Guard at T3, or skips with the refusal that the kernel gave.
+// load gives a Guard, or skips with the refusal that the kernel gave.
 func load(t testing.TB) *Guard {
 	t.Helper()
 	g, err := Load()
@@ -256,7 +262,8 @@ func watch(t testing.TB, g *Guard, dir string, files ...string) *Watch {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := Scope{ID: filepath.Base(dir), CgroupID: id}
+	// What a violation does differs from tier to tier, but for a kill.
+	s := Scope{ID: filepath.Base(dir), CgroupID: id, Violation: Kill}
 	for _, f := range append(files, "/proc/self/exe") {
 		if f == "/proc/self/exe" {
 			if f, err = os.Executable(); err != nil {
