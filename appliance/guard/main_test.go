@@ -3,6 +3,7 @@ package guard
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -65,6 +66,14 @@ func misbehave(how string, args []string) error {
 		return openEveryWay(args[0])
 	case "loop":
 		return openLoop(args)
+	case "pins":
+		return holdPins(args)
+	case "sleep":
+		_, err := os.Stdin.Read(make([]byte, 1))
+		if err != io.EOF {
+			return err
+		}
+		return nil
 	case "call":
 		return dialOut(args)
 	case "attempt":

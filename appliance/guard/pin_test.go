@@ -1,0 +1,211 @@
+package guard
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// pinDir is a place for pins that is gone after the test, or a skip where no
+// BPF file system can be mounted.
+func pinDir(t *testing.T) string {
+	t.Helper()
+	load(t).Close()
+	dir := fmt.Sprintf("/sys/fs/bpf/clawbox-test-%d", os.Getpid())
+	if err := PreparePins(dir, os.Geteuid()); err != nil {
+		t.Skipf("no BPF file system: %v", err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// holdPins loads with pins, watches a cgroup and waits to be killed.
+func holdPins(args []string) error {
+	g, err := Load(Options{Pin: args[0]})
+	if err != nil {
+		return err
+	}
+	follow(g)
+	s, err := pinnedScope(args[1])
+	if err != nil {
+		return err
+	}
+	if _, err := g.Watch(s); err != nil {
+		return err
+	}
+	fmt.Println("holding", g.Tier())
+	select {}
+}
+
+func pinnedScope(cg string) (s Scope, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return s, err
+	}
+	n, err := Lookup(os.Getpid(), self)
+	if err != nil {
+		return s, err
+	}
+	id, err := CgroupID(cg)
+	return Scope{ID: "pinned", CgroupID: id, Cgroup: cg, Violation: Kill, Exec: []Inode{n}, AuditOpens: true}, err
+}
+
+// killedHolder is a loader that was killed while it watched cg.
+func killedHolder(t *testing.T, dir, cg string) {
+	t.Helper()
+	h := exec.Command("/proc/self/exe", "pins", dir, cg)
+	h.Env = append(os.Environ(), helperEnv+"=1")
+	h.Stderr = os.Stderr
+	out := must(h.StdoutPipe())
+	if err := h.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, _ := bufio.NewReader(out).ReadString('\n')
+	if !strings.HasPrefix(line, "holding") {
+		t.Fatalf("the loader said %q", line)
+	}
+	if _, err := Load(Options{Pin: dir}); !errors.Is(err, errPins) || !strings.Contains(err.Error(), "another guard") {
+		t.Errorf("a second guard beside the first: %v", err)
+	}
+	h.Process.Kill()
+	h.Wait()
+}
+
+// TestPins: enforcement outlives the loader, and the next one takes over what
+// happened meanwhile.
+func TestPins(t *testing.T) {
+	dir, cg, files := pinDir(t), cgroup(t, ""), t.TempDir()
+	p := program(t, files+"/unlisted", files+"/marker")
+	opened := files + "/opened"
+	if err := os.WriteFile(opened, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	killedHolder(t, dir, cg)
+	hold := helper(t, cg, "call", "plain", "127.0.0.1:1", "0") // refused: it ends at once
+	hold.Stderr = nil
+	if err := hold.Run(); killed(err) {
+		t.Errorf("a listed program, with nobody watching: %v", err)
+	}
+	dead := func(when string) {
+		t.Helper()
+		if err := helper(t, cg, "exec", p).Run(); !killed(err) || exists(files+"/marker") {
+			t.Errorf("%s: %v, ran: %v, want killed", when, err, exists(files+"/marker"))
+		}
+	}
+	dead("nobody watching")
+	if n, err := loop(t, cg, opened, 100); n != 100 || err != nil {
+		t.Errorf("opens with nobody watching: %d, %v", n, err)
+	}
+	sleeper := sleepIn(t, cg)
+	g, err := Load(Options{Pin: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := follow(g)
+	if as := g.Adopted(); len(as) != 1 || as[0].ID() != "pinned" {
+		t.Fatalf("taken over: %v", as)
+	}
+	gone := j.await(t, 1, func(e Event) bool { return e.Kind == Exec && e.Killed })
+	if gone[0].Scope != "pinned" || gone[0].File != "unlisted" {
+		t.Errorf("the event of the time between: %+v", gone[0])
+	}
+	j.await(t, 100, func(e Event) bool { return e.Kind == Opened && e.Path == opened })
+	dead("taken over")
+	w := must(g.Watch(must(pinnedScope(cg))))
+	if len(g.Adopted()) != 0 {
+		t.Error("a claimed scope is still adopted")
+	}
+	dead("claimed")
+	if len(j.await(t, 3, func(e Event) bool { return e.Killed })) != 3 || g.Lost() != 0 {
+		t.Errorf("lost %d", g.Lost())
+	}
+	sleeper()
+	if err := errors.Join(w.Close(), g.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if exists(dir) {
+		t.Error("the pins are left behind")
+	}
+	if err := helper(t, cg, "exec", p).Run(); killed(err) {
+		t.Errorf("after Close: %v", err)
+	}
+}
+
+// sleepIn keeps a process in cg until the result is called.
+func sleepIn(t *testing.T, cg string) func() {
+	t.Helper()
+	c := helper(t, cg, "sleep")
+	in := must(c.StdinPipe())
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return func() { in.Close(); c.Wait() }
+}
+
+// TestStalePins: what holds nobody any more is cleared away, and so is what a
+// loader left half made. Another version that holds somebody is not touched.
+func TestStalePins(t *testing.T) {
+	dir, cg := pinDir(t), cgroup(t, "")
+	killedHolder(t, dir, cg)
+	if err := os.Mkdir(dir+"/new_0123", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	g, err := Load(Options{Pin: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	follow(g)
+	if n := len(g.Adopted()); n != 0 || exists(dir+"/new_0123") {
+		t.Errorf("%d scopes of the dead, half made: %v", n, exists(dir+"/new_0123"))
+	}
+	if err := g.Close(); err != nil {
+		t.Fatal(err)
+	}
+	killedHolder(t, dir, cg)
+	sleeper := sleepIn(t, cg)
+	sets := must(filepath.Glob(dir + "/set_*"))
+	if err := os.Rename(sets[0], dir+"/set_0123"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(Options{Pin: dir}); err == nil || !strings.Contains(err.Error(), "another version") || !exists(dir+"/set_0123/map_labels") {
+		t.Errorf("a set of another version: %v", err)
+	}
+	sleeper()
+	for range 100 { // the kernel needs a moment to forget the process
+		if g, err = Load(Options{Pin: dir}); err == nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	follow(g)
+	if err := g.Close(); err != nil || exists(dir) {
+		t.Errorf("Close: %v, left behind: %v", err, exists(dir))
+	}
+}
+
+// TestPinRefuses: a directory that can't hold pins is an error, and no lower tier.
+func TestPinRefuses(t *testing.T) {
+	load(t).Close()
+	dir := t.TempDir()
+	if _, err := Load(Options{Pin: dir}); !errors.Is(err, errPins) || !strings.Contains(err.Error(), "/sys/fs/bpf") {
+		t.Errorf("a directory of another file system: %v", err)
+	}
+	if _, err := Load(Options{Want: "T9"}); err == nil || !strings.Contains(err.Error(), `"T9"`) {
+		t.Errorf("an unknown tier: %v", err)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil || fs.Type == unix.BPF_FS_MAGIC {
+		t.Errorf("%s was mounted over: %v", dir, err)
+	}
+}
