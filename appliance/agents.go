@@ -252,6 +252,7 @@ func (a *Appliance) Reload(ctx context.Context, name string, q control.PolicyReq
 	ag.Policy, ag.Source = q.Name, q.Source
 	err = ag.save()
 	ag.mu.Unlock()
+	a.tellRouter(callAgent, ag.info())
 	a.proxy.Recheck(name)
 	return ag.status(), err
 }

@@ -30,10 +30,8 @@ func (a *Appliance) controlHandler() http.Handler {
 	m.HandleFunc("PUT /v1/agents/{name}/policy", answer(a.handlePolicy))
 	m.HandleFunc("GET /v1/agents/{name}/logs", a.handleLogs)
 	m.HandleFunc("POST /v1/agents/{name}/exec", a.handleExec)
-	m.HandleFunc("GET /v1/approvals", answer(a.handlePending))
-	m.HandleFunc("POST /v1/approvals/{id}", answer(a.handleAnswer))
-	m.HandleFunc("GET /v1/approvals/standing", answer(a.handleStanding))
-	m.HandleFunc("DELETE /v1/approvals/standing/{id}", answer(a.handleRevoke))
+	m.Handle("/v1/approvals", a.approvals())
+	m.Handle("/v1/approvals/", a.approvals())
 	m.HandleFunc("GET /v1/ledger/checkpoint", answer(a.handleCheckpoint))
 	return m
 }

@@ -34,7 +34,6 @@ import (
 	"github.com/clawbox/clawbox/appliance/guard"
 	"github.com/clawbox/clawbox/appliance/holds"
 	"github.com/clawbox/clawbox/appliance/ledger"
-	"github.com/clawbox/clawbox/appliance/router"
 	"github.com/clawbox/clawbox/appliance/sandbox"
 	"github.com/clawbox/clawbox/bundle/content"
 )
@@ -50,13 +49,13 @@ type Appliance struct {
 	guard  *guard.Guard
 	boxes  *sandbox.Local
 	images *sandbox.Images
-	router *router.Router
 	holds  *holds.Book
 	proxy  *egress.Proxy
 
 	launching sync.Mutex // held for a whole launch or removal
 
 	registryPort *os.File        // the registry's listening socket
+	engineNet    *os.File        // the engine's network namespace
 	life         context.Context // ends where the appliance can't go on
 	end          context.CancelCauseFunc
 
@@ -161,6 +160,14 @@ func (a *Appliance) Run(ctx context.Context) error {
 	}
 	defer stop()
 	if err := a.startRegistry(ctx); err != nil {
+		return err
+	}
+	if a.cfg.Engine.Binary != "" {
+		if err := a.startRelay(ctx); err != nil {
+			return err
+		}
+	}
+	if err := a.startRouter(ctx); err != nil {
 		return err
 	}
 	if err := a.startEngine(ctx); err != nil {
@@ -316,7 +323,6 @@ func (a *Appliance) close() {
 	if a.log != nil {
 		a.log.Close()
 	}
-	if a.registryPort != nil {
-		a.registryPort.Close()
-	}
+	a.registryPort.Close() // nil is refused, no more
+	a.engineNet.Close()
 }

@@ -4,18 +4,16 @@ import (
 	"context"
 	"io"
 	"log/slog"
-	"maps"
-	"net/http"
+	"net"
 	"os"
 	"path/filepath"
 	"syscall"
 	"time"
 
-	"github.com/clawbox/clawbox/appliance/config"
 	"github.com/clawbox/clawbox/appliance/egress"
 	"github.com/clawbox/clawbox/appliance/guard"
 	"github.com/clawbox/clawbox/appliance/holds"
-	"github.com/clawbox/clawbox/appliance/router"
+	"github.com/clawbox/clawbox/appliance/ledger"
 	"github.com/clawbox/clawbox/appliance/sandbox"
 )
 
@@ -31,7 +29,7 @@ func (a *Appliance) openBoxes() (err error) {
 	return err
 }
 
-// openEgress opens the way out and the model router behind it.
+// openEgress opens the way out.
 func (a *Appliance) openEgress() (err error) {
 	a.holds, err = holds.Open(holds.Config{
 		File: filepath.Join(a.cfg.Paths.State, "approvals.json"), Recorder: a.log, Timeout: time.Duration(a.cfg.HoldSeconds) * time.Second,
@@ -39,18 +37,8 @@ func (a *Appliance) openEgress() (err error) {
 	if err != nil {
 		return err
 	}
-	ups := maps.Clone(a.cfg.Upstreams)
-	if ups == nil {
-		ups = map[string]config.Upstream{}
-	}
-	if a.cfg.Engine.Binary != "" {
-		ups["local"] = config.Upstream{URL: "http://" + a.cfg.Engine.Listen + "/v1", Local: true}
-	}
-	if a.router, err = router.New(router.Config{Upstreams: ups, Recorder: a.log}); err != nil {
-		return err
-	}
 	c := egress.Config{Recorder: a.log, Holds: a.holds, Hosts: a.cfg.Hosts}
-	c.Models = func(ag egress.Agent) http.Handler { return a.router.Handler(ag) }
+	c.Handoff = func(c *net.TCPConn, ag egress.Agent, _ ledger.Process) error { return a.toRouter(c, ag.ID) }
 	if a.guard.Tier() != guard.TierNone {
 		c.Steer = func(ns *os.File, tcp syscall.RawConn) (io.Closer, error) { return a.guard.Steer(ns, tcp) }
 	}
@@ -70,6 +58,9 @@ func (a *Appliance) sandbox(ctx context.Context, ag *agent, out io.Writer) (*san
 	spec := sandbox.Spec{
 		Name: ag.Name, Image: img, Policy: ag.policy(), Args: ag.Args, Env: ag.Env, Stdout: out, Stderr: out,
 		Network: func(ctx context.Context, _ int, ns *os.File) (io.Closer, error) {
+			if err := a.part("router").call(ctx, callAgent, ag.info(), nil); err != nil {
+				return nil, err
+			}
 			return a.proxy.Attach(ctx, egress.Agent{ID: ag.Name, Policy: ag.policy}, ns)
 		},
 		Event: func(e sandbox.Event) { a.strike(ag, e.Budget, e.Count, e.Detail) },
@@ -89,7 +80,7 @@ func (a *Appliance) sandbox(ctx context.Context, ag *agent, out io.Writer) (*san
 	for _, n := range box.Notes() {
 		slog.Warn("policy and image differ", "agent", ag.Name, "note", n)
 	}
-	return box, func() { a.router.Forget(ag.Name) }, nil
+	return box, func() { a.tellRouter(callForget, ref{ag.Name}) }, nil
 }
 
 // landlock describes the kernel's Landlock for status.

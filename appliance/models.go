@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path"
 	"path/filepath"
@@ -46,7 +47,16 @@ func (a *Appliance) startEngine(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, engineStart)
 	defer cancel()
-	e, err := engine.Start(ctx, engine.Config{Binary: c.Binary, Dir: dir, Listen: c.Listen, Log: out, UID: c.UID, GID: c.UID})
+	e, err := engine.Start(ctx, engine.Config{
+		Binary: c.Binary, Dir: dir, Listen: c.Listen, Log: out, UID: c.UID, GID: c.UID, NetNS: a.engineNet,
+		Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			relay, err := a.part("relay").conn()
+			if err != nil {
+				return nil, err
+			}
+			return dialRelay(ctx, relay)
+		},
+	})
 	if err != nil {
 		out.Close()
 		return err

@@ -27,6 +27,8 @@ import (
 var Services = map[string]service.Role{
 	"ledger":   ledgerRole,
 	"registry": registryRole,
+	"relay":    relayRole,
+	"router":   routerRole,
 }
 
 const (
@@ -64,6 +66,9 @@ func (t *part) process() *service.Process {
 
 // conn is the way to the running service, or an error.
 func (t *part) conn() (*service.Conn, error) {
+	if t == nil {
+		return nil, errors.New("the service does not run yet")
+	}
 	if p := t.process(); p != nil {
 		return p.Conn, nil
 	}

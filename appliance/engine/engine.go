@@ -21,6 +21,11 @@ type Config struct {
 	Dir    string    // laid out by Prepare; every folder above must let UID pass
 	Listen string    // loopback address and port, such as 127.0.0.1:11434
 	Log    io.Writer // gets the engine's output and this package's notes; nil discards
+	// NetNS is the network namespace that the engine runs in, such as NewNetNS
+	// makes, where nobody else can reach it; Dial is then the way there. Both
+	// nil: the engine listens on this host's loopback.
+	NetNS *os.File
+	Dial  func(ctx context.Context, network, address string) (net.Conn, error)
 	// UID and GID are what the engine runs as. As root they must not be 0;
 	// without root they must be 0, which means this process's own.
 	UID, GID int
@@ -36,9 +41,10 @@ const (
 
 // Engine is a running engine. Its methods may be called from any goroutine.
 type Engine struct {
-	cfg  Config
-	stop context.CancelFunc
-	done chan struct{} // closed when the keeper has ended
+	cfg    Config
+	client *http.Client
+	stop   context.CancelFunc
+	done   chan struct{} // closed when the keeper has ended
 
 	mu   sync.Mutex
 	last error // why the latest run ended; nil while the first one lives
@@ -59,7 +65,7 @@ func Start(ctx context.Context, cfg Config) (*Engine, error) {
 		return nil, fmt.Errorf("engine: %w", err)
 	}
 	life, stop := context.WithCancel(context.Background())
-	e := &Engine{cfg: cfg, stop: stop, done: make(chan struct{})}
+	e := &Engine{cfg: cfg, client: cfg.client(), stop: stop, done: make(chan struct{})}
 	p, err := e.spawn()
 	if err != nil {
 		stop()
@@ -79,7 +85,7 @@ func (e *Engine) URL() string { return "http://" + e.cfg.Listen }
 
 // Health asks the engine for its version. The error says when it last died.
 func (e *Engine) Health(ctx context.Context) error {
-	err := ask(ctx, e.URL()+"/api/version")
+	err := e.ask(ctx, "/api/version")
 	if err == nil {
 		return nil
 	}
@@ -148,7 +154,7 @@ func (e *Engine) note(err error) {
 // await polls until the engine answers, dies, or ctx ends.
 func (e *Engine) await(ctx context.Context, p *process) error {
 	for {
-		if err := ask(ctx, e.URL()+"/api/version"); err == nil {
+		if err := e.ask(ctx, "/api/version"); err == nil {
 			return nil
 		}
 		select {
@@ -162,20 +168,22 @@ func (e *Engine) await(ctx context.Context, p *process) error {
 }
 
 // client asks the engine directly, whatever proxy the environment names.
-var client = &http.Client{Transport: &http.Transport{Proxy: nil, DisableKeepAlives: true}, Timeout: 5 * time.Second}
+func (c Config) client() *http.Client {
+	return &http.Client{Transport: &http.Transport{Proxy: nil, DisableKeepAlives: true, DialContext: c.Dial}, Timeout: 5 * time.Second}
+}
 
-func ask(ctx context.Context, url string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+func (e *Engine) ask(ctx context.Context, path string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.URL()+path, nil)
 	if err != nil {
 		return err
 	}
-	res, err := client.Do(req)
+	res, err := e.client.Do(req)
 	if err != nil {
 		return err
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("GET %s: %s", url, res.Status)
+		return fmt.Errorf("GET %s: %s", req.URL, res.Status)
 	}
 	return nil
 }
@@ -194,6 +202,8 @@ func (c Config) check() error {
 	}
 	root := os.Geteuid() == 0
 	switch {
+	case (c.NetNS == nil) != (c.Dial == nil):
+		return errors.New("got a network namespace or a way to dial into one, want both or neither")
 	case root && (c.UID <= 0 || c.GID <= 0):
 		return fmt.Errorf("uid %d, gid %d: want a user of its own, above 0: the engine parses model files and must not do so as root", c.UID, c.GID)
 	case !root && (c.UID != 0 || c.GID != 0):

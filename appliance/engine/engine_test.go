@@ -150,7 +150,7 @@ func start(t *testing.T, cfg Config) *Engine {
 }
 
 func hear(t *testing.T, e *Engine) (told, error) {
-	res, err := client.Get(e.URL() + "/api/version")
+	res, err := http.Get(e.URL() + "/api/version")
 	if err != nil {
 		return told{}, err
 	}
@@ -231,7 +231,7 @@ func TestEngineIsStartedAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	client.Get(e.URL() + "/die")
+	http.Get(e.URL() + "/die")
 	var second told
 	for range 200 {
 		if second, err = hear(t, e); err == nil && second.Pid != first.Pid {

@@ -16,8 +16,11 @@
 // no_new_privs, waits until it answers, and restarts it with growing pauses when
 // it dies.
 //
-// Limits: the engine listens on loopback TCP, which every process in the host's
-// network namespace can reach; agents can't, because theirs has no other side.
+// With Config.NetNS it listens on the loopback of a namespace of its own, which
+// no user of the host reaches.
+//
+// Limits: without NetNS every process in the host's network namespace can
+// reach the engine; agents can't, because theirs has no other side.
 // Prepare trusts that the store verified a blob's digest; it checks sizes only.
 package engine
 

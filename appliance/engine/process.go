@@ -27,15 +27,17 @@ type process struct {
 // spawn starts the engine. A port that is taken is refused here, because the health
 // check would otherwise talk to the stranger that holds it.
 func (e *Engine) spawn() (*process, error) {
-	l, err := net.Listen("tcp", e.cfg.Listen)
-	if err != nil {
-		return nil, fmt.Errorf("%w: stop what listens there, or give the engine another port", err)
+	if e.cfg.NetNS == nil {
+		l, err := net.Listen("tcp", e.cfg.Listen)
+		if err != nil {
+			return nil, fmt.Errorf("%w: stop what listens there, or give the engine another port", err)
+		}
+		l.Close()
 	}
-	l.Close()
 	p := &process{tail: &tail{out: e.cfg.Log}, exited: make(chan struct{})}
 	p.cmd = e.cfg.command(p.tail)
 	started := make(chan error)
-	go onOwnThread(func() { p.run(started) })
+	go onOwnThread(func() { p.run(e.cfg.NetNS, started) })
 	if err := <-started; err != nil {
 		return nil, err
 	}
@@ -47,12 +49,18 @@ func (e *Engine) spawn() (*process, error) {
 
 // run starts the command and stays until it has ended: Pdeathsig fires when the
 // thread that forked goes, not the process.
-func (p *process) run(started chan<- error) {
+func (p *process) run(netns *os.File, started chan<- error) {
 	// Inherited by the child and its children, and kept through exec. The flag is this
 	// thread's alone, and the thread ends with the child.
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		started <- fmt.Errorf("no_new_privs: %w", err)
 		return
+	}
+	if netns != nil {
+		if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
+			started <- fmt.Errorf("enter network namespace: %w", err)
+			return
+		}
 	}
 	if err := p.cmd.Start(); err != nil {
 		started <- err

@@ -54,6 +54,7 @@ import (
 	"errors"
 	"fmt"
 	"mime"
+	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -80,8 +81,12 @@ type Config struct {
 	// inside the host.
 	Upstreams map[string]config.Upstream
 	Recorder  ledger.Recorder
-	// Transport carries the calls to upstreams; nil takes one without a proxy.
+	// Transport carries the calls to upstreams; nil takes one without a proxy,
+	// which connects by Dial (nil: from this process).
 	Transport http.RoundTripper
+	Dial      func(ctx context.Context, network, address string) (net.Conn, error)
+	// Key gives the credential of a Upstream.KeyFile; nil: ReadKey.
+	Key func(file string) (string, error)
 	// MaxBody bounds request bodies, in bytes; 0 means the constant MaxBody.
 	MaxBody int64
 }
@@ -102,13 +107,13 @@ func New(c Config) (*Router, error) {
 	if c.Recorder == nil {
 		return nil, errors.New("router: got no ledger recorder, want one: no event, no action")
 	}
-	ups, err := upstreams(c.Upstreams)
+	ups, err := upstreams(c.Upstreams, c.Key)
 	if err != nil {
 		return nil, err
 	}
 	r := &Router{ups: ups, rec: c.Recorder, rt: c.Transport, max: c.MaxBody, meters: map[string]*meter{}}
 	if r.rt == nil {
-		r.rt = transport()
+		r.rt = transport(c.Dial)
 	}
 	if r.max <= 0 {
 		r.max = MaxBody

@@ -1,6 +1,7 @@
 package router
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -19,6 +20,7 @@ type upstream struct {
 	base  *url.URL
 	local bool
 	key   string // file of the credential, or empty
+	read  func(file string) (string, error)
 }
 
 // localName is the upstream that always counts as inside the host.
@@ -26,7 +28,10 @@ const localName = "local"
 
 // upstreams checks the configuration. Plain http is for inside the site only:
 // prompts and the credential would travel readable.
-func upstreams(in map[string]config.Upstream) (map[string]upstream, error) {
+func upstreams(in map[string]config.Upstream, read func(string) (string, error)) (map[string]upstream, error) {
+	if read == nil {
+		read = ReadKey
+	}
 	out := map[string]upstream{}
 	for name, u := range in {
 		base, err := url.Parse(u.URL)
@@ -38,7 +43,7 @@ func upstreams(in map[string]config.Upstream) (map[string]upstream, error) {
 			return nil, fmt.Errorf("router: upstream %q leaves the site by plain http; use https, or set local: true if it is inside", name)
 		}
 		base.Path = strings.TrimRight(base.Path, "/")
-		out[name] = upstream{name, base, local, u.KeyFile}
+		out[name] = upstream{name, base, local, u.KeyFile, read}
 	}
 	return out, nil
 }
@@ -47,25 +52,14 @@ func upstreams(in map[string]config.Upstream) (map[string]upstream, error) {
 var keyHeader = map[string]string{"api.anthropic.com": "X-Api-Key"}
 
 // authorize adds the credential. It is read for every call, so that it can be
-// rotated, and must not be readable by others.
+// rotated.
 func (u upstream) authorize(h http.Header) error {
 	if u.key == "" {
 		return nil
 	}
-	fi, err := os.Stat(u.key)
+	k, err := u.read(u.key)
 	if err != nil {
 		return err
-	}
-	if !fi.Mode().IsRegular() || fi.Mode().Perm()&0o077 != 0 {
-		return fmt.Errorf("got mode %v on %s, want a regular file of mode 0600; run chmod 600", fi.Mode(), u.key)
-	}
-	b, err := os.ReadFile(u.key)
-	if err != nil {
-		return err
-	}
-	k := strings.TrimSpace(string(b))
-	if k == "" || strings.ContainsFunc(k, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return errors.New("the credential in " + u.key + " is empty or not printable ASCII")
 	}
 	if name := keyHeader[u.base.Hostname()]; name != "" {
 		h.Set(name, k)
@@ -73,6 +67,26 @@ func (u upstream) authorize(h http.Header) error {
 		h.Set("Authorization", "Bearer "+k)
 	}
 	return nil
+}
+
+// ReadKey reads a credential from a file that others can't read.
+func ReadKey(file string) (string, error) {
+	fi, err := os.Stat(file)
+	if err != nil {
+		return "", err
+	}
+	if !fi.Mode().IsRegular() || fi.Mode().Perm()&0o077 != 0 {
+		return "", fmt.Errorf("got mode %v on %s, want a regular file of mode 0600; run chmod 600", fi.Mode(), file)
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return "", err
+	}
+	k := strings.TrimSpace(string(b))
+	if k == "" || strings.ContainsFunc(k, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return "", errors.New("the credential in " + file + " is empty or not printable ASCII")
+	}
+	return k, nil
 }
 
 // url is the address of an endpoint. The query of the agent is not sent.
@@ -84,9 +98,12 @@ func (u upstream) url(path string) *url.URL {
 
 // transport reaches upstreams without a proxy from the environment and leaves
 // compression alone, so that usage can be read from the answer.
-func transport() http.RoundTripper {
+func transport(dial func(ctx context.Context, network, address string) (net.Conn, error)) http.RoundTripper {
+	if dial == nil {
+		dial = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
+	}
 	return &http.Transport{
-		DialContext:           (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
+		DialContext:           dial,
 		TLSHandshakeTimeout:   10 * time.Second,
 		ResponseHeaderTimeout: 10 * time.Minute, // a CPU needs minutes for a long prompt
 		IdleConnTimeout:       90 * time.Second,

@@ -1,0 +1,491 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/clawbox/clawbox/appliance/config"
+	"github.com/clawbox/clawbox/appliance/engine"
+	"github.com/clawbox/clawbox/appliance/router"
+	"github.com/clawbox/clawbox/appliance/service"
+)
+
+// Model calls pass three processes: egress takes the connection and hands its
+// descriptor to the router, which has the credentials; the router reaches the
+// embedded engine through the relay, the one process of ours in the engine's
+// network namespace. No port and no path leads there.
+
+// What the router and the relay answer.
+const (
+	callAgent  = "agent"  // agentInfo: from now on
+	callForget = "forget" // ref: the agent's life is over
+	callLink   = "link"   // link, one socket: the way to another service
+	callConn   = "conn"   // handed, one connection
+	callDial   = "dial"   // one socket: joined to the engine
+	callKey    = "key"    // file → credential; asked of the supervisor
+)
+
+// link names the service at the other end of a socket.
+type link struct {
+	Peer string `json:"peer"`
+}
+
+// handed says whose a connection is.
+type handed struct {
+	Agent string `json:"agent"`
+}
+
+// routerConfig is what the router is started with.
+type routerConfig struct {
+	Upstreams map[string]config.Upstream `json:"upstreams"`
+	Engine    string                     `json:"engine"` // address behind the relay, or ""
+}
+
+// routerService decides model calls.
+type routerService struct {
+	router *router.Router
+	agents roster
+
+	mu    sync.Mutex // guards the rest
+	relay *service.Conn
+	desks map[string]*desk
+}
+
+func routerRole(s *service.Self, r *service.Request) (service.Handler, error) {
+	var c routerConfig
+	if err := r.Decode(&c); err != nil {
+		return nil, err
+	}
+	f, err := r.File(0)
+	if err != nil {
+		return nil, err
+	}
+	log, err := dialLedger(f)
+	if err != nil {
+		return nil, err
+	}
+	rs := &routerService{desks: map[string]*desk{}}
+	direct := &net.Dialer{Timeout: 10 * time.Second}
+	rs.router, err = router.New(router.Config{
+		Upstreams: c.Upstreams, Recorder: log,
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			if c.Engine != "" && address == c.Engine {
+				return rs.dialEngine(ctx)
+			}
+			return direct.DialContext(ctx, network, address)
+		},
+		Key: func(file string) (k string, err error) {
+			ctx, cancel := context.WithTimeout(context.Background(), callTime)
+			defer cancel()
+			return k, s.Conn.Call(ctx, callKey, file, &k)
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	go func() { // no event, no action
+		<-log.c.Done()
+		s.Conn.Close()
+	}()
+	return rs.supervisor, nil
+}
+
+// supervisor answers the supervisor.
+func (rs *routerService) supervisor(ctx context.Context, r *service.Request) (any, error) {
+	switch r.Method {
+	case callAgent:
+		var a agentInfo
+		if err := r.Decode(&a); err != nil {
+			return nil, err
+		}
+		_, err := rs.agents.put(a)
+		return nil, err
+	case callForget:
+		var a ref
+		if err := r.Decode(&a); err != nil {
+			return nil, err
+		}
+		rs.forget(a.ID)
+		return nil, nil
+	case callConn:
+		return rs.take(ctx, r)
+	case callLink:
+		return nil, rs.link(r)
+	}
+	return nil, fmt.Errorf("the router knows no %q", r.Method)
+}
+
+// link takes the way to the relay, or to egress.
+func (rs *routerService) link(r *service.Request) error {
+	var l link
+	if err := r.Decode(&l); err != nil {
+		return err
+	}
+	f, err := r.File(0)
+	if err != nil {
+		return err
+	}
+	switch l.Peer {
+	case "relay":
+		c, err := service.NewConn(f, nil)
+		if err != nil {
+			return err
+		}
+		rs.mu.Lock()
+		old := rs.relay
+		rs.relay = c
+		rs.mu.Unlock()
+		if old != nil {
+			old.Close()
+		}
+		return nil
+	case "egress":
+		_, err := service.NewConn(f, rs.take)
+		return err
+	}
+	f.Close()
+	return fmt.Errorf("the router talks to no %q", l.Peer)
+}
+
+// take serves a connection that egress hands over.
+func (rs *routerService) take(_ context.Context, r *service.Request) (any, error) {
+	var h handed
+	if r.Method != callConn {
+		return nil, fmt.Errorf("egress may not ask for %q", r.Method)
+	}
+	if err := r.Decode(&h); err != nil {
+		return nil, err
+	}
+	f, err := r.File(0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	ag, err := rs.agents.get(h.Agent)
+	if err != nil {
+		return nil, err
+	}
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	if err := rs.desk(ag).put(c); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return nil, nil
+}
+
+func (rs *routerService) desk(ag *listed) *desk {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	d := rs.desks[ag.id]
+	if d == nil {
+		d = newDesk(rs.router.Handler(router.Agent{ID: ag.id, UID: ag.uid, Policy: ag.policy}))
+		rs.desks[ag.id] = d
+	}
+	return d
+}
+
+func (rs *routerService) forget(id string) {
+	rs.agents.drop(id)
+	rs.mu.Lock()
+	d := rs.desks[id]
+	delete(rs.desks, id)
+	rs.mu.Unlock()
+	if d != nil {
+		d.srv.Close()
+	}
+	rs.router.Forget(id)
+}
+
+func (rs *routerService) dialEngine(ctx context.Context) (net.Conn, error) {
+	rs.mu.Lock()
+	relay := rs.relay
+	rs.mu.Unlock()
+	if relay == nil {
+		return nil, errors.New("there is no way to the engine")
+	}
+	return dialRelay(ctx, relay)
+}
+
+// dialRelay makes a connection to the engine.
+func dialRelay(ctx context.Context, relay *service.Conn) (net.Conn, error) {
+	ours, theirs, err := service.Pair()
+	if err != nil {
+		return nil, err
+	}
+	defer ours.Close()
+	err = relay.Call(ctx, callDial, nil, nil, theirs)
+	if err := errors.Join(err, theirs.Close()); err != nil {
+		return nil, err
+	}
+	return net.FileConn(ours)
+}
+
+// maxModelConns bounds the connections of one agent to the router.
+const maxModelConns = 256
+
+// desk serves one agent's connections.
+type desk struct {
+	srv   *http.Server
+	conns chan net.Conn
+	slots chan struct{}
+	done  chan struct{}
+	once  sync.Once
+}
+
+func newDesk(h http.Handler) *desk {
+	d := &desk{conns: make(chan net.Conn), slots: make(chan struct{}, maxModelConns), done: make(chan struct{})}
+	d.srv = &http.Server{
+		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		ErrorLog: log.New(io.Discard, "", 0), // what an agent sends wrongly is answered, not logged
+	}
+	go d.srv.Serve(d) // ends with Close
+	return d
+}
+
+func (d *desk) put(c net.Conn) error {
+	select {
+	case d.slots <- struct{}{}:
+	default:
+		return fmt.Errorf("%d connections to the router are open already", maxModelConns)
+	}
+	select {
+	case d.conns <- &slotted{Conn: c, free: func() { <-d.slots }}:
+		return nil
+	case <-d.done:
+		<-d.slots
+		return net.ErrClosed
+	}
+}
+
+// Accept, Close and Addr make a desk the listener of its own server.
+func (d *desk) Accept() (net.Conn, error) {
+	select {
+	case c := <-d.conns:
+		return c, nil
+	case <-d.done:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close ends Accept.
+func (d *desk) Close() error {
+	d.once.Do(func() { close(d.done) })
+	return nil
+}
+
+// Addr is nobody's.
+func (d *desk) Addr() net.Addr { return &net.TCPAddr{} }
+
+// slotted gives its slot back when it is closed.
+type slotted struct {
+	net.Conn
+	once sync.Once
+	free func()
+}
+
+func (s *slotted) Close() error {
+	err := s.Conn.Close()
+	s.once.Do(s.free)
+	return err
+}
+
+// relayConfig is what the relay is started with.
+type relayConfig struct {
+	Engine string `json:"engine"`
+}
+
+// relayRole joins sockets that it is given to the engine, and does nothing
+// else. It lives in the engine's network namespace.
+func relayRole(_ *service.Self, r *service.Request) (service.Handler, error) {
+	var c relayConfig
+	if err := r.Decode(&c); err != nil {
+		return nil, err
+	}
+	dial := func(ctx context.Context, r *service.Request) (any, error) {
+		if r.Method != callDial {
+			return nil, fmt.Errorf("the relay knows no %q", r.Method)
+		}
+		f, err := r.File(0)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		in, err := net.FileConn(f)
+		if err != nil {
+			return nil, err
+		}
+		out, err := (&net.Dialer{Timeout: callTime}).DialContext(ctx, "tcp", c.Engine)
+		if err != nil {
+			in.Close()
+			return nil, err
+		}
+		go join(in, out)
+		return nil, nil
+	}
+	return func(ctx context.Context, r *service.Request) (any, error) {
+		if r.Method != callLink {
+			return dial(ctx, r)
+		}
+		f, err := r.File(0)
+		if err == nil {
+			_, err = service.NewConn(f, dial)
+		}
+		return nil, err
+	}, nil
+}
+
+// join copies both ways until both sides are done.
+func join(a, b net.Conn) {
+	var wg sync.WaitGroup
+	for _, p := range [][2]net.Conn{{a, b}, {b, a}} {
+		wg.Go(func() {
+			_, err := io.Copy(p[0], p[1])
+			if cw, ok := p[0].(interface{ CloseWrite() error }); ok && err == nil {
+				cw.CloseWrite()
+				return
+			}
+			a.Close() // a torn stream must not look complete
+			b.Close()
+		})
+	}
+	wg.Wait()
+	a.Close()
+	b.Close()
+}
+
+// startRouter starts the router's service.
+func (a *Appliance) startRouter(ctx context.Context) error {
+	ups := maps.Clone(a.cfg.Upstreams)
+	if ups == nil {
+		ups = map[string]config.Upstream{}
+	}
+	c := routerConfig{Upstreams: ups}
+	if a.cfg.Engine.Binary != "" {
+		c.Engine = a.cfg.Engine.Listen
+		ups["local"] = config.Upstream{URL: "http://" + c.Engine + "/v1", Local: true}
+	}
+	t := &part{role: "router"}
+	t.spec = func(ctx context.Context) (service.Spec, error) {
+		w, err := a.openWriter(ctx, "router")
+		if err != nil {
+			return service.Spec{}, err
+		}
+		cage := a.cage("router")
+		cage.Calls, cage.Files, cage.Read = []string{"connect"}, 8192, outside()
+		return service.Spec{Role: "router", Cage: cage, Config: c, Files: []*os.File{w}, Handler: a.answerRouter}, nil
+	}
+	t.up = func(ctx context.Context, p *service.Process) error {
+		for _, ag := range a.runningAgents() {
+			if err := p.Conn.Call(ctx, callAgent, ag.info(), nil); err != nil {
+				return err
+			}
+		}
+		return errors.Join(a.join(ctx, p, "relay"), a.join(ctx, p, "egress"))
+	}
+	return a.employ(ctx, t)
+}
+
+// answerRouter gives the router a credential, of an upstream that the
+// configuration names and no other file.
+func (a *Appliance) answerRouter(_ context.Context, r *service.Request) (any, error) {
+	var file string
+	if err := r.Decode(&file); err != nil || r.Method != callKey {
+		return nil, fmt.Errorf("the router may not ask for %q", r.Method)
+	}
+	for _, u := range a.cfg.Upstreams {
+		if u.KeyFile != "" && u.KeyFile == file {
+			return router.ReadKey(file)
+		}
+	}
+	return nil, errors.New("no upstream has this credential")
+}
+
+// join connects p with another service, if that runs.
+func (a *Appliance) join(ctx context.Context, p *service.Process, peer string) error {
+	t := a.part(peer)
+	if t == nil || t.process() == nil {
+		return nil // it joins when it starts
+	}
+	x, y, err := service.Pair()
+	if err != nil {
+		return err
+	}
+	defer x.Close()
+	defer y.Close()
+	if err := p.Conn.Call(ctx, callLink, link{peer}, nil, x); err != nil {
+		return fmt.Errorf("join %s and %s: %w", p.Role, peer, err)
+	}
+	if err := t.call(ctx, callLink, link{p.Role}, nil, y); err != nil {
+		return fmt.Errorf("join %s and %s: %w", peer, p.Role, err)
+	}
+	return nil
+}
+
+// outside is what a service reads that talks to other machines: how names are
+// resolved, and whose certificates are believed.
+func outside() (have []string) {
+	for _, p := range []string{
+		"/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/ssl", "/etc/pki", "/usr/share/ca-certificates", "/usr/local/share/ca-certificates",
+	} {
+		if _, err := os.Stat(p); err == nil {
+			have = append(have, p)
+		}
+	}
+	return have
+}
+
+// startRelay makes the engine's network namespace, and the relay in it.
+func (a *Appliance) startRelay(ctx context.Context) (err error) {
+	if a.engineNet, err = engine.NewNetNS(); err != nil {
+		return err
+	}
+	port := netip.MustParseAddrPort(a.cfg.Engine.Listen).Port() // config.Loopback has checked it
+	t := &part{role: "relay"}
+	t.spec = func(context.Context) (service.Spec, error) {
+		cage := a.cage("relay")
+		cage.Calls, cage.Ports, cage.Files = []string{"connect"}, []uint16{port}, 8192
+		return service.Spec{Role: "relay", Cage: cage, Config: relayConfig{a.cfg.Engine.Listen}, NetNS: a.engineNet}, nil
+	}
+	t.up = func(ctx context.Context, p *service.Process) error { return a.join(ctx, p, "router") }
+	return a.employ(ctx, t)
+}
+
+// toRouter hands an agent's connection to the router.
+func (a *Appliance) toRouter(c *net.TCPConn, agentID string) error {
+	f, err := c.File()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	conn, err := a.part("router").conn()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), callTime)
+	defer cancel()
+	return conn.Call(ctx, callConn, handed{agentID}, nil, f)
+}
+
+// tellRouter says something to the router, which may be starting again: then
+// it learns all by itself (part.up).
+func (a *Appliance) tellRouter(method string, v any) {
+	ctx, cancel := context.WithTimeout(context.Background(), callTime)
+	defer cancel()
+	if err := a.part("router").call(ctx, method, v, nil); err != nil {
+		slog.Error("the router was not told", "call", method, "error", err)
+	}
+}

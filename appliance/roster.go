@@ -1,0 +1,89 @@
+package appliance
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/clawbox/clawbox/policies"
+)
+
+// agentInfo is what a service knows of an agent. The policy travels in its
+// canonical form, and is parsed again where it is used.
+type agentInfo struct {
+	ID     string `json:"id"`
+	UID    int    `json:"uid"` // host user id
+	Policy []byte `json:"policy"`
+}
+
+// ref names an agent in a call.
+type ref struct {
+	ID string `json:"id"`
+}
+
+// roster is a service's list of agents. It is safe for concurrent use.
+type roster struct {
+	mu  sync.Mutex
+	all map[string]*listed
+}
+
+// listed is one agent on a roster. Its policy is replaced by a reload.
+type listed struct {
+	id  string
+	uid int
+	pol atomic.Pointer[governing]
+}
+
+func (l *listed) policy() *policies.Policy { return l.pol.Load().policy }
+
+// put adds an agent, or replaces its policy.
+func (r *roster) put(a agentInfo) (*listed, error) {
+	p, err := policies.Parse(a.ID, a.Policy)
+	if err != nil {
+		return nil, fmt.Errorf("agent %s: the policy that was sent does not parse: %w", a.ID, err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.all == nil {
+		r.all = map[string]*listed{}
+	}
+	l := r.all[a.ID]
+	if l == nil {
+		l = &listed{id: a.ID, uid: a.UID}
+		r.all[a.ID] = l
+	}
+	l.pol.Store(&governing{p, p.Digest()})
+	return l, nil
+}
+
+// get finds an agent.
+func (r *roster) get(id string) (*listed, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if l := r.all[id]; l != nil {
+		return l, nil
+	}
+	return nil, fmt.Errorf("no agent %q is known here", id)
+}
+
+// drop forgets an agent.
+func (r *roster) drop(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.all, id)
+}
+
+// info is the agent as services are told of it.
+func (ag *agent) info() agentInfo {
+	return agentInfo{ID: ag.Name, UID: ag.hostUID(), Policy: ag.policy().YAML()}
+}
+
+// hostUID is the user of the agent's sandbox; 0 before that exists.
+func (ag *agent) hostUID() int {
+	ag.mu.Lock()
+	defer ag.mu.Unlock()
+	if ag.box == nil {
+		return 0
+	}
+	return ag.box.UID()
+}
