@@ -75,7 +75,7 @@ func (b *Book) take(id string, a Answer) (*hold, error) {
 		x.busy = true
 		return x, nil
 	}
-	return nil, fmt.Errorf("%w: got %.40q; it was answered, replaced or timed out, list the held requests again", ErrNoPending, id)
+	return nil, fmt.Errorf("%w: nothing is held under %.40q; it was answered, replaced or timed out, list the held requests again", ErrNoPending, id)
 }
 
 func (b *Book) standingOf(agent string) (n int) {
