@@ -1,0 +1,274 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/sys/unix"
+
+	"github.com/clawbox/clawbox/appliance/egress"
+	"github.com/clawbox/clawbox/appliance/guard"
+	"github.com/clawbox/clawbox/appliance/holds"
+	"github.com/clawbox/clawbox/appliance/ledger"
+	"github.com/clawbox/clawbox/appliance/sandbox"
+	"github.com/clawbox/clawbox/policies"
+)
+
+// policyText is the policy of every sandbox here: full audit.
+const policyText = `apiVersion: clawbox.io/v1
+kind: AgentPolicy
+metadata: {name: bench}
+filesystem: {read: [/], write: [/workspace, /tmp], workdir: /workspace}
+process: {exec: [/bin/, /usr/bin/, /usr/local/go/bin/, /usr/local/go/pkg/tool/], spawn: true}
+network:
+  default: deny
+  allow:
+    - {cidr: 192.0.2.0/24, ports: [7000]}
+    - {host: bench.example, ports: [80]}
+budgets: {processes: 512, memory: 4GiB, cpu: 4, openFiles: 4096, wallTime: 1h}
+audit: {files: all, network: all}
+require: {landlock: 1, tier: %s}
+`
+
+// boxes is clawbox: the parts of the appliance that an agent's work meets, in
+// one process. What the guard sees goes to a real ledger.
+type boxes struct {
+	dir    string
+	image  sandbox.Image
+	local  *sandbox.Local
+	guard  *guard.Guard
+	log    *ledger.Log
+	proxy  *egress.Proxy
+	audit  *audit
+	policy atomic.Pointer[policies.Policy]
+}
+
+func openBoxes(dir, root string, dial func(context.Context, string, string) (net.Conn, error)) (b *boxes, err error) {
+	b = &boxes{dir: dir, image: sandbox.Image{Ref: "bench", Layers: []string{root}}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, b.close())
+		}
+	}()
+	if b.guard, err = guard.Load(); err != nil {
+		return b, err
+	}
+	p, err := policies.Parse("bench.yaml", fmt.Appendf(nil, policyText, b.guard.Tier()))
+	if err != nil {
+		return b, err
+	}
+	b.policy.Store(p)
+	if b.log, err = openLedger(filepath.Join(dir, "ledger")); err != nil {
+		return b, err
+	}
+	b.audit = drain(b.guard, b.log)
+	if b.local, err = sandbox.Open(sandbox.Options{State: filepath.Join(dir, "state"), Launcher: filepath.Join(dir, "clawbox-launch"), UIDBase: 900_000}); err != nil {
+		return b, err
+	}
+	book, err := holds.Open(holds.Config{Recorder: b.log})
+	if err != nil {
+		return b, err
+	}
+	c := egress.Config{
+		Recorder: b.log, Holds: book, Dial: dial,
+		Lookup: func(context.Context, string) ([]netip.Addr, error) {
+			return []netip.Addr{netip.MustParseAddr("192.0.2.80")}, nil
+		},
+	}
+	if b.guard.Tier() != guard.TierNone {
+		c.Steer = func(ns *os.File, tcp syscall.RawConn) (io.Closer, error) { return b.guard.Steer(ns, tcp) }
+	}
+	b.proxy, err = egress.New(c)
+	return b, err
+}
+
+func openLedger(dir string) (*ledger.Log, error) {
+	skey, _, err := note.GenerateKey(rand.Reader, "bench")
+	if err != nil {
+		return nil, err
+	}
+	s, err := note.NewSigner(skey)
+	if err != nil {
+		return nil, err
+	}
+	return ledger.Create(dir, s)
+}
+
+func (b *boxes) close() error {
+	var errs []error
+	if b.local != nil {
+		errs = append(errs, b.local.Close())
+	}
+	if b.guard != nil {
+		errs = append(errs, b.guard.Close())
+	}
+	if b.audit != nil {
+		errs = append(errs, b.audit.end())
+	}
+	if b.log != nil {
+		errs = append(errs, b.log.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// start runs a job as an agent: everything that the appliance gives one.
+func (b *boxes) start(ctx context.Context, j job) (running, error) {
+	img := b.image
+	img.Entrypoint = j.argv
+	said := &tail{}
+	s := sandbox.Spec{Name: fmt.Sprint("bench", j.slot), Image: img, Policy: b.policy.Load(), Stdout: j.out, Stderr: said, Network: loopback}
+	if j.open {
+		s.Network = func(ctx context.Context, _ int, ns *os.File) (io.Closer, error) {
+			return b.proxy.Attach(ctx, egress.Agent{ID: fmt.Sprint("bench", j.slot), Policy: b.policy.Load}, ns)
+		}
+	}
+	if b.guard.Tier() != guard.TierNone {
+		s.Guard = func(sc guard.Scope) (io.Closer, error) {
+			sc.AuditOpens, sc.Connects, sc.AuditENOENT = true, true, true
+			sc.Readable = []string{"/"}
+			return b.guard.Watch(sc)
+		}
+	}
+	box, err := b.local.Start(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	return &boxed{box, said}, nil
+}
+
+type boxed struct {
+	box  *sandbox.Box
+	said *tail
+}
+
+func (b *boxed) wait() error {
+	if code, why := b.box.Wait(); code != 0 {
+		return fmt.Errorf("the sandbox ended with status %d (%s): %s", code, why, b.said.get())
+	}
+	return nil
+}
+
+func (b *boxed) stop() error { return b.box.Stop(context.Background(), 0) }
+
+// tail keeps the beginning of what a program says about its failure.
+type tail struct {
+	mu sync.Mutex
+	b  []byte
+}
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if room := 4096 - len(t.b); room > 0 {
+		t.b = append(t.b, p[:min(room, len(p))]...)
+	}
+	return len(p), nil
+}
+
+func (t *tail) get() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return string(t.b)
+}
+
+// loopback brings lo up and does no more: what bubblewrap and runc do, too.
+func loopback(_ context.Context, _ int, ns *os.File) (io.Closer, error) {
+	bad := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never back: the thread ends with the goroutine
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			bad <- fmt.Errorf("setns: %w", err)
+			return
+		}
+		bad <- loUp()
+	}()
+	return io.NopCloser(nil), <-bad
+}
+
+func loUp() error {
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(s)
+	q, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	q.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	return unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, q)
+}
+
+// audit puts the guard's events on the ledger, as the appliance does: in
+// batches of what comes within two milliseconds.
+type audit struct {
+	done    chan struct{}
+	err     error
+	n, lost atomic.Uint64
+	tier    guard.Tier
+}
+
+func drain(g *guard.Guard, log *ledger.Log) *audit {
+	a := &audit{done: make(chan struct{}), tier: g.Tier()}
+	go func() {
+		defer close(a.done)
+		for e := range g.Events() {
+			rs := batch(g, e)
+			if err := log.Record(context.Background(), rs...); err != nil && a.err == nil {
+				a.err = err
+			}
+			a.n.Add(uint64(len(rs)))
+			a.lost.Store(g.Lost())
+		}
+	}()
+	return a
+}
+
+func batch(g *guard.Guard, first guard.Event) []ledger.Record {
+	rs := []ledger.Record{record(first)}
+	for after := time.After(2 * time.Millisecond); len(rs) < 512; {
+		select {
+		case e, ok := <-g.Events():
+			if !ok {
+				return rs
+			}
+			rs = append(rs, record(e))
+		case <-after:
+			return rs
+		}
+	}
+	return rs
+}
+
+var kinds = map[guard.Kind]ledger.Kind{guard.Exec: ledger.KindExec, guard.Opened: ledger.KindFile, guard.Refused: ledger.KindKernel, guard.Connect: ledger.KindConnect}
+
+func record(e guard.Event) ledger.Record {
+	r := ledger.Record{
+		Time: e.Time, Kind: kinds[e.Kind], Agent: e.Scope, Path: e.Path, Verdict: ledger.Allowed, Reason: "bench." + string(e.Kind),
+		Process: ledger.Process{PID: e.PID, PPID: e.PPID, UID: e.UID, Comm: e.Comm}, Attrs: map[string]any{"file": e.File, "addr": e.Addr},
+	}
+	if e.Killed || e.Denied || e.Errno != 0 {
+		r.Verdict = ledger.Denied
+	}
+	return r
+}
+
+func (a *audit) end() error { <-a.done; return a.err }
+
+// sum says what the record holds, for the report.
+func (a *audit) sum() string {
+	return fmt.Sprintf("guard tier %s; %d records on the ledger, %d events lost", a.tier, a.n.Load(), a.lost.Load())
+}

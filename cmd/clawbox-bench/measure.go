@@ -1,0 +1,327 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/clawbox/clawbox/policies"
+)
+
+// measurement is one line of work; it may give several rows.
+type measurement struct {
+	key  string
+	take func(ctx context.Context, l *lab, n int) ([]row, error)
+}
+
+// row is one line of the table. A cell without samples was not measured.
+type row struct {
+	name   string
+	cells  map[string]samples
+	ratios map[string]float64 // to the host, median over the rounds
+	target string             // "" none
+	got    string             // what is held against the target
+	met    bool
+	tail   float64 // the second quantile shown; 0: 0.9
+}
+
+var measurements = []measurement{
+	{"cold", coldStart},
+	{"exec", probed("exec of a static program", "exec", 200, 25*time.Microsecond)},
+	{"open", probed("open + read + close", "open", 200, 400*time.Nanosecond)},
+	{"connect", probed("connect on loopback", "connect", 1000, time.Microsecond)},
+	{"build", workload("go build of a small program", "build", "2")},
+	{"git", workload("git: 200 files, two commits", "git", "1")},
+	{"many", many},
+	{"egress", egressRequests},
+	{"reload", reload},
+	{"unlisted", unlisted},
+}
+
+func names() string {
+	var out []string
+	for _, m := range measurements {
+		out = append(out, m.key)
+	}
+	return strings.Join(out, ", ")
+}
+
+// turns runs f in every place, n rounds, beginning with another place each
+// round.
+func turns(ctx context.Context, l *lab, n int, f func(name string, p place) (samples, error)) (rounds, error) {
+	r := rounds{}
+	for i := range n {
+		for k := range l.order {
+			name := l.order[(i+k)%len(l.order)]
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
+			s, err := f(name, l.places[name])
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", name, err)
+			}
+			r.add(name, s)
+		}
+	}
+	return r, nil
+}
+
+// newRow fills a row from rounds.
+func newRow(name string, r rounds) row {
+	out := row{name: name, cells: map[string]samples{}, ratios: map[string]float64{}}
+	for p := range r {
+		out.cells[p] = r.all(p)
+		out.ratios[p] = r.ratio(p, host)
+	}
+	return out
+}
+
+// probe runs the probe in a place and reads its samples.
+func probe(ctx context.Context, p place, argv ...string) (samples, error) {
+	var out bytes.Buffer
+	if err := do(ctx, p, job{argv: append([]string{"/bin/probe"}, argv...), out: &out}); err != nil {
+		return nil, err
+	}
+	return readSamples(out.Bytes())
+}
+
+// probed compares one system call's cost, with a bound on the difference.
+func probed(name, mode string, count int, bound time.Duration) func(context.Context, *lab, int) ([]row, error) {
+	return func(ctx context.Context, l *lab, n int) ([]row, error) {
+		r, err := turns(ctx, l, n, func(_ string, p place) (samples, error) { return probe(ctx, p, mode, strconv.Itoa(count)) })
+		if err != nil {
+			return nil, err
+		}
+		out, more := newRow(name, r), r.more(clawbox, host)
+		out.target, out.got, out.met = "+ ≤ "+show(bound), signed(more), more <= bound
+		return []row{out}, nil
+	}
+}
+
+// workload compares whole programs: at most 5 % slower.
+func workload(name, mode, count string) func(context.Context, *lab, int) ([]row, error) {
+	return func(ctx context.Context, l *lab, n int) ([]row, error) {
+		if mode == "git" {
+			if _, err := os.Stat(l.root + "/usr/bin/git"); err != nil {
+				return nil, nil // the report says that it is not installed
+			}
+		}
+		r, err := turns(ctx, l, n, func(_ string, p place) (samples, error) { return probe(ctx, p, mode, count) })
+		if err != nil {
+			return nil, err
+		}
+		out, q := newRow(name, r), r.ratio(clawbox, host)
+		out.target, out.got, out.met = "≤ 5 % slower", fmt.Sprintf("%+.1f %%", 100*(q-1)), q <= 1.05
+		return []row{out}, nil
+	}
+}
+
+// stamp notes when the first byte arrives.
+type stamp struct {
+	once sync.Once
+	at   time.Time
+	seen chan struct{}
+}
+
+func newStamp() *stamp { return &stamp{seen: make(chan struct{})} }
+
+func (s *stamp) Write(b []byte) (int, error) {
+	s.once.Do(func() { s.at = time.Now(); close(s.seen) })
+	return len(b), nil
+}
+
+// coldStart times from the request to the first byte that a static program
+// in a new sandbox has written. clawbox has the guard and the way out attached.
+func coldStart(ctx context.Context, l *lab, n int) ([]row, error) {
+	r, err := turns(ctx, l, n, func(_ string, p place) (samples, error) {
+		var s samples
+		for range 5 {
+			w, start := newStamp(), time.Now()
+			if err := do(ctx, p, job{argv: []string{"/bin/busybox", "echo", "x"}, out: w, open: true}); err != nil {
+				return nil, err
+			}
+			s = append(s, w.at.Sub(start))
+		}
+		return s, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := newRow("cold start to the first byte", r)
+	if _, ok := r[bwrap]; ok {
+		d := r.more(clawbox, bwrap)
+		out.target, out.got, out.met = "≤ bubblewrap", signed(d), d <= 0
+	}
+	return []row{out}, nil
+}
+
+// many starts 1, 10 and 100 sandboxes at once and times until all of them run.
+func many(ctx context.Context, l *lab, n int) ([]row, error) {
+	var rows []row
+	each := map[int]time.Duration{}
+	for _, count := range []int{1, 10, 100} {
+		r, err := turns(ctx, l, max(n/3, 1), func(_ string, p place) (samples, error) {
+			d, err := crowd(ctx, p, count)
+			return samples{d}, err
+		})
+		if err != nil {
+			return nil, err
+		}
+		out := newRow(fmt.Sprintf("%d at once, until all run", count), r)
+		each[count] = out.cells[clawbox].median() / time.Duration(count)
+		if count == 100 {
+			q := float64(each[100]) / float64(each[10])
+			out.target, out.got, out.met = "linear: ≤ 1.25 × the cost of each of 10", fmt.Sprintf("%.2f ×", q), q <= 1.25
+		}
+		rows = append(rows, out)
+	}
+	return rows, nil
+}
+
+func crowd(ctx context.Context, p place, count int) (d time.Duration, err error) {
+	ws, all, errs := make([]*stamp, count), make([]running, count), make([]error, count)
+	start := time.Now()
+	var wg sync.WaitGroup
+	for i := range count {
+		ws[i] = newStamp()
+		wg.Go(func() {
+			all[i], errs[i] = p.start(ctx, job{argv: []string{"/bin/probe", "stay", "0"}, out: ws[i], slot: i, open: true})
+			if errs[i] == nil {
+				errs[i] = first(ctx, ws[i])
+			}
+		})
+	}
+	wg.Wait()
+	for _, w := range ws {
+		d = max(d, w.at.Sub(start))
+	}
+	for _, r := range all {
+		if r != nil {
+			wg.Go(func() { _ = r.stop() })
+		}
+	}
+	wg.Wait()
+	return d, firstError(errs)
+}
+
+func first(ctx context.Context, w *stamp) error {
+	select {
+	case <-w.seen:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(2 * time.Minute):
+		return fmt.Errorf("nothing came from it for two minutes")
+	}
+}
+
+func firstError(errs []error) error {
+	i := slices.IndexFunc(errs, func(err error) bool { return err != nil })
+	if i < 0 {
+		return nil
+	}
+	return errs[i]
+}
+
+// egressRequests compares the host's own connections with those through
+// steering, policy, two records and a second connection.
+func egressRequests(ctx context.Context, l *lab, n int) ([]row, error) {
+	addr, url := map[string]string{host: l.echo.Addr().String(), clawbox: "192.0.2.1:7000"}, map[string]string{host: "http://" + l.web.Addr().String() + "/", clawbox: "http://bench.example/"}
+	dials, gets := rounds{}, rounds{}
+	for range n {
+		for _, name := range []string{host, clawbox} {
+			for _, w := range []struct {
+				to   rounds
+				args []string
+			}{{dials, []string{"dial", "200", addr[name]}}, {gets, []string{"http", "100", url[name]}}} {
+				var out bytes.Buffer
+				if err := do(ctx, l.places[name], job{argv: append([]string{"/bin/probe"}, w.args...), out: &out, open: true}); err != nil {
+					return nil, fmt.Errorf("%s: %w", name, err)
+				}
+				s, err := readSamples(out.Bytes())
+				if err != nil {
+					return nil, err
+				}
+				w.to.add(name, s)
+			}
+		}
+	}
+	conn, get := newRow("new connection, one byte there and back", dials), newRow("HTTP request of 1 KiB by name, new connection", gets)
+	conn.tail, get.tail = 0.99, 0.99
+	d := conn.cells[clawbox].median()
+	conn.target, conn.got, conn.met = "≤ 220 µs", show(d), d <= 220*time.Microsecond
+	return []row{conn, get}, nil
+}
+
+// reload times from the new policy's text to the end of the connections that
+// it no longer allows, fifty of them.
+func reload(ctx context.Context, l *lab, n int) ([]row, error) {
+	old := l.policy.Load()
+	defer l.policy.Store(old)
+	var s samples
+	for range n {
+		d, err := reloadOnce(ctx, l)
+		l.policy.Store(old)
+		if err != nil {
+			return nil, err
+		}
+		s = append(s, d)
+	}
+	out := newRow("hot reload until 50 connections are closed", rounds{clawbox: {s}})
+	d := s.median()
+	out.target, out.got, out.met = "≤ 20 ms", show(d), d <= 20*time.Millisecond
+	return []row{out}, nil
+}
+
+func reloadOnce(ctx context.Context, l *lab) (time.Duration, error) {
+	w := newStamp()
+	r, err := l.places[clawbox].start(ctx, job{argv: []string{"/bin/probe", "keep", "50", "192.0.2.1:7000"}, out: w, open: true})
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = r.stop() }()
+	if err := first(ctx, w); err != nil {
+		return 0, err
+	}
+	text := strings.Replace(fmt.Sprintf(policyText, l.guard.Tier()), "- {cidr: 192.0.2.0/24, ports: [7000]}", "", 1)
+	start := time.Now()
+	p, err := policies.Parse("bench.yaml", []byte(text))
+	if err != nil {
+		return 0, err
+	}
+	l.policy.Store(p)
+	l.proxy.Recheck("bench0")
+	for l.open.Load() > 0 {
+		if time.Since(start) > time.Minute {
+			return 0, fmt.Errorf("%d connections were still open a minute after the reload", l.open.Load())
+		}
+		time.Sleep(50 * time.Microsecond)
+	}
+	return time.Since(start), r.wait()
+}
+
+// unlisted starts a program that is in the image and not on the list.
+func unlisted(ctx context.Context, l *lab, n int) ([]row, error) {
+	count := 100 * n
+	var out bytes.Buffer
+	if err := do(ctx, l.places[clawbox], job{argv: []string{"/bin/probe", "violate", strconv.Itoa(count), "/unlisted/busybox", "true"}, out: &out}); err != nil {
+		return nil, err
+	}
+	var ran, killed, refused int
+	last := out.String()[strings.LastIndexByte(strings.TrimSpace(out.String()), '\n')+1:]
+	if _, err := fmt.Sscan(last, &ran, &killed, &refused); err != nil {
+		return nil, fmt.Errorf("got %q from the probe: %w", last, err)
+	}
+	r := row{name: "unlisted exec in the sandbox", target: fmt.Sprintf("stopped %d of %d", count, count)}
+	r.got, r.met = fmt.Sprintf("%d ran, %d killed, %d refused", ran, killed, refused), ran == 0 && killed+refused == count
+	return []row{r}, nil
+}
+
+var _ io.Writer = (*stamp)(nil)
