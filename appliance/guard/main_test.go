@@ -74,6 +74,8 @@ func misbehave(how string, args []string) error {
 			return err
 		}
 		return nil
+	case "missing":
+		return failsWith(args[0], unix.ENOENT)
 	case "call":
 		return dialOut(args)
 	case "attempt":

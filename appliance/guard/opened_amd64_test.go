@@ -65,7 +65,11 @@ func TestForeign(t *testing.T) {
 		t.Fatal(err)
 	}
 	es := j.all(func(e Event) bool { return e.Kind == Opened && e.Comm == "prog" })
-	if len(es) != 1 || es[0].Inode != must(Lookup(os.Getpid(), secret)) || es[0].File != "secret" || es[0].Syscall != "foreign:5" || es[0].Scope != filepath.Base(cg) {
+	call := "foreign:5"
+	if g.hooks != nil {
+		call = ""
+	}
+	if len(es) != 1 || es[0].Inode != must(Lookup(os.Getpid(), secret)) || es[0].File != "secret" || es[0].Syscall != call || es[0].Scope != filepath.Base(cg) {
 		t.Errorf("got %+v, want one open of %s", es, secret)
 	}
 }

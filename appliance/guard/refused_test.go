@@ -266,7 +266,7 @@ func TestOverlay(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Logf("stat says %d:%d, the kernel compares %d:%d", st.Dev, st.Ino, n.Dev, n.Ino)
-		s := Scope{ID: filepath.Base(cg), CgroupID: must(CgroupID(cg))}
+		s := Scope{ID: filepath.Base(cg), Violation: Kill, CgroupID: must(CgroupID(cg))}
 		if listed {
 			s.Exec = []Inode{n}
 		}

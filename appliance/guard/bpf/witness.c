@@ -274,12 +274,16 @@ inline_always int telling(struct pt_regs *regs, struct shape *sh, __u64 list, lo
 	return 1;
 }
 
-/* Whether a name has "/.." in it, and may so lead elsewhere than it begins. */
+/* Whether a name has a part that is empty or begins with "..", or is ".": it may
+ * lead elsewhere than it begins, or past a longer entry of the folders. */
 inline_always int climbs(const char *name, __u32 len)
 {
-	for (__u32 i = 0; i < TOLD_MAX - 3 && i < len; i++)
-		if (name[i] == '/' && name[i + 1] == '.' && name[i + 2] == '.')
+	for (__u32 i = 0; i < TOLD_MAX - 3 && i < len; i++) {
+		char next = name[i + 1], then = name[i + 2];
+
+		if (name[i] == '/' && (next == '/' || (next == '.' && (then == '.' || then == '/' || !then))))
 			return 1;
+	}
 	return 0;
 }
 
