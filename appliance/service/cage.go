@@ -22,7 +22,8 @@ type Cage struct {
 	Read  []string `json:"read,omitempty"`
 	Write []string `json:"write,omitempty"`
 	// Calls are groups of system calls besides the common one (see groups):
-	// "write" files, "connect" outwards, "bpf".
+	// "write" files, "connect" outwards, "interfaces" (what addresses the
+	// machine has), "bpf".
 	Calls []string `json:"calls,omitempty"`
 	// Ports are those that "connect" may go to over TCP; none: all.
 	Ports []uint16 `json:"ports,omitempty"`

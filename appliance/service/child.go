@@ -235,10 +235,21 @@ var attempts = []attempt{
 	{"become root", unix.EPERM, nil, func() error { return call(unix.SYS_SETRESUID, 0, 0, 0) }},
 	{"signal another process", unix.EPERM, nil, func() error { return unix.Kill(1, 0) }},
 	{"listen", unix.EPERM, nil, func() error { return call(unix.SYS_LISTEN, wireFD, 1) }},
-	{"bind", unix.EPERM, nil, func() error { return call(unix.SYS_BIND, wireFD, 0, 0) }},
+	{"bind", unix.EPERM, func(c *Cage) bool { return !c.may("interfaces") }, func() error { return call(unix.SYS_BIND, wireFD, 0, 0) }},
 	{"load BPF", unix.EPERM, func(c *Cage) bool { return !c.may("bpf") }, func() error { return call(unix.SYS_BPF, 0, 0, 0) }},
 	{"open a TCP socket", unix.EPERM, func(c *Cage) bool { return !c.may("connect") }, func() error { return call(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_STREAM, 0) }},
+	{"bind a TCP port", unix.EACCES, func(c *Cage) bool { return c.may("interfaces") && c.ABI >= 4 }, binding},
 	{"open a packet socket", unix.EPERM, nil, func() error { return call(unix.SYS_SOCKET, unix.AF_PACKET, unix.SOCK_RAW, 0) }},
+}
+
+// binding is refused by Landlock, where it knows ports.
+func binding() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Bind(fd, &unix.SockaddrInet4{Port: 5})
 }
 
 func call(nr uintptr, a ...uintptr) error {

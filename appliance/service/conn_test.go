@@ -199,6 +199,7 @@ func TestFilter(t *testing.T) {
 	}
 	const allow, eperm, enosys = unix.SECCOMP_RET_ALLOW, unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM), unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)
 	plain, net := Cage{}, Cage{Calls: []string{"connect"}}
+	ifs := Cage{Calls: []string{"connect", "interfaces"}}
 	disk, ebpf := Cage{Calls: []string{"write"}}, Cage{Calls: []string{"bpf"}}
 	thread := uint32(unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND | unix.CLONE_SYSVSEM | unix.CLONE_THREAD)
 	for _, c := range []struct {
@@ -224,6 +225,10 @@ func TestFilter(t *testing.T) {
 		{"fast open", net, call{unix.SYS_SENDTO, [4]uint32{3, 0, 0, unix.MSG_FASTOPEN | unix.MSG_NOSIGNAL}}, eperm},
 		{"send", net, call{unix.SYS_SENDTO, [4]uint32{3, 0, 0, unix.MSG_NOSIGNAL}}, allow},
 		{"bind", net, call{unix.SYS_BIND, [4]uint32{3}}, eperm},
+		{"routing socket", net, call{unix.SYS_SOCKET, [4]uint32{unix.AF_NETLINK, unix.SOCK_RAW, 0}}, eperm},
+		{"routing socket for addresses", ifs, call{unix.SYS_SOCKET, [4]uint32{unix.AF_NETLINK, unix.SOCK_RAW | unix.SOCK_CLOEXEC, 0}}, allow},
+		{"another netlink socket", ifs, call{unix.SYS_SOCKET, [4]uint32{unix.AF_NETLINK, unix.SOCK_RAW, 9}}, eperm},
+		{"tcp besides", ifs, call{unix.SYS_SOCKET, [4]uint32{unix.AF_INET, unix.SOCK_STREAM, 6}}, allow},
 		{"rename", plain, call{unix.SYS_RENAMEAT, [4]uint32{}}, eperm},
 		{"rename on disk", disk, call{unix.SYS_RENAMEAT, [4]uint32{}}, allow},
 		{"bpf", plain, call{unix.SYS_BPF, [4]uint32{}}, eperm},

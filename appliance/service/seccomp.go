@@ -35,7 +35,10 @@ var groups = map[string][]uint32{
 		unix.SYS_UNLINKAT, unix.SYS_LINKAT, unix.SYS_FCHMOD, unix.SYS_FCHMODAT, unix.SYS_UTIMENSAT, unix.SYS_COPY_FILE_RANGE, unix.SYS_UMASK,
 	}, archWrite...),
 	"connect": {unix.SYS_CONNECT}, // and socket, by its arguments
-	"bpf":     {unix.SYS_BPF, unix.SYS_OPEN_BY_HANDLE_AT, unix.SYS_NAME_TO_HANDLE_AT, unix.SYS_PERF_EVENT_OPEN},
+	// What net.InterfaceAddrs needs: a routing socket, and bind, which Landlock
+	// refuses for TCP ports and which is of no use without listen.
+	"interfaces": {unix.SYS_BIND},
+	"bpf":        {unix.SYS_BPF, unix.SYS_OPEN_BY_HANDLE_AT, unix.SYS_NAME_TO_HANDLE_AT, unix.SYS_PERF_EVENT_OPEN},
 }
 
 func (c *Cage) may(group string) bool { return slices.Contains(c.Calls, group) }
@@ -69,29 +72,38 @@ const (
 	namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET
 )
 
-// someCalls are allowed where all tests hold.
-func (c *Cage) someCalls(pid int) map[uint32][]arg {
-	self := []arg{{0, all, []uint32{uint32(pid)}}}
-	m := map[uint32][]arg{
-		unix.SYS_CLONE:      {{0, namespaces | unix.CLONE_THREAD, []uint32{unix.CLONE_THREAD}}}, // threads only
-		unix.SYS_TGKILL:     self,                                                               // Go stops its own threads that way
-		unix.SYS_PRLIMIT64:  {{0, all, []uint32{0, uint32(pid)}}, {2, all, []uint32{0}}},        // read only
-		unix.SYS_SOCKETPAIR: {{0, all, []uint32{unix.AF_UNIX}}},
-		unix.SYS_PRCTL:      {{0, all, []uint32{unix.PR_GET_NO_NEW_PRIVS, unix.PR_GET_SECCOMP, unix.PR_SET_NAME, unix.PR_SET_DUMPABLE, prSetVMA}}},
+// rule allows a call where all tests hold.
+type rule struct {
+	nr   uint32
+	when []arg
+}
+
+// rules are the calls that are allowed by their arguments, each by any of its
+// rules.
+func (c *Cage) rules(pid int) []rule {
+	rs := []rule{
+		{unix.SYS_CLONE, []arg{{0, namespaces | unix.CLONE_THREAD, []uint32{unix.CLONE_THREAD}}}}, // threads only
+		{unix.SYS_TGKILL, []arg{{0, all, []uint32{uint32(pid)}}}},                                 // Go stops its own threads that way
+		{unix.SYS_PRLIMIT64, []arg{{0, all, []uint32{0, uint32(pid)}}, {2, all, []uint32{0}}}},    // read only
+		{unix.SYS_SOCKETPAIR, []arg{{0, all, []uint32{unix.AF_UNIX}}}},
+		{unix.SYS_PRCTL, []arg{{0, all, []uint32{unix.PR_GET_NO_NEW_PRIVS, unix.PR_GET_SECCOMP, unix.PR_SET_NAME, unix.PR_SET_DUMPABLE, prSetVMA}}}},
+	}
+	if c.may("interfaces") {
+		rs = append(rs, rule{unix.SYS_SOCKET, []arg{{0, all, []uint32{unix.AF_NETLINK}}, {1, sockType, []uint32{unix.SOCK_RAW}}, {2, all, []uint32{unix.NETLINK_ROUTE}}}})
 	}
 	if c.may("connect") {
-		m[unix.SYS_SOCKET] = []arg{
-			{0, all, []uint32{unix.AF_INET, unix.AF_INET6}},
-			{1, sockType, []uint32{unix.SOCK_STREAM, unix.SOCK_DGRAM}},
-			{2, all, []uint32{0, unix.IPPROTO_TCP, unix.IPPROTO_UDP}}, // no multipath TCP, which Landlock doesn't see
-		}
-		// MSG_FASTOPEN connects without connect, past Landlock; the last
-		// argument of sendto and sendmsg are the flags.
-		m[unix.SYS_SENDTO] = []arg{{3, unix.MSG_FASTOPEN, []uint32{0}}}
-		m[unix.SYS_SENDMSG] = []arg{{2, unix.MSG_FASTOPEN, []uint32{0}}}
-		m[unix.SYS_SENDMMSG] = []arg{{3, unix.MSG_FASTOPEN, []uint32{0}}}
+		rs = append(rs,
+			rule{unix.SYS_SOCKET, []arg{
+				{0, all, []uint32{unix.AF_INET, unix.AF_INET6}},
+				{1, sockType, []uint32{unix.SOCK_STREAM, unix.SOCK_DGRAM}},
+				{2, all, []uint32{0, unix.IPPROTO_TCP, unix.IPPROTO_UDP}}, // no multipath TCP, which Landlock doesn't see
+			}},
+			// MSG_FASTOPEN connects without connect, past Landlock.
+			rule{unix.SYS_SENDTO, []arg{{3, unix.MSG_FASTOPEN, []uint32{0}}}},
+			rule{unix.SYS_SENDMSG, []arg{{2, unix.MSG_FASTOPEN, []uint32{0}}}},
+			rule{unix.SYS_SENDMMSG, []arg{{3, unix.MSG_FASTOPEN, []uint32{0}}}})
 	}
-	return m
+	return rs
 }
 
 // filter compiles the cage's filter. What stands nowhere is refused (EPERM);
@@ -104,39 +116,47 @@ func (c *Cage) filter(pid int) []bpf.Instruction {
 		retKill,
 		bpf.LoadAbsolute{Off: offNr, Size: 4},
 	}
-	some := c.someCalls(pid)
+	rules := c.rules(pid)
 	allowed := slices.Clone(common)
 	for _, g := range c.Calls {
 		allowed = append(allowed, groups[g]...)
 	}
-	allowed = slices.DeleteFunc(allowed, func(nr uint32) bool { _, ok := some[nr]; return ok })
+	allowed = slices.DeleteFunc(allowed, func(nr uint32) bool {
+		return slices.ContainsFunc(rules, func(r rule) bool { return r.nr == nr })
+	})
 	slices.Sort(allowed)
 	for _, nr := range slices.Compact(allowed) {
 		out = append(out, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: nr, SkipTrue: 1}, retAllow)
 	}
-	for nr, tests := range some {
-		b := compile(tests)
-		out = append(out, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: nr, SkipTrue: uint8(len(b))})
+	for _, r := range rules {
+		b := compile(r.when)
+		out = append(out, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: r.nr, SkipTrue: uint8(len(b))})
 		out = append(out, b...)
 	}
 	out = append(out, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.SYS_CLONE3, SkipTrue: 1}, retAbsent)
 	return append(out, retDenied)
 }
 
-// compile ends in an answer whatever the tests say, so that the call's number
-// need not be loaded again.
-func compile(tests []arg) (out []bpf.Instruction) {
-	for _, t := range tests {
-		out = append(out, bpf.LoadAbsolute{Off: offArgs + 8*uint32(t.n), Size: 4})
+// compile allows where all tests hold, and else goes on behind itself with the
+// call's number loaded again.
+func compile(tests []arg) []bpf.Instruction {
+	out := []bpf.Instruction{retAllow, bpf.LoadAbsolute{Off: offNr, Size: 4}}
+	// Built from the end, so that each test knows how far the way out is.
+	for _, t := range slices.Backward(tests) {
+		b := []bpf.Instruction{bpf.LoadAbsolute{Off: offArgs + 8*uint32(t.n), Size: 4}}
 		if t.mask != all {
-			out = append(out, bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: t.mask})
+			b = append(b, bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: t.mask})
 		}
 		for i, v := range t.want {
-			out = append(out, bpf.JumpIf{Cond: bpf.JumpEqual, Val: v, SkipTrue: uint8(len(t.want) - i)})
+			j := bpf.JumpIf{Cond: bpf.JumpEqual, Val: v, SkipTrue: uint8(len(t.want) - 1 - i)}
+			if i == len(t.want)-1 {
+				j.SkipFalse = uint8(len(out) - 1)
+			}
+			b = append(b, j)
 		}
-		out = append(out, retDenied)
+		out = append(b, out...)
 	}
-	return append(out, retAllow)
+	return out
 }
 
 // install puts the filter on every thread of the process.
