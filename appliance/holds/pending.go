@@ -43,7 +43,8 @@ type Question struct {
 	Process   ledger.Process
 	Reason    string // the policy's code; "": policies.ReasonUnlisted
 	Rule      string // what the policy said, with its place, if anything
-	// Change is what the policy has to allow for this to pass; zero: host and port.
+	// Change is what the policy has to allow for this to pass. Zero: host and
+	// port, for Binary where that is known; not with a Call.
 	Change policies.HostRule
 }
 
@@ -198,6 +199,9 @@ func (q *Question) complete() error {
 		return fmt.Errorf("the program's name %.80q has signs that a policy takes for a pattern", q.Binary)
 	}
 	if q.Change.Host == "" && q.Change.Domain == "" && q.Change.CIDR == "" {
+		if q.Call != "" {
+			return errors.New("a call came without the rule that would allow it")
+		}
 		q.Change = policies.HostRule{Host: q.Host, Ports: []int{q.Port}}
 		if q.Binary != "" {
 			q.Change.Binaries = []string{q.Binary}

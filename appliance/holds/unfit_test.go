@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/clawbox/clawbox/appliance/ledger"
+	"github.com/clawbox/clawbox/policies"
 )
 
 // TestUnfit: what can't be shown, written and read back as it is, is refused
@@ -15,6 +16,7 @@ func TestUnfit(t *testing.T) {
 	for name, edit := range map[string]func(*Question){
 		"long call":      func(q *Question) { q.Call = strings.Repeat("x", maxQuestion) },
 		"long ancestors": func(q *Question) { q.Ancestors = []string{strings.Repeat("/x", 3000), strings.Repeat("/x", 3000)} },
+		"bare call":      func(q *Question) { q.Call, q.Change = "GET /", policies.HostRule{} },
 		"binary bytes":   func(q *Question) { q.Binary = "/tmp/\xff" },
 		"ancestor bytes": func(q *Question) { q.Ancestors = []string{"/tmp/\xff"} },
 		"ancestor NUL":   func(q *Question) { q.Ancestors = []string{"/a\x00/b"} },

@@ -24,6 +24,9 @@ type office interface {
 // itself: the key was meant for what was there before.
 const settle = 700 * time.Millisecond
 
+// The smallest window that shows what an answer is for.
+const minWidth, minHeight = 36, 12
+
 // retry is how long a lost appliance is left alone.
 const retry = 2 * time.Second
 
@@ -57,6 +60,7 @@ type screen struct {
 	note   string // the last line
 	lost   error  // the appliance does not answer
 	busy   bool   // an answer is under way
+	gave   string // id of the request that it is for, or was
 	w, h   int
 }
 
@@ -150,7 +154,7 @@ func (m *screen) take(h control.Held) {
 	}
 	if m.sel != "" && m.page != pageHelp {
 		m.page = pageList
-		if !m.busy {
+		if m.sel != m.gave {
 			m.note = "the request that was shown here is gone"
 		}
 	}
@@ -178,9 +182,12 @@ func (m *screen) press(k tea.KeyPressMsg) tea.Cmd {
 	if k.String() == "ctrl+c" {
 		return tea.Quit
 	}
+	if m.page != pageDeny && m.scroll(k.String()) {
+		return nil
+	}
 	switch m.page {
 	case pageHelp:
-		m.page = pageList
+		m.page, m.down = pageList, 0
 		return nil
 	case pageAlways:
 		return m.pressAlways(k)
@@ -194,17 +201,20 @@ func (m *screen) press(k tea.KeyPressMsg) tea.Cmd {
 	case "q", "esc":
 		return tea.Quit
 	case "?", "h":
-		m.page = pageHelp
+		m.page, m.down = pageHelp, 0
 	case "up", "k":
 		m.move(-1)
 	case "down", "j", "tab":
 		m.move(1)
-	case "pgdown", "space":
-		m.down += 3
-	case "pgup":
-		m.down = max(0, m.down-3)
 	}
 	return nil
+}
+
+// scroll reads on or back.
+func (m *screen) scroll(k string) bool {
+	by, ok := map[string]int{"pgdown": 3, "space": 3, "pgup": -3}[k]
+	m.down = max(0, m.down+by)
+	return ok
 }
 
 // pressAnswer takes the keys that answer.
@@ -218,6 +228,8 @@ func (m *screen) pressAnswer(k string) (tea.Cmd, bool) {
 		m.note = "nothing is held"
 	case m.busy:
 		m.note = "an answer is under way"
+	case m.w < minWidth || m.h < minHeight:
+		m.note = fmt.Sprintf("make the window %d by %d or larger: an answer is for what is shown", minWidth, minHeight)
 	case m.now().Sub(m.fresh) < settle:
 		m.note = "this request came up just now; look at it, then press " + k + " again"
 	case (k == "s" || k == "D") && p.Ended:
@@ -238,14 +250,6 @@ func (m *screen) pressAnswer(k string) (tea.Cmd, bool) {
 
 // pressAlways wants a clear yes.
 func (m *screen) pressAlways(k tea.KeyPressMsg) tea.Cmd {
-	switch k.String() {
-	case "pgdown", "space":
-		m.down += 3
-		return nil
-	case "pgup":
-		m.down = max(0, m.down-3)
-		return nil
-	}
 	m.page, m.down = pageList, 0
 	if k.String() == "y" {
 		return m.send(m.asked, scopes["always"])
@@ -273,7 +277,7 @@ func (m *screen) pressDeny(k tea.KeyPressMsg) (cmd tea.Cmd) {
 // send answers what was shown as p.
 func (m *screen) send(p control.Pending, q control.AnswerRequest) tea.Cmd {
 	q.Operator, q.Digest = m.who, p.Digest
-	m.busy, m.note = true, "answering …"
+	m.busy, m.gave, m.note = true, p.ID, "answering …"
 	ctx, cl := m.ctx, m.cl
 	return func() tea.Msg {
 		err := cl.Answer(ctx, p.ID, q)

@@ -37,7 +37,7 @@ func (m *screen) lines() []string {
 	var mid []string
 	switch m.page {
 	case pageHelp:
-		mid = m.wrap(helpText)
+		mid = m.scrolled(m.wrap(helpText), room)
 	case pageAlways:
 		mid = m.scrolled(m.always(), room)
 	default:
@@ -71,7 +71,7 @@ func (m *screen) foot() []string {
 	}
 	switch m.page {
 	case pageHelp:
-		return []string{"", "any key: back"}
+		return []string{"", "page down: read on   any other key: back"}
 	case pageAlways:
 		return []string{warn.Render("Change the policy for ever?"), "y: yes, change it   any other key: no"}
 	case pageDeny:
@@ -106,8 +106,11 @@ func (m *screen) list(n int) (out []string) {
 func (m *screen) row(p control.Pending) string {
 	left := m.left(p).Round(time.Second).String()
 	who := fit(printable(p.Agent), 10)
-	prog := program(p)
-	prog = fit(prog[strings.LastIndexByte(prog, '/')+1:], 10)
+	prog := "?" + program(p)
+	if p.Binary != "" {
+		prog = program(p)[strings.LastIndexByte(program(p), '/')+1:]
+	}
+	prog = fit(prog, 10)
 	room := max(8, m.w-2-10-1-10-1-1-len(left)-1)
 	s := fmt.Sprintf("%s %s %s %s", who, prog, fit(destination(p), room), left)
 	if p.ID == m.sel {
@@ -151,7 +154,7 @@ func (m *screen) details() []string {
 	return m.table([][2]string{
 		{"wants", destination(p)}, {"agent", fmt.Sprintf("%s (uid %d)", printable(p.Agent), p.UID)}, {"program", prog}, {"started by", by},
 		{"why", printable(p.Why) + " (" + printable(p.Reason) + ")"}, {"held for", wait},
-		{"always adds", printable(p.Change)}, {"that is", printable(p.Words)}, {"policy", printable(p.Policy) + " " + printable(p.PolicyDigest)},
+		{"always adds", printable(p.Change)}, {"that is", printable(p.Words)}, {"policy", printable(p.Policy) + " " + short(printable(p.PolicyDigest))},
 	})
 }
 
@@ -205,7 +208,7 @@ func (m *screen) scrolled(ls []string, room int) []string {
 
 func (m *screen) wrap(s string) []string { return wrapTo(s, m.w-4) }
 
-func wrapTo(s string, w int) []string { return strings.Split(ansi.Wrap(s, max(8, w), "/,"), "\n") }
+func wrapTo(s string, w int) []string { return strings.Split(ansi.Wrap(s, max(8, w), ""), "\n") }
 
 func each(list []string, f func(string) string) (out []string) {
 	for _, s := range list {
