@@ -19,13 +19,15 @@ func (b *Book) Answer(ctx context.Context, id string, a Answer) error {
 	if err != nil {
 		return err
 	}
+	// Who asks may hang up; the record and its effect belong together.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTimeout)
+	defer cancel()
 	if err = b.c.Recorder.Record(ctx, x.answered(a)); err == nil {
-		if err = b.effect(ctx, x, a); err != nil {
-			b.note(x.failed(a, err))
-		}
+		err = b.effect(ctx, x, a)
 	}
 	if err != nil {
 		b.release(x)
+		b.note(x.failed(a, err))
 		return fmt.Errorf("answer %s: %w", id, err)
 	}
 	return nil

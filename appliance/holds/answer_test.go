@@ -316,3 +316,23 @@ func TestChange(t *testing.T) {
 		}
 	}
 }
+
+// The operator's terminal closing does not cut an answer in two.
+func TestAnswerHangsUp(t *testing.T) {
+	d := newDesk(t)
+	c := d.ask(base())
+	p := d.one()
+	ctx, cancel := context.WithCancel(t.Context())
+	d.book.set(nil, func(ledger.Record) { cancel() })
+	if err := d.Answer(ctx, p.ID, yes(p, Session)); err != nil {
+		t.Errorf("got %v", err)
+	}
+	if out := got(t, c); !out.Allow || len(d.Standing()) != 1 {
+		t.Errorf("got %+v", out)
+	}
+	ctx, cancel = context.WithCancel(t.Context())
+	cancel()
+	if _, err := d.Revoke(ctx, d.Standing()[0].ID, "ada"); err != nil || len(d.Standing()) != 0 {
+		t.Errorf("got %v", err)
+	}
+}

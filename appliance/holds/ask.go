@@ -52,6 +52,11 @@ func (b *Book) leave(x *hold) {
 func (b *Book) join(q Question) (*hold, *Outcome) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	return b.joined(q)
+}
+
+// joined is join for a caller who holds mu.
+func (b *Book) joined(q Question) (*hold, *Outcome) {
 	if out := b.known(q); out != nil {
 		return nil, out
 	}
@@ -78,17 +83,13 @@ func (x *hold) same(q Question) bool {
 // open is join after the request was recorded: it makes the pending request,
 // in place of one that is not true any more.
 func (b *Book) open(q Question) (*hold, *Outcome) {
-	if x, out := b.join(q); x != nil || out != nil {
-		return x, out // an answer, or another connection, was faster
-	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if x, out := b.joined(q); x != nil || out != nil {
+		return x, out // an answer, or another connection, was faster
+	}
 	k := q.key()
 	old := b.holds[k]
-	if old != nil && old.same(q) {
-		old.Waiting++
-		return old, nil
-	}
 	p, err := newPending(q, time.Now(), b.c.Timeout)
 	if err != nil {
 		out := unfit(err)

@@ -98,6 +98,8 @@ func (b *Book) Revoke(ctx context.Context, id, operator string) (Grant, error) {
 	if !ok {
 		return g, fmt.Errorf("%w: no answer stands under %.40q; list what stands again", ErrNoPending, id)
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTimeout)
+	defer cancel()
 	if err := b.c.Recorder.Record(ctx, g.revoked(operator)); err != nil {
 		return g, fmt.Errorf("revoke %s: %w", id, err)
 	}

@@ -20,12 +20,15 @@ type notes struct {
 	hook func(ledger.Record) // runs before the record is kept
 }
 
-func (n *notes) Record(_ context.Context, rs ...ledger.Record) error {
+func (n *notes) Record(ctx context.Context, rs ...ledger.Record) error {
 	n.mu.Lock()
 	hook, err := n.hook, n.fail
 	n.mu.Unlock()
 	if hook != nil {
 		hook(rs[0])
+	}
+	if ctx.Err() != nil {
+		return ctx.Err() // as the ledger does
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -7,8 +7,11 @@ import (
 	"github.com/clawbox/clawbox/appliance/ledger"
 )
 
-// recordTimeout bounds records that nobody may cut short.
-const recordTimeout = 10 * time.Second
+// What nobody may cut short has bounds of its own.
+const (
+	recordTimeout = 10 * time.Second // a record
+	answerTimeout = 30 * time.Second // a record and its effect, which may be another policy
+)
 
 // attrs says who asked for what, for a record.
 func (s Subject) attrs(more map[string]any) map[string]any {

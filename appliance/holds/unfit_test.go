@@ -1,9 +1,11 @@
 package holds
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/clawbox/clawbox/appliance/ledger"
@@ -71,6 +73,26 @@ func TestFlood(t *testing.T) {
 	}
 	if held != 5 {
 		t.Errorf("%d held on record, want 5", held)
+	}
+}
+
+// The bound holds also for those that ask at the same moment.
+func TestFloodAtOnce(t *testing.T) {
+	d := newDesk(t, func(c *Config) { c.PerAgent = 4 })
+	var wg, all sync.WaitGroup
+	all.Add(50)
+	d.book.set(nil, func(ledger.Record) { all.Done(); all.Wait() }) // nobody is in the book before all are on record
+	ctx, cancel := context.WithCancel(t.Context())
+	for i := range 50 {
+		wg.Go(func() {
+			d.Ask(ctx, base(func(q *Question) { q.Host = fmt.Sprintf("n%d.example", i) }), nil)
+		})
+	}
+	eventually(t, "four wait", func() bool { return d.waiting() >= 4 })
+	cancel()
+	wg.Wait()
+	if n := len(d.List()); n != 4 {
+		t.Errorf("%d pending, want 4", n)
 	}
 }
 

@@ -27,6 +27,10 @@ const settle = 700 * time.Millisecond
 // The smallest window that shows what an answer is for.
 const minWidth, minHeight = 36, 12
 
+// calm is the least time between two looks: an agent decides how often what is
+// held changes.
+const calm = 100 * time.Millisecond
+
 // retry is how long a lost appliance is left alone.
 const retry = 2 * time.Second
 
@@ -126,7 +130,7 @@ func (m *screen) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 			return m, tea.Tick(retry, func(time.Time) tea.Msg { return againMsg{} })
 		}
 		m.take(msg.held)
-		return m, m.watch()
+		return m, tea.Tick(calm, func(time.Time) tea.Msg { return againMsg{} })
 	case answeredMsg:
 		m.busy = false
 		m.note = done(msg.p, msg.q)
