@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"syscall"
 	"unsafe"
@@ -24,148 +23,442 @@ var limits = map[string]int{
 
 func limitNames() []string { return slices.Sorted(maps.Keys(limits)) }
 
+// securebits make even user id 0 a plain user, for good. The last pair stays
+// away from a process that keeps capabilities: they are handed on through the
+// ambient set.
+// Source: capabilities(7), "The securebits flags".
+const (
+	noRoot    = 1<<0 | 1<<1 // and locked
+	noAmbient = 1<<6 | 1<<7 // no_cap_ambient_raise, and locked
+)
+
+// final is a Spec in the form that the kernel takes it: whatever can be
+// looked up, opened or allocated has been. What is left are system calls, so
+// that it can be carried out between fork and execve, where Go's runtime
+// cannot be used, as well as by a running process.
+type final struct {
+	limits   []limit
+	uid, gid uintptr
+	caps     uint64 // kept; normally none
+	keep     [2]unix.CapUserData
+	dir      *byte
+	ruleset  uintptr
+	probe    bool // listing / must be refused
+	filter   unix.SockFprog
+	argv     []*byte // argv[0] is the program's path
+	env      []*byte
+}
+
+type limit struct {
+	resource uintptr
+	value    unix.Rlimit
+}
+
 // extras is what the launcher itself adds to a Spec.
 type extras struct {
-	// exec is an open file that may still be executed, or nil: PID 1 becomes
-	// another image of the launcher.
-	exec *os.File
 	// scope keeps signals and abstract sockets inside the Landlock domain.
 	scope bool
 }
 
-// apply confines the calling thread, which must be locked and must call
-// execve next, or exit. The package comment explains the order.
-func apply(s *Spec, x extras) error {
-	rs, err := newRuleset(s.Landlock, x.scope)
+// prepare does everything that may still fail for a reason worth explaining.
+// It must run while privileged: the agent's uid may be unable to walk to a
+// path that it may not list.
+func prepare(s *Spec, x extras) (_ *final, err error) {
+	f := &final{uid: uintptr(s.UID), gid: uintptr(s.GID)}
+	if f.caps, err = capMask(s.Capabilities); err != nil {
+		return nil, err
+	}
+	for i := range f.keep {
+		c := uint32(f.caps >> (32 * i))
+		f.keep[i] = unix.CapUserData{Effective: c, Permitted: c, Inheritable: c}
+	}
+	for _, l := range s.Limits {
+		if err := reachable(l); err != nil {
+			return nil, err
+		}
+		f.limits = append(f.limits, limit{uintptr(limits[l.Name]), unix.Rlimit{Cur: l.Value, Max: l.Value}})
+	}
+	if f.dir, err = unix.BytePtrFromString(s.Dir); err != nil {
+		return nil, fmt.Errorf("directory %q: %w", s.Dir, err)
+	}
+	if f.argv, err = syscall.SlicePtrFromStrings(s.Args); err == nil {
+		f.env, err = syscall.SlicePtrFromStrings(s.Env)
+	}
 	if err != nil {
-		return fmt.Errorf("landlock: %w", err)
+		return nil, fmt.Errorf("arguments or environment: %w", err)
 	}
-	// Rules are added while privileged: the agent's uid may be unable to
-	// walk to a path that it may not list.
-	if err := rs.addAll(s.Landlock); err != nil {
-		return fmt.Errorf("landlock: %w", err)
+	f.filter = unix.SockFprog{Len: uint16(len(s.Seccomp)), Filter: &s.Seccomp[0]}
+	rs, err := newRuleset(s.Landlock, x.scope)
+	if err == nil {
+		err = rs.addAll(s.Landlock)
 	}
-	if x.exec != nil {
-		if err := rs.add(int(x.exec.Fd()), fsExec); err != nil {
-			return fmt.Errorf("landlock: launcher: %w", err)
-		}
+	if err != nil {
+		return nil, fmt.Errorf("landlock: %w", err)
 	}
-	steps := []struct {
-		name string
-		do   func() error
-	}{
-		{"limits", func() error { return setLimits(s.Limits) }},
-		{"privileges", func() error { return dropPrivileges(s) }},
-		{"directory", func() error { return unix.Chdir(s.Dir) }},
-		{"no_new_privs", func() error { return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }},
-		{"dumpable", func() error { return unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) }},
-		{"landlock", rs.restrict},
-		{"landlock", func() error { return probeLandlock(s.Landlock) }},
-		{"descriptors", func() error { return unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC) }},
-		{"seccomp", func() error { return s.installFilter() }},
-		{"self-check", func() error { return verify(s) }},
+	f.ruleset, f.probe = uintptr(rs.fd), probed(s.Landlock)
+	return f, nil
+}
+
+// reachable finds out while there is room for an explanation: only by raising
+// a limit does one know that the kernel lets it be raised.
+func reachable(l Limit) error {
+	r := limits[l.Name]
+	var old unix.Rlimit
+	if err := unix.Prlimit(0, r, nil, &old); err != nil {
+		return fmt.Errorf("limits: read %s: %w", l.Name, err)
 	}
-	for _, st := range steps {
-		if err := st.do(); err != nil {
-			return fmt.Errorf("%s: %w", st.name, err)
-		}
+	if l.Name == "core" || l.Value <= old.Max {
+		return nil
+	}
+	if err := unix.Prlimit(0, r, &unix.Rlimit{Cur: old.Cur, Max: l.Value}, nil); err != nil {
+		return fmt.Errorf("limits: %s to %d, hard limit is %d: %w; raise the daemon's limit or lower the policy's", l.Name, l.Value, old.Max, err)
 	}
 	return nil
 }
 
-// setLimits goes through package syscall, because that is how Go forgets the
-// descriptor limit that it would otherwise restore at execve.
-func setLimits(ls []Limit) error {
-	for _, l := range ls {
-		var old syscall.Rlimit
-		r := limits[l.Name]
-		if err := syscall.Getrlimit(r, &old); err != nil {
-			return fmt.Errorf("read %s: %w", l.Name, err)
-		}
-		v := l.Value
-		if l.Name == "core" {
-			v = min(v, old.Max) // a lower one than asked for is as good
-		}
-		if err := syscall.Setrlimit(r, &syscall.Rlimit{Cur: v, Max: v}); err != nil {
-			return fmt.Errorf("%s to %d, hard limit is %d: %w; raise the daemon's limit or lower the policy's", l.Name, v, old.Max, err)
-		}
-	}
-	return nil
+// stage names a step of confining, for errors.
+type stage int
+
+const (
+	atLimits stage = iota
+	atSecurebits
+	atBounding
+	atGroups
+	atUser
+	atCapabilities
+	atDirectory
+	atNoNewPrivs
+	atDumpable
+	atLandlock
+	atProbe
+	atDescriptors
+	atSeccomp
+	atVerify
+	atExecute
+)
+
+var stages = [...]string{
+	"limits", "securebits", "bounding set", "groups", "user", "capabilities", "directory", "no_new_privs", "dumpable", "landlock",
+	"landlock: listing / was not refused, this kernel does not enforce it", "descriptors", "seccomp",
+	"self-check: the kernel reports other capabilities, no_new_privs, seccomp mode or user than asked for", "execute",
 }
 
-// securebits make even user id 0 a plain user, for good.
-// Source: capabilities(7), "The securebits flags".
-const securebits = 1<<0 | 1<<1 | 1<<6 | 1<<7 // noroot, no_cap_ambient_raise, each locked
+var rootDir = [...]byte{'/', 0}
 
-// dropPrivileges works on the calling thread only: package syscall's Setuid
-// and friends would involve all threads, which execve ends anyway.
-func dropPrivileges(s *Spec) error {
-	if err := unix.Prctl(unix.PR_SET_SECUREBITS, securebits, 0, 0, 0); err != nil {
-		return fmt.Errorf("securebits %#x: %w", securebits, err)
+// Capability headers, made before they are needed.
+var capHeader = unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+
+// commit confines the calling thread, which must call execve next, or exit.
+// The package comment explains the order. It allocates nothing and does not
+// grow the stack; every call in it is raw.
+//
+//go:nosplit
+//go:norace
+func (f *final) commit() (stage, syscall.Errno) {
+	for i := range f.limits {
+		if e := f.limits[i].set(); e != 0 {
+			return atLimits, e
+		}
 	}
-	if err := emptyBounding(); err != nil {
+	if at, e := f.dropPrivileges(); e != 0 {
+		return at, e
+	}
+	if _, _, e := syscall.RawSyscall(unix.SYS_CHDIR, uintptr(unsafe.Pointer(f.dir)), 0, 0); e != 0 {
+		return atDirectory, e
+	}
+	if e := prctl(unix.PR_SET_NO_NEW_PRIVS, 1); e != 0 {
+		return atNoNewPrivs, e
+	}
+	if e := prctl(unix.PR_SET_DUMPABLE, 0); e != 0 {
+		return atDumpable, e
+	}
+	if _, _, e := syscall.RawSyscall(unix.SYS_LANDLOCK_RESTRICT_SELF, f.ruleset, 0, 0); e != 0 {
+		return atLandlock, e
+	}
+	if f.probe && !refused() {
+		return atProbe, unix.EINVAL
+	}
+	if _, _, e := syscall.RawSyscall(unix.SYS_CLOSE_RANGE, 3, ^uintptr(0)>>32, unix.CLOSE_RANGE_CLOEXEC); e != 0 {
+		return atDescriptors, e
+	}
+	if _, _, e := syscall.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&f.filter))); e != 0 {
+		return atSeccomp, e
+	}
+	if !f.verified() {
+		return atVerify, unix.EINVAL
+	}
+	return 0, 0
+}
+
+// set lowers a limit for good. A core limit above the present one stays: a
+// lower one than asked for is as good.
+//
+//go:nosplit
+//go:norace
+func (l *limit) set() syscall.Errno {
+	if l.resource == unix.RLIMIT_CORE {
+		var old unix.Rlimit
+		if _, _, e := syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, l.resource, 0, uintptr(unsafe.Pointer(&old)), 0, 0); e != 0 {
+			return e
+		}
+		if old.Max < l.value.Max {
+			l.value = unix.Rlimit{Cur: old.Max, Max: old.Max}
+		}
+	}
+	_, _, e := syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, l.resource, uintptr(unsafe.Pointer(&l.value)), 0, 0, 0)
+	return e
+}
+
+// dropPrivileges leaves the user, and of capabilities those that are kept.
+//
+//go:nosplit
+//go:norace
+func (f *final) dropPrivileges() (stage, syscall.Errno) {
+	bits := uintptr(noRoot | noAmbient)
+	if f.caps != 0 {
+		bits = noRoot
+	}
+	if e := prctl(unix.PR_SET_SECUREBITS, bits); e != 0 {
+		return atSecurebits, e
+	}
+	// The kernel answers EINVAL for the first capability that it doesn't know.
+	for c := uintptr(0); c < 64; c++ {
+		if f.caps&(1<<c) != 0 {
+			continue
+		}
+		if e := prctl(unix.PR_CAPBSET_DROP, c); e == unix.EINVAL && c > unix.CAP_SYS_ADMIN {
+			break
+		} else if e != 0 {
+			return atBounding, e
+		}
+	}
+	if f.caps != 0 {
+		if e := prctl(unix.PR_SET_KEEPCAPS, 1); e != 0 {
+			return atCapabilities, e
+		}
+	}
+	if _, _, e := syscall.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); e != 0 {
+		return atGroups, e
+	}
+	if _, _, e := syscall.RawSyscall(unix.SYS_SETRESGID, f.gid, f.gid, f.gid); e != 0 {
+		return atGroups, e
+	}
+	if _, _, e := syscall.RawSyscall(unix.SYS_SETRESUID, f.uid, f.uid, f.uid); e != 0 {
+		return atUser, e
+	}
+	return f.setCaps()
+}
+
+//go:nosplit
+//go:norace
+func (f *final) setCaps() (stage, syscall.Errno) {
+	if e := prctl2(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0); e != 0 {
+		return atCapabilities, e
+	}
+	if _, _, e := syscall.RawSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&capHeader)), uintptr(unsafe.Pointer(&f.keep[0])), 0); e != 0 {
+		return atCapabilities, e
+	}
+	for c := uintptr(0); c < 64; c++ {
+		if f.caps&(1<<c) == 0 {
+			continue
+		}
+		if e := prctl2(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, c); e != 0 {
+			return atCapabilities, e
+		}
+	}
+	return 0, 0
+}
+
+// refused provokes a denial, because a rule set that enforces nothing looks
+// like one that does. Listing / is denied unless the Spec grants it.
+//
+//go:nosplit
+//go:norace
+func refused() bool {
+	at := unix.AT_FDCWD
+	fd, _, e := syscall.RawSyscall6(unix.SYS_OPENAT, uintptr(at), uintptr(unsafe.Pointer(&rootDir[0])), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0, 0, 0)
+	if e == 0 {
+		syscall.RawSyscall(unix.SYS_CLOSE, fd, 0, 0)
+	}
+	return e == unix.EACCES
+}
+
+// probed says whether Landlock can be seen to work.
+func probed(l Landlock) bool { return !slices.Contains(l.Read, "/") && !slices.Contains(l.Write, "/") }
+
+// verified reads the restrictions back from the kernel.
+//
+//go:nosplit
+//go:norace
+func (f *final) verified() bool {
+	var caps [2]unix.CapUserData
+	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	if _, _, e := syscall.RawSyscall(unix.SYS_CAPGET, uintptr(unsafe.Pointer(&h)), uintptr(unsafe.Pointer(&caps[0])), 0); e != 0 {
+		return false
+	}
+	for i := range caps {
+		if caps[i].Effective != f.keep[i].Effective || caps[i].Permitted != f.keep[i].Permitted {
+			return false
+		}
+	}
+	nnp, _, _ := syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0, 0)
+	mode, _, _ := syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_GET_SECCOMP, 0, 0, 0, 0, 0)
+	uid, _, _ := syscall.RawSyscall(unix.SYS_GETUID, 0, 0, 0)
+	return nnp == 1 && mode == unix.SECCOMP_MODE_FILTER && uid == f.uid
+}
+
+//go:nosplit
+//go:norace
+func prctl(op, arg uintptr) syscall.Errno { return prctl2(op, arg, 0) }
+
+//go:nosplit
+//go:norace
+func prctl2(op, a, b uintptr) syscall.Errno {
+	_, _, e := syscall.RawSyscall6(unix.SYS_PRCTL, op, a, b, 0, 0, 0)
+	return e
+}
+
+// execute becomes the program; it returns only the reason why not.
+//
+//go:nosplit
+//go:norace
+func (f *final) execute() syscall.Errno {
+	_, _, e := syscall.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(f.argv[0])), uintptr(unsafe.Pointer(&f.argv[0])), uintptr(unsafe.Pointer(&f.env[0])))
+	return e
+}
+
+// apply confines the calling thread, which must be locked and must call
+// execve next, or exit.
+func apply(s *Spec, x extras) (*final, error) {
+	f, err := prepare(s, x)
+	if err != nil {
+		return nil, err
+	}
+	if at, e := f.commit(); e != 0 {
+		return nil, fmt.Errorf("%s: %w", stages[at], e)
+	}
+	return f, nil
+}
+
+// Self confines the whole calling process, all its threads, for a program
+// that goes on running: PID 1 of a sandbox, a service. Unlike in apply, the
+// process keeps its descriptors, and the filter decides whether it may
+// execute. It needs a program without cgo.
+func Self(s *Spec) error { return self(s, true) }
+
+// self leaves the bounding set of other threads alone where the filter lets
+// none of them execute anything: it counts at execve only, and 41 times a
+// call on every thread would be felt in each start of a sandbox.
+func self(s *Spec, executes bool) error {
+	f, err := prepare(s, extras{})
+	if err != nil {
 		return err
 	}
-	if _, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); e != 0 {
-		return fmt.Errorf("drop groups: %w", e)
-	}
-	g, u := uintptr(s.GID), uintptr(s.UID)
-	if _, _, e := unix.RawSyscall(unix.SYS_SETRESGID, g, g, g); e != 0 {
-		return fmt.Errorf("gid %d: %w", s.GID, e)
-	}
-	if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, u, u, u); e != 0 {
-		return fmt.Errorf("uid %d: %w", s.UID, e)
-	}
-	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
-		return fmt.Errorf("ambient capabilities: %w", err)
-	}
-	var none [2]unix.CapUserData
-	if err := unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &none[0]); err != nil {
-		return fmt.Errorf("capabilities: %w", err)
-	}
-	return nil
-}
-
-// emptyBounding drops every capability that the kernel knows; it answers
-// EINVAL for the first one that it doesn't.
-func emptyBounding() error {
-	for c := uintptr(0); c < 64; c++ {
-		err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
-		if errors.Is(err, unix.EINVAL) && c > unix.CAP_SYS_ADMIN {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("bounding set, capability %d: %w", c, err)
+	defer unix.Close(int(f.ruleset))
+	for _, st := range f.everywhere(executes) {
+		if err := st.do(); err != nil {
+			return fmt.Errorf("%s: %w", stages[st.at], err)
 		}
 	}
 	return nil
 }
 
-func (s *Spec) installFilter() error {
-	fs := make([]unix.SockFilter, len(s.Seccomp))
-	for i, in := range s.Seccomp {
-		fs[i] = unix.SockFilter{Code: in.Op, Jt: in.Jt, Jf: in.Jf, K: in.K}
+type step struct {
+	at stage
+	do func() error
+}
+
+// everywhere is commit for all threads of a process. Threads that the runtime
+// makes later inherit everything.
+func (f *final) everywhere(executes bool) []step {
+	all := func(at stage, trap uintptr, a ...uintptr) step {
+		return step{at, func() error { return allThreads(trap, a...) }}
 	}
-	p := unix.SockFprog{Len: uint16(len(fs)), Filter: &fs[0]}
-	_, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&p)))
+	var out []step
+	for i := range f.limits {
+		out = append(out, step{atLimits, func() error { return nonzero(f.limits[i].set()) }})
+	}
+	bits := uintptr(noRoot | noAmbient)
+	if f.caps != 0 {
+		bits = noRoot
+	}
+	out = append(out, all(atSecurebits, unix.SYS_PRCTL, unix.PR_SET_SECUREBITS, bits))
+	for c := uintptr(0); executes && c <= lastCap(); c++ {
+		if f.caps&(1<<c) == 0 {
+			out = append(out, all(atBounding, unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c))
+		}
+	}
+	if f.caps != 0 {
+		out = append(out, all(atCapabilities, unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1))
+	}
+	return append(out,
+		all(atGroups, unix.SYS_SETGROUPS, 0, 0),
+		all(atGroups, unix.SYS_SETRESGID, f.gid, f.gid, f.gid),
+		all(atUser, unix.SYS_SETRESUID, f.uid, f.uid, f.uid),
+		all(atCapabilities, unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0),
+		all(atCapabilities, unix.SYS_CAPSET, uintptr(unsafe.Pointer(&capHeader)), uintptr(unsafe.Pointer(&f.keep[0]))),
+		step{atDirectory, func() error { return unix.Chdir(unix.BytePtrToString(f.dir)) }},
+		all(atNoNewPrivs, unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1),
+		step{atDumpable, func() error { return unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) }},
+		all(atLandlock, unix.SYS_LANDLOCK_RESTRICT_SELF, f.ruleset, 0),
+		step{atProbe, f.refusedHere},
+		step{atSeccomp, f.synchronize},
+		step{atVerify, f.verifiedEverywhere},
+	)
+}
+
+// allThreads makes one system call on every thread; the runtime ends the
+// process if they get different answers.
+func allThreads(trap uintptr, a ...uintptr) error {
+	var v [6]uintptr
+	copy(v[:], a)
+	_, _, e := syscall.AllThreadsSyscall6(trap, v[0], v[1], v[2], v[3], v[4], v[5])
+	return nonzero(e)
+}
+
+func nonzero(e syscall.Errno) error {
 	if e != 0 {
-		return fmt.Errorf("install filter of %d instructions: %w", len(fs), e)
+		return e
 	}
 	return nil
 }
 
-// verify reads the restrictions back from the kernel.
-func verify(s *Spec) error {
-	var caps [2]unix.CapUserData
-	if err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &caps[0]); err != nil {
-		return fmt.Errorf("capget: %w", err)
+// lastCap is the highest capability that the kernel knows.
+func lastCap() uintptr {
+	c := uintptr(unix.CAP_LAST_CAP)
+	for ; c < 63; c++ {
+		if _, _, e := syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAPBSET_READ, c+1, 0, 0, 0, 0); e != 0 {
+			break
+		}
 	}
-	nnp, _, _ := unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0, 0)
-	mode, _, _ := unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_GET_SECCOMP, 0, 0, 0, 0, 0)
-	uid, _, _ := unix.RawSyscall(unix.SYS_GETUID, 0, 0, 0)
-	if caps != [2]unix.CapUserData{} || nnp != 1 || mode != unix.SECCOMP_MODE_FILTER || int(uid) != s.UID {
-		return fmt.Errorf("kernel reports capabilities %x, no_new_privs %d, seccomp mode %d, uid %d; want none, 1, %d, %d",
-			caps, nnp, mode, uid, unix.SECCOMP_MODE_FILTER, s.UID)
+	return c
+}
+
+func (f *final) refusedHere() error {
+	if f.probe && !refused() {
+		return unix.EINVAL
+	}
+	return nil
+}
+
+// synchronize installs the filter on all threads at once.
+func (f *final) synchronize() error {
+	r, _, e := syscall.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&f.filter)))
+	if e == 0 && r != 0 {
+		return fmt.Errorf("thread %d cannot take the filter", r)
+	}
+	return nonzero(e)
+}
+
+func (f *final) verifiedEverywhere() error {
+	if !f.verified() {
+		return unix.EINVAL
+	}
+	for _, q := range []struct{ op, want uintptr }{{unix.PR_GET_NO_NEW_PRIVS, 1}, {unix.PR_GET_SECCOMP, unix.SECCOMP_MODE_FILTER}} {
+		r, _, e := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, q.op, 0, 0, 0, 0, 0)
+		if e != 0 || r != q.want {
+			return errors.Join(unix.EINVAL, nonzero(e))
+		}
 	}
 	return nil
 }

@@ -51,7 +51,7 @@ var allowed = []uint32{
 	unix.SYS_SETFSUID, unix.SYS_SETFSGID, unix.SYS_CAPGET, unix.SYS_CAPSET,
 	// Sockets, once made.
 	unix.SYS_BIND, unix.SYS_LISTEN, unix.SYS_ACCEPT, unix.SYS_ACCEPT4, unix.SYS_CONNECT, unix.SYS_GETSOCKNAME, unix.SYS_GETPEERNAME,
-	unix.SYS_SENDTO, unix.SYS_RECVFROM, unix.SYS_SENDMSG, unix.SYS_RECVMSG, unix.SYS_SENDMMSG, unix.SYS_RECVMMSG,
+	unix.SYS_RECVFROM, unix.SYS_RECVMSG, unix.SYS_RECVMMSG, // sending is in someCalls
 	unix.SYS_GETSOCKOPT, unix.SYS_SHUTDOWN,
 	// An agent may confine its own children further.
 	unix.SYS_LANDLOCK_CREATE_RULESET, unix.SYS_LANDLOCK_ADD_RULE, unix.SYS_LANDLOCK_RESTRICT_SELF,
@@ -91,14 +91,14 @@ var absent = []uint32{
 	unix.SYS_FILE_GETATTR, unix.SYS_FILE_SETATTR,
 }
 
-// supervisor is what PID 1 needs: Go's runtime, wait, kill, one socket, and
-// one last execve of the launcher, the only file that its Landlock leaves.
-var supervisor = append([]uint32{
+// supervisor is what PID 1 needs: Go's runtime, wait, kill, one socket, one
+// pipe to write to. It executes nothing.
+var supervisor = []uint32{
 	unix.SYS_READ, unix.SYS_WRITE, unix.SYS_CLOSE, unix.SYS_FCNTL, unix.SYS_OPENAT, unix.SYS_READLINKAT, unix.SYS_FSTAT, unix.SYS_NEWFSTATAT,
 	unix.SYS_FUTEX, unix.SYS_NANOSLEEP, unix.SYS_CLOCK_NANOSLEEP, unix.SYS_CLOCK_GETTIME, unix.SYS_SCHED_YIELD, unix.SYS_SCHED_GETAFFINITY,
 	unix.SYS_RT_SIGACTION, unix.SYS_RT_SIGPROCMASK, unix.SYS_RT_SIGRETURN, unix.SYS_SIGALTSTACK, unix.SYS_GETPID, unix.SYS_GETPPID,
 	unix.SYS_GETTID, unix.SYS_GETUID, unix.SYS_TGKILL, unix.SYS_TKILL, unix.SYS_KILL, unix.SYS_WAIT4, unix.SYS_WAITID, unix.SYS_EXIT,
-	unix.SYS_EXIT_GROUP, unix.SYS_EXECVE, unix.SYS_MMAP, unix.SYS_MUNMAP, unix.SYS_MPROTECT, unix.SYS_MADVISE, unix.SYS_MINCORE, unix.SYS_BRK,
+	unix.SYS_EXIT_GROUP, unix.SYS_MMAP, unix.SYS_MUNMAP, unix.SYS_MPROTECT, unix.SYS_MADVISE, unix.SYS_MINCORE, unix.SYS_BRK,
 	unix.SYS_EPOLL_CREATE1, unix.SYS_EPOLL_CTL, unix.SYS_EPOLL_PWAIT, unix.SYS_EVENTFD2, unix.SYS_PIPE2, unix.SYS_CAPGET, unix.SYS_GETRANDOM,
 	unix.SYS_SET_TID_ADDRESS, unix.SYS_SET_ROBUST_LIST, unix.SYS_RSEQ, unix.SYS_PRLIMIT64, unix.SYS_UNAME, unix.SYS_RESTART_SYSCALL,
-}, archSupervisor...)
+}

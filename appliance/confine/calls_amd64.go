@@ -30,3 +30,7 @@ var archAbsent = []uint32{
 }
 
 var archSupervisor = []uint32{unix.SYS_ARCH_PRCTL}
+
+// archBeyond are the old forms of what "strict" decides by arguments, or not
+// at all.
+var archBeyond = []uint32{unix.SYS_MKNOD}

@@ -17,3 +17,5 @@ var archDenied = []uint32{unix.SYS_KEXEC_FILE_LOAD, unix.SYS_LOOKUP_DCOOKIE}
 var archAbsent []uint32
 
 var archSupervisor []uint32
+
+var archBeyond []uint32

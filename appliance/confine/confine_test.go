@@ -13,7 +13,6 @@ import (
 	"syscall"
 	"testing"
 
-	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -80,30 +79,67 @@ func init() {
 				return err
 			}
 		}
-		if err := apply(spec(nil, in), extras{scope: true}); err != nil {
+		if _, err := apply(spec(nil, in), extras{scope: true}); err != nil {
 			return err
 		}
-		open := func(p string, flags int) error {
-			fd, err := unix.Open(p, flags, 0)
-			if err == nil {
-				unix.Close(fd)
-			}
-			return err
-		}
-		var lim unix.Rlimit
-		unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &lim)
-		_, _, mount := unix.RawSyscall(unix.SYS_MOUNT, 0, 0, 0)
-		_, _, bound := unix.RawSyscall(unix.SYS_PRCTL, unix.PR_CAPBSET_READ, unix.CAP_SYS_ADMIN, 0)
-		b, _, _ := unix.RawSyscall(unix.SYS_PRCTL, unix.PR_CAPBSET_READ, unix.CAP_SYS_ADMIN, 0)
-		g, _ := unix.Getgroups()
-		return fmt.Errorf("in %v, in for writing %v, out %v, uid %d, gid %d, groups %v, nofile %d/%d, mount %v, sys_admin %d %d",
-			open(in+"/f", unix.O_RDONLY), open(in+"/f", unix.O_WRONLY), open(out+"/f", unix.O_RDONLY),
-			unix.Getuid(), unix.Getegid(), g, lim.Cur, lim.Max, mount, b, bound)
+		return inside(in, out)
 	}
-	helpers["silent landlock"] = func() error { return probeLandlock(Landlock{}) }
-	helpers["unverified"] = func() error { return verify(spec(nil, "/")) }
+	helpers["self"] = func() error {
+		dir := os.Getenv("CLAWBOX_TEST_DIR")
+		os.Chmod(filepath.Dir(dir), 0o755)
+		os.Chmod(dir, 0o755)
+		in, out := filepath.Join(dir, "in"), filepath.Join(dir, "out")
+		for _, d := range []string{in, out} {
+			if err := errors.Join(os.Mkdir(d, 0o777), os.WriteFile(d+"/f", nil, 0o666)); err != nil {
+				return err
+			}
+		}
+		stop := make(chan struct{})
+		for range 4 { // threads that exist before
+			go func() { runtime.LockOSThread(); <-stop }()
+		}
+		if err := Self(spec(nil, in)); err != nil {
+			return err
+		}
+		got := make(chan error)
+		for range 8 {
+			go func() { runtime.LockOSThread(); got <- inside(in, out) }()
+		}
+		first := <-got
+		for range 7 {
+			if err := <-got; err.Error() != first.Error() {
+				return fmt.Errorf("threads differ: %w, %w", first, err)
+			}
+		}
+		close(stop)
+		return first
+	}
+	helpers["kept"] = func() error {
+		s := spec(nil, "/usr")
+		s.Capabilities = []string{"NET_BIND_SERVICE", "IPC_LOCK"}
+		f, err := apply(s, extras{})
+		if err != nil {
+			return err
+		}
+		has := func(c uintptr) uintptr {
+			r, _, _ := unix.RawSyscall(unix.SYS_PRCTL, unix.PR_CAPBSET_READ, c, 0)
+			return r
+		}
+		return fmt.Errorf("%v, bind %v, lock %v, admin %v", f.verified(), has(unix.CAP_NET_BIND_SERVICE), has(unix.CAP_IPC_LOCK), has(unix.CAP_SYS_ADMIN))
+	}
+	helpers["odd capability"] = func() error {
+		s := spec(nil, "/usr")
+		s.Capabilities = []string{"SYS_ADMIN"}
+		_, err := apply(s, extras{})
+		return err
+	}
+	helpers["silent landlock"] = func() error { return fmt.Errorf("refused %v, probed %v", refused(), probed(Landlock{})) }
+	helpers["unverified"] = func() error {
+		f, err := prepare(spec(nil, "/"), extras{})
+		return fmt.Errorf("%v %v", f.verified(), err)
+	}
 	helpers["x32"] = func() error {
-		if err := apply(spec(nil, os.Getenv("CLAWBOX_TEST_DIR")), extras{}); err != nil {
+		if _, err := apply(spec(nil, os.Getenv("CLAWBOX_TEST_DIR")), extras{}); err != nil {
 			return err
 		}
 		unix.RawSyscall(0x40000000|unix.SYS_GETPID, 0, 0, 0)
@@ -112,21 +148,43 @@ func init() {
 	helpers["high abi"] = func() error {
 		s := spec(nil, os.Getenv("CLAWBOX_TEST_DIR"))
 		s.Landlock.ABI = 99
-		return apply(s, extras{})
+		_, err := apply(s, extras{})
+		return err
 	}
 	helpers["link"] = func() error {
 		dir := os.Getenv("CLAWBOX_TEST_DIR")
 		if err := os.Symlink("/etc", dir+"/l"); err != nil {
 			return err
 		}
-		return apply(spec(nil, dir+"/l"), extras{})
+		_, err := apply(spec(nil, dir+"/l"), extras{})
+		return err
 	}
 	helpers["exec"] = func() error {
-		if err := apply(spec(nil, os.Getenv("CLAWBOX_TEST_DIR")), extras{}); err != nil {
+		if _, err := apply(spec(nil, os.Getenv("CLAWBOX_TEST_DIR")), extras{}); err != nil {
 			return err
 		}
 		return syscall.Exec("/proc/self/exe", []string{"x"}, nil) // not permitted by Landlock
 	}
+}
+
+// inside says what the calling thread can still do.
+func inside(in, out string) error {
+	open := func(p string, flags int) error {
+		fd, err := unix.Open(p, flags, 0)
+		if err == nil {
+			unix.Close(fd)
+		}
+		return err
+	}
+	var lim unix.Rlimit
+	unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &lim)
+	_, _, mount := unix.RawSyscall(unix.SYS_MOUNT, 0, 0, 0)
+	_, _, bound := unix.RawSyscall(unix.SYS_PRCTL, unix.PR_CAPBSET_READ, unix.CAP_SYS_ADMIN, 0)
+	b, _, _ := unix.RawSyscall(unix.SYS_PRCTL, unix.PR_CAPBSET_READ, unix.CAP_SYS_ADMIN, 0)
+	g, _ := unix.Getgroups()
+	return fmt.Errorf("in %v, in for writing %v, out %v, uid %d, gid %d, groups %v, nofile %d/%d, mount %v, sys_admin %d %d",
+		open(in+"/f", unix.O_RDONLY), open(in+"/f", unix.O_WRONLY), open(out+"/f", unix.O_RDONLY),
+		unix.Getuid(), unix.Getegid(), g, lim.Cur, lim.Max, mount, b, bound)
 }
 
 // TestApply restricts a process for real and looks at it from inside.
@@ -134,10 +192,13 @@ func TestApply(t *testing.T) {
 	needRoot(t)
 	for name, want := range map[string]string{
 		"apply":           "in <nil>, in for writing permission denied, out permission denied, uid 65533, gid 65532, groups [], nofile 64/64, mount operation not permitted, sys_admin 0 0",
-		"silent landlock": "listing / succeeded after Landlock was applied: this kernel does not enforce it",
+		"self":            "in <nil>, in for writing permission denied, out permission denied, uid 65533, gid 65532, groups [], nofile 64/64, mount operation not permitted, sys_admin 0 0",
+		"kept":            "true, bind 1, lock 1, admin 0",
+		"odd capability":  "want one of",
+		"silent landlock": "refused false, probed true",
 		"high abi":        "spec requires 99",
 		"link":            "too many levels of symbolic links",
-		"unverified":      "kernel reports capabilities",
+		"unverified":      "false <nil>",
 		"exec":            "permission denied",
 	} {
 		if got, _ := help(t, name); !strings.Contains(got, want) {
@@ -190,7 +251,7 @@ func TestDecode(t *testing.T) {
 func TestWire(t *testing.T) {
 	s := Spec{
 		Version: Version, Args: []string{"/a", "b"}, Env: []string{"C=d"}, Dir: "/e", UID: 1, GID: 2, Limits: []Limit{{"core", 1}},
-		Landlock: Landlock{3, []string{"/r"}, []string{"/w"}, []string{"/x"}, []string{"/d"}}, Seccomp: []bpf.RawInstruction{{Op: 6, Jt: 1, Jf: 2, K: 3}}, TTY: true,
+		Landlock: Landlock{3, []string{"/r"}, []string{"/w"}, []string{"/x"}, []string{"/d"}}, Seccomp: Filter{{Code: 6, Jt: 1, Jf: 2, K: 3}}, TTY: true,
 	}
 	want := Root{Version: Version, Hostname: "h", Layers: []string{"/1", "/2"}, Binds: []Bind{{"/s", "/t", true, false}}, Scratch: 1, Shm: 2, Supervisor: s}
 	b, err := json.Marshal(want)

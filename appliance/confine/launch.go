@@ -7,7 +7,8 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"strconv"
+	"runtime/debug"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -32,7 +33,7 @@ const (
 )
 
 // Main is the launcher. args are the program's arguments without its name:
-// one of the modes "init", "supervise PID", "join" and "exec". It returns the
+// one of the modes "init", "join" and "exec". It returns the
 // exit status, unless the process has become another program.
 //
 // It must be called from the main goroutine of a program in which nothing
@@ -63,48 +64,104 @@ func Main(args []string) int {
 }
 
 // modes are the launcher's stages. Each has its channel at controlFD.
-var modes = map[string]func([]string) (int, error){"init": initBox, "supervise": supervise, "join": join, "exec": execute}
+var modes = map[string]func([]string) (int, error){"init": initBox, "join": join, "exec": execute}
 
-// initBox is the first process of a sandbox, still root. It ends by becoming
-// the supervisor.
+// initBox is the first process of a sandbox: root at first, its confined
+// supervisor before the agent begins. It returns with the agent.
 func initBox([]string) (int, error) {
-	self, err := openSelf()
+	debug.SetGCPercent(-1) // it reads two documents and then waits
+	ctl := os.NewFile(controlFD, "control")
+	r, err := stand(ctl)
 	if err != nil {
 		return 0, err
 	}
-	ctl := os.NewFile(controlFD, "control")
+	if _, err := io.WriteString(ctl, Mounted); err != nil {
+		return 0, err
+	}
+	spareThreads(3)
+	// Before the agent exists: from then on a request to end is the agent's.
+	term := make(chan os.Signal, 4)
+	signal.Notify(term, unix.SIGTERM)
+	pid, err := begin(r)
+	if err != nil {
+		// Whoever waits for the agent reads the other channel.
+		fmt.Fprintf(os.NewFile(specFD, "spec"), "error: init: %v\n", err)
+		return ExitFailed, nil
+	}
+	return supervise(ctl, term, pid)
+}
+
+// spareThreads has the runtime make n threads, which it keeps. Later the agent
+// may have taken every task that the sandbox has, and PID 1 must not die for
+// want of a thread.
+func spareThreads(n int) {
+	var here, gone sync.WaitGroup
+	leave := make(chan struct{})
+	here.Add(n)
+	for range n {
+		gone.Go(func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			here.Done()
+			<-leave
+		})
+	}
+	here.Wait()
+	close(leave)
+	gone.Wait()
+}
+
+// stand reads the Root and builds it.
+func stand(ctl io.Reader) (*Root, error) {
 	var r Root
 	if err := receive(ctl, &r); err != nil {
-		return 0, fmt.Errorf("read root: %w", err)
+		return nil, fmt.Errorf("read root: %w", err)
 	}
-	r.Supervisor.Args = []string{"/launcher"} // not a path: executed by descriptor
+	r.Supervisor.Args = []string{"/launcher"} // executes nothing
 	if err := r.Validate(); err != nil {
-		return 0, err
+		return nil, err
 	}
-	// By now the daemon has put this process into its cgroups, so the new
+	// The daemon has started this process in its cgroups, so the new
 	// namespace's root is the sandbox's own cgroup.
 	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
-		return 0, fmt.Errorf("cgroup namespace: %w", err)
+		return nil, fmt.Errorf("cgroup namespace: %w", err)
 	}
 	if err := leaveDaemon(); err != nil {
-		return 0, err
+		return nil, err
 	}
 	if err := build(&r); err != nil {
-		return 0, fmt.Errorf("mount: %w", err)
+		return nil, fmt.Errorf("mount: %w", err)
 	}
-	pid, err := spawn(self)
+	return &r, nil
+}
+
+// begin reads the Spec, forks the agent's process, and confines this one for
+// good. The agent may be first: it has another user id and domain, and PID 1
+// reads nothing from it. The daemon learns of success when both are done,
+// which is when the last descriptor of the Spec's channel is closed.
+func begin(r *Root) (int, error) {
+	ch := os.NewFile(specFD, "spec")
+	var s Spec
+	if err := receive(ch, &s); err != nil {
+		return 0, fmt.Errorf("read spec: %w", err)
+	}
+	if err := s.Validate(); err != nil {
+		return 0, err
+	}
+	f, err := prepare(&s, extras{scope: true})
+	if err != nil {
+		return 0, fmt.Errorf("confine: %w", err)
+	}
+	c := child{f, ch.Fd()}
+	pid, err := c.fork()
 	if err != nil {
 		return 0, err
 	}
-	if err := apply(&r.Supervisor, extras{exec: self}); err != nil {
+	unix.Close(int(f.ruleset))
+	if err := errors.Join(self(&r.Supervisor, false), harden()); err != nil {
 		return 0, fmt.Errorf("confine PID 1: %w", err)
 	}
-	// Every descriptor above standard error is close-on-exec now; the
-	// supervisor still needs this one.
-	if err := keep(controlFD); err != nil {
-		return 0, err
-	}
-	return 0, reexec(self, "supervise", strconv.Itoa(pid))
+	return pid, ch.Close()
 }
 
 // leaveDaemon gives up what a process inherits from the daemon and no
@@ -155,36 +212,15 @@ func spawn(self *os.File) (int, error) {
 	return pid, unix.Close(specFD)
 }
 
-func reexec(self *os.File, args ...string) error {
-	err := syscall.Exec(selfPath(self), append([]string{"clawbox-launch"}, args...), []string{})
-	return fmt.Errorf("execute the launcher as %s: %w", args[0], err)
-}
-
-// supervise is PID 1, confined since before its first instruction: it waits
-// for everything, forwards SIGTERM, and ends with the agent or the daemon.
-func supervise(args []string) (int, error) {
-	if len(args) != 1 {
-		return 0, fmt.Errorf("got %d arguments, want the child's pid", len(args))
-	}
-	child, err := strconv.Atoi(args[0])
-	if err != nil {
-		return 0, err
-	}
-	if err := harden(); err != nil {
-		return 0, err
-	}
-	ctl := os.NewFile(controlFD, "control")
-	if _, err := io.WriteString(ctl, Mounted); err != nil {
-		return 0, err
-	}
+// supervise is PID 1: it waits for everything, forwards SIGTERM, and ends with
+// the agent or the daemon.
+func supervise(ctl io.Reader, term <-chan os.Signal, child int) (int, error) {
 	go func() {
 		// The daemon never writes again; end of file means that it is gone,
 		// and a sandbox without its guardian must not run.
 		io.Copy(io.Discard, ctl)
 		os.Exit(exitSignal + int(unix.SIGKILL))
 	}()
-	term := make(chan os.Signal, 4)
-	signal.Notify(term, unix.SIGTERM)
 	go func() {
 		for range term {
 			unix.Kill(child, unix.SIGTERM)
@@ -193,7 +229,7 @@ func supervise(args []string) (int, error) {
 	return reap(child)
 }
 
-// harden repeats what execve and the change of user have undone.
+// harden repeats what the change of user has undone.
 func harden() error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("dumpable: %w", err)
@@ -279,10 +315,27 @@ func execute([]string) (int, error) {
 			return 0, err
 		}
 	}
-	if err := apply(&s, extras{scope: true}); err != nil {
+	if err := forgetLimit(&s); err != nil {
+		return 0, err
+	}
+	if _, err := apply(&s, extras{scope: true}); err != nil {
 		return 0, fmt.Errorf("confine: %w", err)
 	}
 	return 0, fmt.Errorf("execute %s: %w", s.Args[0], syscall.Exec(s.Args[0], s.Args, s.Env))
+}
+
+// forgetLimit goes through package syscall, because that is how Go forgets the
+// descriptor limit that it would otherwise restore at execve.
+func forgetLimit(s *Spec) error {
+	for _, l := range s.Limits {
+		if l.Name != "nofile" {
+			continue
+		}
+		if err := syscall.Setrlimit(unix.RLIMIT_NOFILE, &syscall.Rlimit{Cur: l.Value, Max: l.Value}); err != nil {
+			return fmt.Errorf("nofile to %d: %w", l.Value, err)
+		}
+	}
+	return nil
 }
 
 // ownTerminal makes standard input the terminal of a new session.

@@ -64,12 +64,17 @@ type profile struct {
 }
 
 // Profile compiles the system call profile called name for this architecture.
-func Profile(name string) ([]bpf.RawInstruction, error) {
+func Profile(name string) (Filter, error) {
 	p, ok := profiles()[name]
 	if !ok {
 		return nil, fmt.Errorf("no system call profile %q; want \"default\" or \"strict\"", name)
 	}
-	return bpf.Assemble(p.compile())
+	ins, err := bpf.Assemble(p.compile())
+	f := make(Filter, len(ins))
+	for i, in := range ins {
+		f[i] = unix.SockFilter{Code: in.Op, Jt: in.Jt, Jf: in.Jf, K: in.K}
+	}
+	return f, err
 }
 
 // compile lays the program out as: architecture, conditional calls, then

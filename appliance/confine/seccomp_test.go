@@ -90,7 +90,27 @@ func TestRules(t *testing.T) {
 		{"ioctl console", unix.SYS_IOCTL, []uint64{0, unix.TIOCLINUX}, eperm, eperm},
 		{"ioctl line discipline", unix.SYS_IOCTL, []uint64{0, unix.TIOCSETD}, eperm, eperm},
 		{"ioctl line discipline, upper half", unix.SYS_IOCTL, []uint64{0, unix.TIOCSETD | high}, eperm, eperm},
-		{"ioctl line discipline query", unix.SYS_IOCTL, []uint64{0, unix.TIOCGETD}, allow, allow},
+		{"ioctl line discipline query", unix.SYS_IOCTL, []uint64{0, unix.TIOCGETD}, allow, eperm},
+		{"ioctl console output", unix.SYS_IOCTL, []uint64{0, unix.TIOCCONS}, eperm, eperm},
+		{"ioctl bytes waiting", unix.SYS_IOCTL, []uint64{0, unix.TIOCINQ}, allow, allow},
+		{"ioctl clone a file", unix.SYS_IOCTL, []uint64{0, unix.FICLONE}, allow, eperm},
+		{"fcntl flags", unix.SYS_FCNTL, []uint64{0, unix.F_GETFL}, allow, allow},
+		{"fcntl lease", unix.SYS_FCNTL, []uint64{0, unix.F_SETLEASE}, allow, eperm},
+		{"sendto", unix.SYS_SENDTO, []uint64{3, 0, 0, unix.MSG_NOSIGNAL}, allow, allow},
+		{"sendto fast open", unix.SYS_SENDTO, []uint64{3, 0, 0, unix.MSG_FASTOPEN | unix.MSG_NOSIGNAL}, eperm, eperm},
+		{"sendto fast open, upper half", unix.SYS_SENDTO, []uint64{3, 0, 0, unix.MSG_FASTOPEN | high}, eperm, eperm},
+		{"sendmsg fast open", unix.SYS_SENDMSG, []uint64{3, 0, unix.MSG_FASTOPEN}, eperm, eperm},
+		{"sendmmsg fast open", unix.SYS_SENDMMSG, []uint64{3, 0, 1, unix.MSG_FASTOPEN}, eperm, eperm},
+		{"setsockopt fast open", unix.SYS_SETSOCKOPT, []uint64{3, unix.SOL_TCP, unix.TCP_FASTOPEN_CONNECT}, eperm, eperm},
+		{"setsockopt packet filter", unix.SYS_SETSOCKOPT, []uint64{3, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER}, eperm, eperm},
+		{"setsockopt odd level", unix.SYS_SETSOCKOPT, []uint64{3, unix.SOL_RAW, 1}, allow, eperm},
+		{"mknod fifo", unix.SYS_MKNODAT, []uint64{0, 0, unix.S_IFIFO | 0o644}, allow, allow},
+		{"mknod device", unix.SYS_MKNODAT, []uint64{0, 0, unix.S_IFBLK | 0o644}, allow, eperm}, // in default, the kernel refuses
+		{"prlimit own", unix.SYS_PRLIMIT64, []uint64{0}, allow, allow},
+		{"prlimit another's", unix.SYS_PRLIMIT64, []uint64{7}, allow, eperm},
+		{"shared memory", unix.SYS_SHMGET, nil, allow, eperm},
+		{"sync of the whole host", unix.SYS_SYNC, nil, allow, eperm},
+		{"set capabilities", unix.SYS_CAPSET, nil, allow, eperm},
 		{"setsockopt over tcp", unix.SYS_SETSOCKOPT, []uint64{3, unix.SOL_TCP, unix.TCP_ULP}, eperm, eperm},
 		{"setsockopt over tcp, upper half", unix.SYS_SETSOCKOPT, []uint64{3, unix.SOL_TCP | high, unix.TCP_ULP | high}, eperm, eperm},
 		{"setsockopt no delay", unix.SYS_SETSOCKOPT, []uint64{3, unix.SOL_TCP, unix.TCP_NODELAY}, allow, allow},
@@ -111,6 +131,24 @@ func TestRules(t *testing.T) {
 		{"open_by_handle_at", unix.SYS_OPEN_BY_HANDLE_AT, nil, eperm, eperm},
 		{"move_mount", unix.SYS_MOVE_MOUNT, nil, eperm, eperm},
 		{"io_uring", unix.SYS_IO_URING_SETUP, nil, eperm, eperm},
+		{"userfaultfd", unix.SYS_USERFAULTFD, nil, eperm, eperm},
+		{"perf_event_open", unix.SYS_PERF_EVENT_OPEN, nil, eperm, eperm},
+		{"bpf", unix.SYS_BPF, nil, eperm, eperm},
+		{"keyctl", unix.SYS_KEYCTL, nil, eperm, eperm},
+		{"add_key", unix.SYS_ADD_KEY, nil, eperm, eperm},
+		{"request_key", unix.SYS_REQUEST_KEY, nil, eperm, eperm},
+		{"fsopen", unix.SYS_FSOPEN, nil, eperm, eperm},
+		{"open_tree", unix.SYS_OPEN_TREE, nil, eperm, eperm},
+		{"mount_setattr", unix.SYS_MOUNT_SETATTR, nil, eperm, eperm},
+		{"setns", unix.SYS_SETNS, nil, eperm, eperm},
+		{"process_vm_writev", unix.SYS_PROCESS_VM_WRITEV, nil, eperm, eperm},
+		{"kcmp", unix.SYS_KCMP, nil, eperm, eperm},
+		{"quotactl", unix.SYS_QUOTACTL, nil, eperm, eperm},
+		{"swapon", unix.SYS_SWAPON, nil, eperm, eperm},
+		{"seccomp", unix.SYS_SECCOMP, nil, eperm, eperm},
+		{"fanotify", unix.SYS_FANOTIFY_INIT, nil, eperm, eperm},
+		{"name_to_handle_at", unix.SYS_NAME_TO_HANDLE_AT, nil, eperm, eperm},
+		{"memfd_secret", unix.SYS_MEMFD_SECRET, nil, eperm, eperm},
 		{"unknown", 1000, nil, enosys, enosys},
 	}
 	for _, x := range tests {
@@ -160,7 +198,7 @@ func TestTables(t *testing.T) {
 	put("denied", append(denied, archDenied...)...)
 	put("absent", append(absent, archAbsent...)...)
 	put("forks", forks...)
-	for nr := range someCalls {
+	for nr := range someCalls() {
 		put("someCalls", nr)
 	}
 	for name, nr := range knownCalls(t) {

@@ -6,8 +6,6 @@ import (
 	"path"
 	"slices"
 	"strings"
-
-	"golang.org/x/net/bpf"
 )
 
 // Version is the version of Root and Spec that this package reads. A launcher
@@ -41,15 +39,18 @@ type Bind struct {
 
 // Spec is everything that confines one process, and the program it becomes.
 type Spec struct {
-	Version  int                  `json:"version"`
-	Args     []string             `json:"args"` // Args[0] is an absolute path
-	Env      []string             `json:"env,omitempty"`
-	Dir      string               `json:"dir"`
-	UID      int                  `json:"uid"` // never 0
-	GID      int                  `json:"gid"` // never 0; no other groups
-	Limits   []Limit              `json:"limits,omitempty"`
-	Landlock Landlock             `json:"landlock"`
-	Seccomp  []bpf.RawInstruction `json:"seccomp"` // compiled filter, never empty
+	Version  int      `json:"version"`
+	Args     []string `json:"args"` // Args[0] is an absolute path
+	Env      []string `json:"env,omitempty"`
+	Dir      string   `json:"dir"`
+	UID      int      `json:"uid"` // never 0
+	GID      int      `json:"gid"` // never 0; no other groups
+	Limits   []Limit  `json:"limits,omitempty"`
+	Landlock Landlock `json:"landlock"`
+	Seccomp  Filter   `json:"seccomp"` // never empty
+	// Capabilities, without "CAP_", are kept and handed on to what the program
+	// executes. Normally none.
+	Capabilities []string `json:"capabilities,omitempty"`
 	// TTY makes standard input the controlling terminal of a new session.
 	TTY bool `json:"tty,omitempty"`
 }

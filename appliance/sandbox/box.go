@@ -41,6 +41,8 @@ type Box struct {
 	skeleton string
 	network  io.Closer
 	guard    io.Closer
+	disk     disk
+	rooms    []watched // what can become full
 
 	mu  sync.Mutex // guards why
 	why string     // why it ends, once someone ends it
@@ -70,6 +72,7 @@ func (l *Local) Start(ctx context.Context, s Spec) (_ *Box, err error) {
 		b.teardown()
 		return nil, errors.Join(fmt.Errorf("sandbox %s: %w", s.Name, err), b.err)
 	}
+	l.runs(b)
 	go b.watch(s.Policy.Budgets)
 	return b, nil
 }
@@ -84,6 +87,7 @@ func (b *Box) start(ctx context.Context, s *Spec) (err error) {
 	if err != nil {
 		return err
 	}
+	b.done("prepare")
 	if err := b.enclose(ctx, s, root); err != nil {
 		return err
 	}
@@ -91,11 +95,25 @@ func (b *Box) start(ctx context.Context, s *Spec) (err error) {
 	if err != nil {
 		return err
 	}
+	b.done("compile")
 	if err := b.attach(ctx, s, c); err != nil {
 		return err
 	}
-	b.spec, b.notes, b.began = c.spec, c.notes, time.Now()
-	return b.p.launch(ctx, &b.spec)
+	b.done("attach")
+	if err := b.watchRoom(); err != nil {
+		return err
+	}
+	b.spec, b.notes, b.began = c.spec, append(b.notes, c.notes...), time.Now()
+	err = b.p.launch(ctx, &b.spec)
+	b.done("launch")
+	return err
+}
+
+// done tells a benchmark that a step of the start is over.
+func (b *Box) done(step string) {
+	if b.l.mark != nil {
+		b.l.mark(step)
+	}
 }
 
 // prepare makes everything on disk and the cgroups.
@@ -111,6 +129,9 @@ func (b *Box) prepare(s *Spec) (*confine.Root, error) {
 	}
 	var err error
 	if root.Supervisor.Seccomp, err = confine.Profile("supervisor"); err != nil {
+		return nil, err
+	}
+	if err := b.openDisk(s, len(ws) > 0); err != nil {
 		return nil, err
 	}
 	for _, w := range ws {
@@ -131,6 +152,9 @@ func (b *Box) prepare(s *Spec) (*confine.Root, error) {
 	p := s.Policy.Budgets
 	b.g, err = b.l.h.newGroup(b.l.parent, b.name+"-"+id, limits{p.Processes + supervisorTasks, p.Memory, p.CPU})
 	if err == nil {
+		err = b.limitIO(p)
+	}
+	if err == nil {
 		b.cgroupID, err = b.g.id()
 	}
 	return root, err
@@ -146,12 +170,10 @@ func (b *Box) enclose(ctx context.Context, s *Spec, root *confine.Root) (err err
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 		Setsid:     true,
 	}
-	if b.p, err = b.l.start(cmd); err != nil {
+	if b.p, err = b.l.start(cmd, b.g); err != nil {
 		return err
 	}
-	if err := b.g.add(b.PID()); err != nil {
-		return err
-	}
+	b.done("fork")
 	if err := confine.Send(b.p.control, root); err != nil {
 		return err
 	}
@@ -159,6 +181,7 @@ func (b *Box) enclose(ctx context.Context, s *Spec, root *confine.Root) (err err
 	if err != nil {
 		return err
 	}
+	b.done("mount")
 	if got != confine.Mounted {
 		return fmt.Errorf("launcher answered %q, want %q: do daemon and launcher come from one release?", got, confine.Mounted)
 	}
@@ -247,8 +270,9 @@ func (b *Box) Wait() (code int, why string) {
 	return b.code, b.why
 }
 
-// Stop asks the agent to end (SIGTERM), and after grace ends everything. It
-// returns when nothing of the sandbox is left, also when ctx is done before.
+// Stop asks the agent to end (SIGTERM), and after grace, or when ctx is done,
+// ends everything. It returns when nothing of the sandbox is left; once ctx is
+// done it waits no longer and returns ctx's error: Wait tells of the end.
 func (b *Box) Stop(ctx context.Context, grace time.Duration) error {
 	b.because("stopped on request")
 	if err := b.p.signal(unix.SIGTERM); err != nil {
@@ -265,8 +289,12 @@ func (b *Box) Stop(ctx context.Context, grace time.Duration) error {
 	if err := b.kill(); err != nil {
 		return err
 	}
-	<-b.gone
-	return b.err
+	select {
+	case <-b.gone:
+		return b.err
+	case <-ctx.Done():
+		return fmt.Errorf("sandbox %s was killed and is not gone yet: %w", b.name, context.Cause(ctx))
+	}
 }
 
 // because keeps the first reason.
@@ -328,6 +356,9 @@ func (b *Box) report(seen *strikes) {
 		b.event(Event{"memory", n, fmt.Sprintf("the kernel ended %d processes for lack of memory", n)})
 	}
 	*seen = now
+	for i := range b.rooms {
+		b.rooms[i].report(b.event)
+	}
 }
 
 // teardown ends and removes whatever there is, in the reverse order of start:
@@ -351,6 +382,9 @@ func (b *Box) teardown() {
 	}
 	if b.p != nil {
 		b.p.close()
+	}
+	for _, r := range b.rooms {
+		r.at.Close()
 	}
 	if b.skeleton != "" {
 		errs = append(errs, os.RemoveAll(b.skeleton))

@@ -44,7 +44,7 @@ func TestLimitsV2(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]string{
-		"cgroup.subtree_control": "+pids +memory +cpu", "box/cgroup.subtree_control": "+pids +memory +cpu",
+		"cgroup.subtree_control": "+pids +memory +cpu +io", "box/cgroup.subtree_control": "+pids +memory +cpu +io",
 		box + "pids.max": "12", box + "memory.max": "1048576", box + "memory.swap.max": "0", box + "cpu.max": "150000 100000", box + "cgroup.procs": "42",
 	}
 	for f, w := range want {

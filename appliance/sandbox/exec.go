@@ -61,7 +61,7 @@ func (b *Box) exec(ctx context.Context, e ExecSpec) (int, error) {
 	if err != nil {
 		return confine.ExitFailed, err
 	}
-	p, err := b.l.start(cmd, pidfd)
+	p, err := b.l.start(cmd, nil, pidfd)
 	pidfd.Close()
 	if err != nil {
 		return confine.ExitFailed, err

@@ -154,8 +154,8 @@ func TestInside(t *testing.T) {
 			t.Errorf("mountinfo shows the host's state directory: %s", l)
 		}
 	}
-	if n := box.Notes(); len(n) != 1 || !strings.Contains(n[0], "/usr/share/absent") {
-		t.Errorf("notes: %q, want one about /usr/share/absent", n)
+	if n := box.Notes(); len(n) != 2 || !strings.Contains(n[1], "/usr/share/absent") || !strings.Contains(n[0], "bounded by the host") {
+		t.Errorf("notes: %q, want one about the disk and one about /usr/share/absent", n)
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(b.l.Files("agent", "/workspace")+"/f", &st); err != nil || int(st.Uid) != box.UID() {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -27,6 +28,7 @@ const patience = 30 * time.Second
 // launcher is a running clawbox-launch and the two channels to it.
 type launcher struct {
 	cmd     *exec.Cmd
+	in      *group // where it is born, or nil: the daemon's own cgroups
 	control *channel
 	spec    *channel
 	done    chan struct{} // closed once it is reaped
@@ -66,6 +68,9 @@ func (c *channel) answer(ctx context.Context) (string, error) {
 		return "", err
 	}
 	line, err := c.r.ReadString('\n')
+	if err := confine.Failure(line); err != nil {
+		return "", fmt.Errorf("launcher: %w", err)
+	}
 	if msg, ok := strings.CutPrefix(strings.TrimSpace(line), "error: "); ok {
 		return "", fmt.Errorf("launcher: %s", msg)
 	}
@@ -80,9 +85,10 @@ func (c *channel) answer(ctx context.Context) (string, error) {
 	return line, err
 }
 
-// start runs the launcher in mode with attr. files follow its two channels.
-func (l *Local) start(cmd *exec.Cmd, files ...*os.File) (_ *launcher, err error) {
-	p := &launcher{cmd: cmd, pidfd: -1, done: make(chan struct{})}
+// start runs the launcher as cmd says, in group in if that is not nil. files
+// follow its two channels.
+func (l *Local) start(cmd *exec.Cmd, in *group, files ...*os.File) (_ *launcher, err error) {
+	p := &launcher{cmd: cmd, in: in, pidfd: -1, done: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			p.close()
@@ -98,7 +104,7 @@ func (l *Local) start(cmd *exec.Cmd, files ...*os.File) (_ *launcher, err error)
 	}
 	defer spec.Close()
 	cmd.ExtraFiles = append([]*os.File{ctl, spec}, files...)
-	cmd.Env = []string{} // nothing of the daemon's
+	cmd.Env = []string{"GOMAXPROCS=1"} // fewer threads to start; nothing of the daemon's
 	cmd.Dir = "/"
 	cmd.WaitDelay = patience
 	if cmd.SysProcAttr == nil {
@@ -119,13 +125,37 @@ func (l *Local) start(cmd *exec.Cmd, files ...*os.File) (_ *launcher, err error)
 // threads.
 func (p *launcher) run(started chan<- error) {
 	runtime.LockOSThread() // never unlocked: the thread ends with this function
-	err := p.cmd.Start()
+	err := p.fork()
+	if err != nil && p.cmd.Process != nil {
+		p.cmd.Process.Kill()
+		p.cmd.Wait()
+	}
 	started <- err
 	if err != nil {
 		return
 	}
 	p.cmd.Wait() // the exit status is in ProcessState; pipe errors are the reader's business
 	close(p.done)
+}
+
+// fork starts the process inside its cgroups.
+func (p *launcher) fork() error {
+	if p.in == nil {
+		return p.cmd.Start()
+	}
+	d, err := os.OpenFile(filepath.Join(p.in.h.v2, p.in.path), unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	p.cmd.SysProcAttr.UseCgroupFD, p.cmd.SysProcAttr.CgroupFD = true, int(d.Fd())
+	back, err := p.in.enter()
+	if err == nil {
+		err = p.cmd.Start()
+	}
+	// A thread that cannot go back must not live: it ends, and with it, by the
+	// parent death signal, what it has started.
+	return errors.Join(err, back())
 }
 
 // signal reaches the launcher itself, never a process that got its number.

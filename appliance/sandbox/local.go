@@ -39,9 +39,13 @@ type Local struct {
 	parent string // name of the cgroup that holds all boxes
 	abi    int    // of this kernel's Landlock, as far as it is used
 	lock   *os.File
+	mark   func(step string) // told after each step of a start; nil outside benchmarks
+
+	snap sync.Mutex // held while a snapshot is taken, restored or removed
 
 	mu     sync.Mutex      // guards the rest
 	boxes  map[string]bool // names in use: running, or being removed
+	live   map[string]*Box // those that run
 	uid    map[string]int
 	closed bool
 }
@@ -52,7 +56,7 @@ func Open(o Options) (_ *Local, err error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	l := &Local{opt: o, boxes: map[string]bool{}, uid: map[string]int{}}
+	l := &Local{opt: o, boxes: map[string]bool{}, live: map[string]*Box{}, uid: map[string]int{}}
 	if l.abi, err = confine.LandlockABI(); err != nil {
 		return nil, err
 	}
@@ -69,8 +73,9 @@ func Open(o Options) (_ *Local, err error) {
 	if err := l.takeLock(); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(l.loadUIDs(), l.sweep()); err != nil {
+	if err := errors.Join(l.loadUIDs(), l.sweep(), l.sweepDisks()); err != nil {
 		l.lock.Close()
+		l.h.close()
 		return nil, err
 	}
 	return l, nil
@@ -121,7 +126,9 @@ func (l *Local) Close() error {
 	// A sandbox whose end met an error may have left its group behind. A
 	// hierarchy that never held one has no parent, which is no error.
 	all := &group{l.h, l.parent}
-	return errors.Join(l.sweep(), all.remove(5*time.Second), l.lock.Close())
+	err := errors.Join(l.sweep(), l.sweepDisks(), all.remove(5*time.Second), l.lock.Close())
+	l.h.close()
+	return err
 }
 
 // sweep kills and removes every cgroup below ours. The launcher dies with its
@@ -216,7 +223,7 @@ func (l *Local) Remove(name string) error {
 		return err
 	}
 	defer l.release(name)
-	if err := erase(l.filesDir(name)); err != nil {
+	if err := l.eraseAll(name); err != nil {
 		return fmt.Errorf("files of agent %s: %w; remove it again once that is mended", name, err)
 	}
 	l.mu.Lock()
@@ -226,6 +233,20 @@ func (l *Local) Remove(name string) error {
 	}
 	delete(l.uid, name)
 	return l.saveUIDs()
+}
+
+// eraseAll deletes the agent's disk with its snapshots, and its files.
+func (l *Local) eraseAll(name string) error {
+	d := disk{l.agentDir(name)}
+	if err := d.detach(); err != nil {
+		return err
+	}
+	for _, p := range []string{d.image(), filepath.Join(d.dir, diskTable)} {
+		if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return errors.Join(os.RemoveAll(l.snapshots(name)), erase(l.filesDir(name)))
 }
 
 func (l *Local) agentDir(name string) string { return filepath.Join(l.opt.State, "agents", name) }
@@ -266,4 +287,22 @@ func (l *Local) release(name string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.boxes, name)
+	delete(l.live, name)
+}
+
+// runs notes that the sandbox has begun.
+func (l *Local) runs(b *Box) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.live[b.name] = b
+}
+
+// running returns the group of an agent's sandbox, or nil.
+func (l *Local) running(name string) *group {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if b := l.live[name]; b != nil {
+		return b.g
+	}
+	return nil
 }

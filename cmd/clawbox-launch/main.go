@@ -1,5 +1,5 @@
 // Command clawbox-launch is the last code before an agent: it builds the
-// sandbox, confines itself and becomes the agent's program.
+// sandbox, confines itself and lets its child become the agent's program.
 //
 // `clawbox serve` starts it and talks to it on descriptor 3; by hand it only
 // says so. It must be built static (CGO_ENABLED=0), because it runs inside

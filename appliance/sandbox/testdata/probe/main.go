@@ -5,6 +5,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -28,7 +29,7 @@ var verbs = map[string]func(string) (string, error){
 	"call": call, "memfd": memfd, "forks": forks, "eat": eat, "sleep": sleep, "exit": exit, "pids": pids, "mounts": mounts,
 	"print": func(s string) (string, error) { return s, nil }, "env": func(s string) (string, error) { return os.Getenv(s), nil },
 	"ignore": ignore, "tty": tty, "cat": cat, "mode": mode, "lock": lock, "cwd": func(string) (string, error) { return os.Getwd() },
-	"abstract": abstract, "trap": trap, "fds": fds, "userns": userns, "signals": signals, "limit": limit, "fill": fill,
+	"abstract": abstract, "trap": trap, "fds": fds, "userns": userns, "signals": signals, "limit": limit, "fill": fill, "create": create, "hold": hold, "flood": flood,
 }
 
 func main() {
@@ -319,4 +320,63 @@ func limit(string) (string, error) {
 }
 
 // fill writes 4 MiB.
-func fill(p string) (string, error) { return "", os.WriteFile(p, make([]byte, 4<<20), 0o600) }
+// fill writes a file until it can't, at most 256 MiB.
+func fill(p string) (string, error) {
+	f, err := os.Create(p)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	for b := bytes.Repeat([]byte{1}, 1<<16); err == nil; {
+		var st os.FileInfo
+		if _, err = f.Write(b); err == nil {
+			st, err = f.Stat()
+		}
+		if err == nil && st.Size() >= 256<<20 {
+			return "no end", nil
+		}
+	}
+	return "", err
+}
+
+// create makes empty files in a folder until it can't.
+func create(dir string) (string, error) {
+	for i := range 1_000_000 {
+		f, err := os.Create(filepath.Join(dir, strconv.Itoa(i)))
+		if err != nil {
+			return "", err
+		}
+		f.Close()
+	}
+	return "no end", nil
+}
+
+// hold opens a file again and again until it can't, and lets go.
+func hold(p string) (string, error) {
+	var fs []*os.File
+	defer func() {
+		for _, f := range fs {
+			f.Close()
+		}
+	}()
+	for range 1_000_000 {
+		f, err := os.Open(p)
+		if err != nil {
+			return "", err
+		}
+		fs = append(fs, f)
+	}
+	return "no end", nil
+}
+
+// flood writes that many megabytes to standard output.
+func flood(s string) (string, error) {
+	n, err := strconv.Atoi(s)
+	line := []byte(strings.Repeat("x", 1<<20-1) + "\n")
+	for range n {
+		if _, err := os.Stdout.Write(line); err != nil {
+			return "", err
+		}
+	}
+	return "", err
+}

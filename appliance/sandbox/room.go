@@ -1,0 +1,114 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/clawbox/clawbox/policies"
+)
+
+// openDisk gives the agent its own file system, if the policy bounds one and
+// there is something to write.
+func (b *Box) openDisk(s *Spec, writes bool) error {
+	b.disk = disk{b.l.agentDir(b.name)}
+	p := s.Policy.Budgets
+	want, ok := diskSize(p.Disk, p.Inodes)
+	switch {
+	case !ok && b.disk.exists():
+		// Its files are in there; the bound is what it was.
+		have, err := b.disk.madeFor()
+		if err != nil {
+			return err
+		}
+		b.note("the policy sets no budgets.disk any more; the agent keeps its disk of %d bytes", have.bytes)
+		return b.disk.open(have)
+	case !ok:
+		b.note("budgets.disk: writable folders are bounded by the host's file system only")
+		return nil
+	case !writes:
+		b.note("budgets.disk: the agent has no writable folder on disk")
+		return nil
+	}
+	b.note("budgets.disk: an ext4 file system of its own, %d bytes and %d inodes, on a loop device", want.bytes, want.inodes)
+	return b.disk.open(want)
+}
+
+func (b *Box) note(format string, a ...any) { b.notes = append(b.notes, fmt.Sprintf(format, a...)) }
+
+// limitIO bounds the transfer to the agent's own disk. Only cgroup v2 can:
+// v1's blkio does not see writes that go through the page cache, which is
+// nearly all of them, so there the budget is refused instead of half kept.
+func (b *Box) limitIO(p policies.Budgets) error {
+	if p.DiskRead == 0 && p.DiskWrite == 0 {
+		return nil
+	}
+	if !b.l.h.io {
+		return errors.New("budgets.diskRead and budgets.diskWrite need the cgroup v2 controller io, which this host does not have (v1's blkio does not see buffered writes): boot it with cgroup v2, or set neither")
+	}
+	if m, err := b.disk.mounted(); err != nil || !m {
+		return errors.Join(errors.New("budgets.diskRead and budgets.diskWrite bound the agent's own disk: set budgets.disk, too"), err)
+	}
+	dev, err := b.disk.device()
+	if err != nil {
+		return err
+	}
+	return b.g.setIO(dev, p.DiskRead, p.DiskWrite)
+}
+
+// watched is a file system of the agent's that can become full.
+type watched struct {
+	at            *os.File // O_PATH
+	bytes, inodes string   // names of the budgets
+	full          bool     // as of the last look
+}
+
+// nearly is how much room may be left in a full file system: what a program
+// asked for did not fit, so it need not be 0.
+const nearly = 64 << 10
+
+// watchRoom opens what report looks at. It is opened from outside: the
+// process that is PID 1 has these at the same paths as the agent.
+func (b *Box) watchRoom() error {
+	v, err := lookInto(b.PID())
+	if err != nil {
+		return err
+	}
+	defer v.close()
+	places := []watched{{bytes: "scratch", inodes: "scratch"}, {bytes: "scratch", inodes: "scratch"}}
+	paths := []string{"/tmp", "/dev/shm"}
+	if m, err := b.disk.mounted(); err == nil && m {
+		f, err := os.OpenFile(b.disk.mount(), unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return err
+		}
+		b.rooms = append(b.rooms, watched{at: f, bytes: "disk", inodes: "inodes"})
+	}
+	for i, w := range places {
+		if w.at, err = v.open(paths[i], unix.O_PATH|unix.O_DIRECTORY); err != nil {
+			return err
+		}
+		b.rooms = append(b.rooms, w)
+	}
+	return nil
+}
+
+// report tells once when the file system becomes full, and again after there
+// was room in between.
+func (w *watched) report(event func(Event)) {
+	r, err := roomAt(int(w.at.Fd()))
+	if err != nil {
+		return
+	}
+	was := w.full
+	w.full = r.bytes < nearly || r.inodes == 0
+	switch {
+	case !w.full || was:
+	case r.inodes == 0:
+		event(Event{w.inodes, 1, fmt.Sprintf("no inode is left in %s", w.at.Name())})
+	default:
+		event(Event{w.bytes, 1, fmt.Sprintf("%d bytes are left in %s", r.bytes, w.at.Name())})
+	}
+}
