@@ -1,6 +1,7 @@
 package holds
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -81,8 +82,10 @@ func TestVersion1(t *testing.T) {
 	if g := d.Standing(); len(g) != 1 || g[0].Scope != Always || g[0].Operator != "o" || g[0].Time.Year() != 2026 {
 		t.Errorf("got %+v", g)
 	}
-	if !d.Covers(base(func(q *Question) { q.Binary = "" })) {
-		t.Error("forgotten")
+	for _, binary := range []string{"", "/usr/bin/curl"} { // it was for any program
+		if !d.Covers(base(func(q *Question) { q.Binary = binary })) {
+			t.Errorf("%q: forgotten", binary)
+		}
 	}
 }
 
@@ -96,4 +99,29 @@ func TestTwice(t *testing.T) {
 	if _, err := parse([]byte(twice)); err == nil || !strings.Contains(err.Error(), "twice") {
 		t.Errorf("got %v", err)
 	}
+}
+
+// FuzzParse: whatever is read is refused, or written back as the same.
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(`{"version":2,"pending":[],"grants":[]}`))
+	f.Add([]byte(`{"version":1,"approvals":[{"agent":"a","policy":"p","host":"h.example","port":443,"operator":"o","time":"2026-01-02T03:04:05Z"}]}`))
+	f.Add([]byte(`{"version":2,"grants":[{"id":"x","agent":"a","host":"h.example","port":1,"allow":true,"scope":"session","policy":"p","life":"l","operator":"o","time":"2026-01-02T03:04:05Z"}]}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := parse(b)
+		if err != nil {
+			return
+		}
+		s.Version = 2
+		out, err := json.Marshal(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := parse(out)
+		if err != nil {
+			t.Fatalf("%s\n%s: %v", b, out, err)
+		}
+		if twice, err := json.Marshal(again); err != nil || string(twice) != string(out) {
+			t.Errorf("%s\nbecame\n%s, %v", out, twice, err)
+		}
+	})
 }

@@ -27,7 +27,11 @@ type Grant struct {
 
 // covers says whether g answers q at the time now.
 func (g Grant) covers(q Question, now time.Time) bool {
-	if g.Subject != q.Subject || g.Policy != q.Policy {
+	s := q.Subject
+	if g.Scope == Always && g.Binary == "" {
+		s.Binary = "" // as the rule that was shown: for any program
+	}
+	if g.Subject != s || g.Policy != q.Policy {
 		return false
 	}
 	switch g.Scope {
