@@ -6,9 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -43,6 +45,7 @@ type agent struct {
 
 	mu      sync.Mutex // guards the rest
 	box     *sandbox.Box
+	outlet  *outlet       // its network, while there is one
 	done    chan struct{} // closed when the box is gone; nil before the first start
 	started time.Time
 	tallies map[string]tally // budgets hit, see strike
@@ -146,6 +149,13 @@ func (a *Appliance) agent(name string) (*agent, error) {
 	return nil, control.Errorf("not_found", "no agent is named %q; 'clawbox agent list' lists them", name)
 }
 
+// everyone lists all agents, running and stopped.
+func (a *Appliance) everyone() []*agent {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Collect(maps.Values(a.agents))
+}
+
 // running finds a running agent and its sandbox.
 func (a *Appliance) running(name string) (*agent, *sandbox.Box, error) {
 	ag, err := a.agent(name)
@@ -218,6 +228,9 @@ func (a *Appliance) Remove(ctx context.Context, name string) error {
 	if err := a.boxes.Remove(name); err != nil {
 		return err
 	}
+	if err := a.part("egress").call(ctx, callRemove, ref{name}, nil); err != nil {
+		return err
+	}
 	a.mu.Lock()
 	delete(a.agents, name)
 	a.mu.Unlock()
@@ -247,14 +260,7 @@ func (a *Appliance) Reload(ctx context.Context, name string, q control.PolicyReq
 	if err := a.log.Record(ctx, rec); err != nil {
 		return control.AgentStatus{}, err
 	}
-	ag.mu.Lock()
-	ag.govern(p)
-	ag.Policy, ag.Source = q.Name, q.Source
-	err = ag.save()
-	ag.mu.Unlock()
-	a.tellRouter(callAgent, ag.info())
-	a.proxy.Recheck(name)
-	return ag.status(), err
+	return ag.status(), a.govern(ag, p, q.Name, q.Source)
 }
 
 // lockedChange names the first locked layer in which two policies differ.

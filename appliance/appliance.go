@@ -29,10 +29,8 @@ import (
 
 	"github.com/clawbox/clawbox/appliance/config"
 	"github.com/clawbox/clawbox/appliance/control"
-	"github.com/clawbox/clawbox/appliance/egress"
 	"github.com/clawbox/clawbox/appliance/engine"
 	"github.com/clawbox/clawbox/appliance/guard"
-	"github.com/clawbox/clawbox/appliance/holds"
 	"github.com/clawbox/clawbox/appliance/ledger"
 	"github.com/clawbox/clawbox/appliance/sandbox"
 	"github.com/clawbox/clawbox/bundle/content"
@@ -49,13 +47,12 @@ type Appliance struct {
 	guard  *guard.Guard
 	boxes  *sandbox.Local
 	images *sandbox.Images
-	holds  *holds.Book
-	proxy  *egress.Proxy
 
 	launching sync.Mutex // held for a whole launch or removal
 
 	registryPort *os.File        // the registry's listening socket
 	engineNet    *os.File        // the engine's network namespace
+	asked        wanted          // policy changes that operators ask for now
 	life         context.Context // ends where the appliance can't go on
 	end          context.CancelCauseFunc
 
@@ -80,7 +77,7 @@ func New(cfg config.Config, version string) (_ *Appliance, err error) {
 			a.close()
 		}
 	}()
-	for _, open := range []func() error{a.openLedger, a.openStore, a.openGuard, a.openBoxes, a.openEgress, a.loadAgents} {
+	for _, open := range []func() error{a.openLedger, a.openStore, a.openGuard, a.openBoxes, a.loadAgents} {
 		if err := open(); err != nil {
 			return nil, err
 		}
@@ -168,6 +165,9 @@ func (a *Appliance) Run(ctx context.Context) error {
 		}
 	}
 	if err := a.startRouter(ctx); err != nil {
+		return err
+	}
+	if err := a.startEgress(); err != nil {
 		return err
 	}
 	if err := a.startEngine(ctx); err != nil {
@@ -286,16 +286,10 @@ func (a *Appliance) ready() {
 
 // stopAll stops every running agent, at the same time.
 func (a *Appliance) stopAll(grace time.Duration) {
-	a.mu.Lock()
-	all := make([]*agent, 0, len(a.agents))
-	for _, ag := range a.agents {
-		all = append(all, ag)
-	}
-	a.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), grace+10*time.Second)
 	defer cancel()
 	var wg sync.WaitGroup
-	for _, ag := range all {
+	for _, ag := range a.everyone() {
 		wg.Go(func() {
 			var e *control.Error
 			if err := a.Stop(ctx, ag.Name, grace); err != nil && !errors.As(err, &e) {

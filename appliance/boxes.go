@@ -4,16 +4,11 @@ import (
 	"context"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"syscall"
-	"time"
 
-	"github.com/clawbox/clawbox/appliance/egress"
 	"github.com/clawbox/clawbox/appliance/guard"
-	"github.com/clawbox/clawbox/appliance/holds"
-	"github.com/clawbox/clawbox/appliance/ledger"
 	"github.com/clawbox/clawbox/appliance/sandbox"
 )
 
@@ -29,41 +24,27 @@ func (a *Appliance) openBoxes() (err error) {
 	return err
 }
 
-// openEgress opens the way out.
-func (a *Appliance) openEgress() (err error) {
-	a.holds, err = holds.Open(holds.Config{
-		File: filepath.Join(a.cfg.Paths.State, "approvals.json"), Recorder: a.log, Timeout: time.Duration(a.cfg.HoldSeconds) * time.Second,
-	})
-	if err != nil {
-		return err
+// steer sends every port of a namespace to one socket, where the guard can.
+func (a *Appliance) steer() func(*os.File, syscall.RawConn) (io.Closer, error) {
+	if a.guard.Tier() == guard.TierNone {
+		return nil
 	}
-	c := egress.Config{Recorder: a.log, Holds: a.holds, Hosts: a.cfg.Hosts}
-	c.Handoff = func(c *net.TCPConn, ag egress.Agent, _ ledger.Process) error { return a.toRouter(c, ag.ID) }
-	if a.guard.Tier() != guard.TierNone {
-		c.Steer = func(ns *os.File, tcp syscall.RawConn) (io.Closer, error) { return a.guard.Steer(ns, tcp) }
-	}
-	a.proxy, err = egress.New(c)
-	return err
+	return func(ns *os.File, tcp syscall.RawConn) (io.Closer, error) { return a.guard.Steer(ns, tcp) }
 }
 
 // sandbox starts an agent's sandbox with everything attached.
-func (a *Appliance) sandbox(ctx context.Context, ag *agent, out io.Writer) (*sandbox.Box, func(), error) {
+func (a *Appliance) sandbox(ctx context.Context, ag *agent, out io.Writer) (*sandbox.Box, error) {
 	img, err := a.images.Prepare(ctx, ag.Image)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if len(ag.Command) > 0 {
 		img.Entrypoint, img.Cmd = ag.Command, nil
 	}
 	spec := sandbox.Spec{
 		Name: ag.Name, Image: img, Policy: ag.policy(), Args: ag.Args, Env: ag.Env, Stdout: out, Stderr: out,
-		Network: func(ctx context.Context, _ int, ns *os.File) (io.Closer, error) {
-			if err := a.part("router").call(ctx, callAgent, ag.info(), nil); err != nil {
-				return nil, err
-			}
-			return a.proxy.Attach(ctx, egress.Agent{ID: ag.Name, Policy: ag.policy}, ns)
-		},
-		Event: func(e sandbox.Event) { a.strike(ag, e.Budget, e.Count, e.Detail) },
+		Network: func(ctx context.Context, _ int, ns *os.File) (io.Closer, error) { return a.attach(ctx, ag, ns) },
+		Event:   func(e sandbox.Event) { a.strike(ag, e.Budget, e.Count, e.Detail) },
 	}
 	if a.guard.Tier() != guard.TierNone {
 		spec.Guard = func(s guard.Scope) (io.Closer, error) {
@@ -75,12 +56,12 @@ func (a *Appliance) sandbox(ctx context.Context, ag *agent, out io.Writer) (*san
 	}
 	box, err := a.boxes.Start(ctx, spec)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	for _, n := range box.Notes() {
 		slog.Warn("policy and image differ", "agent", ag.Name, "note", n)
 	}
-	return box, func() { a.tellRouter(callForget, ref{ag.Name}) }, nil
+	return box, nil
 }
 
 // landlock describes the kernel's Landlock for status.

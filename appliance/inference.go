@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -102,7 +101,7 @@ func routerRole(s *service.Self, r *service.Request) (service.Handler, error) {
 }
 
 // supervisor answers the supervisor.
-func (rs *routerService) supervisor(ctx context.Context, r *service.Request) (any, error) {
+func (rs *routerService) supervisor(_ context.Context, r *service.Request) (any, error) {
 	switch r.Method {
 	case callAgent:
 		var a agentInfo
@@ -118,8 +117,6 @@ func (rs *routerService) supervisor(ctx context.Context, r *service.Request) (an
 		}
 		rs.forget(a.ID)
 		return nil, nil
-	case callConn:
-		return rs.take(ctx, r)
 	case callLink:
 		return nil, rs.link(r)
 	}
@@ -217,17 +214,17 @@ func (rs *routerService) dialEngine(ctx context.Context) (net.Conn, error) {
 	if relay == nil {
 		return nil, errors.New("there is no way to the engine")
 	}
-	return dialRelay(ctx, relay)
+	return dialThrough(ctx, relay, callDial)
 }
 
-// dialRelay makes a connection to the engine.
-func dialRelay(ctx context.Context, relay *service.Conn) (net.Conn, error) {
+// dialThrough makes a connection by handing its other end to a service.
+func dialThrough(ctx context.Context, to *service.Conn, method string) (net.Conn, error) {
 	ours, theirs, err := service.Pair()
 	if err != nil {
 		return nil, err
 	}
 	defer ours.Close()
-	err = relay.Call(ctx, callDial, nil, nil, theirs)
+	err = to.Call(ctx, method, nil, nil, theirs)
 	if err := errors.Join(err, theirs.Close()); err != nil {
 		return nil, err
 	}
@@ -462,30 +459,4 @@ func (a *Appliance) startRelay(ctx context.Context) (err error) {
 	}
 	t.up = func(ctx context.Context, p *service.Process) error { return a.join(ctx, p, "router") }
 	return a.employ(ctx, t)
-}
-
-// toRouter hands an agent's connection to the router.
-func (a *Appliance) toRouter(c *net.TCPConn, agentID string) error {
-	f, err := c.File()
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	conn, err := a.part("router").conn()
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), callTime)
-	defer cancel()
-	return conn.Call(ctx, callConn, handed{agentID}, nil, f)
-}
-
-// tellRouter says something to the router, which may be starting again: then
-// it learns all by itself (part.up).
-func (a *Appliance) tellRouter(method string, v any) {
-	ctx, cancel := context.WithTimeout(context.Background(), callTime)
-	defer cancel()
-	if err := a.part("router").call(ctx, method, v, nil); err != nil {
-		slog.Error("the router was not told", "call", method, "error", err)
-	}
 }

@@ -200,7 +200,7 @@ func (a *Appliance) start(ctx context.Context, ag *agent) error {
 		return err
 	}
 	ag.tallies = map[string]tally{}
-	box, release, err := a.sandbox(ctx, ag, out)
+	box, err := a.sandbox(ctx, ag, out)
 	if err != nil {
 		out.Close()
 		rec := a.lifecycle(ag, ledger.Denied, "agent.launch_failed", err.Error())
@@ -209,6 +209,6 @@ func (a *Appliance) start(ctx context.Context, ag *agent) error {
 	ag.mu.Lock()
 	ag.box, ag.done, ag.started = box, make(chan struct{}), time.Now().UTC()
 	ag.mu.Unlock()
-	go a.await(ag, box, func() { release(); out.Close() })
+	go a.await(ag, box, func() { out.Close() })
 	return nil
 }

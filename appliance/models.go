@@ -54,7 +54,7 @@ func (a *Appliance) startEngine(ctx context.Context) error {
 			if err != nil {
 				return nil, err
 			}
-			return dialRelay(ctx, relay)
+			return dialThrough(ctx, relay, callDial)
 		},
 	})
 	if err != nil {

@@ -8,12 +8,13 @@ import (
 	"github.com/clawbox/clawbox/policies"
 )
 
-// agentInfo is what a service knows of an agent. The policy travels in its
-// canonical form, and is parsed again where it is used.
+// agentInfo is what a service knows of an agent. The policy travels as the
+// operator wrote it, so that every process names the same lines.
 type agentInfo struct {
 	ID     string `json:"id"`
-	UID    int    `json:"uid"` // host user id
-	Policy []byte `json:"policy"`
+	UID    int    `json:"uid"`    // host user id; 0 while the sandbox is being made
+	Policy string `json:"policy"` // name of Source
+	Source []byte `json:"source"`
 }
 
 // ref names an agent in a call.
@@ -38,7 +39,7 @@ func (l *listed) policy() *policies.Policy { return l.pol.Load().policy }
 
 // put adds an agent, or replaces its policy.
 func (r *roster) put(a agentInfo) (*listed, error) {
-	p, err := policies.Parse(a.ID, a.Policy)
+	p, err := policies.Parse(a.Policy, a.Source)
 	if err != nil {
 		return nil, fmt.Errorf("agent %s: the policy that was sent does not parse: %w", a.ID, err)
 	}
@@ -75,15 +76,11 @@ func (r *roster) drop(id string) {
 
 // info is the agent as services are told of it.
 func (ag *agent) info() agentInfo {
-	return agentInfo{ID: ag.Name, UID: ag.hostUID(), Policy: ag.policy().YAML()}
-}
-
-// hostUID is the user of the agent's sandbox; 0 before that exists.
-func (ag *agent) hostUID() int {
 	ag.mu.Lock()
 	defer ag.mu.Unlock()
-	if ag.box == nil {
-		return 0
+	a := agentInfo{ID: ag.Name, Policy: ag.Policy, Source: ag.Source}
+	if ag.box != nil {
+		a.UID = ag.box.UID()
 	}
-	return ag.box.UID()
+	return a
 }

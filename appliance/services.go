@@ -25,6 +25,7 @@ import (
 // Services are the roles of `clawbox service ROLE`, which the supervisor
 // starts.
 var Services = map[string]service.Role{
+	"egress":   egressRole,
 	"ledger":   ledgerRole,
 	"registry": registryRole,
 	"relay":    relayRole,
@@ -59,6 +60,9 @@ type part struct {
 
 // process is the running service, or nil.
 func (t *part) process() *service.Process {
+	if t == nil {
+		return nil
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.p
@@ -66,20 +70,20 @@ func (t *part) process() *service.Process {
 
 // conn is the way to the running service, or an error.
 func (t *part) conn() (*service.Conn, error) {
-	if t == nil {
-		return nil, errors.New("the service does not run yet")
-	}
 	if p := t.process(); p != nil {
 		return p.Conn, nil
 	}
-	return nil, fmt.Errorf("service %s does not run", t.role)
+	return nil, errDown
 }
+
+// errDown says that a service does not run now.
+var errDown = errors.New("the service does not run; it is started again in a moment")
 
 // call is Conn.Call on the running service.
 func (t *part) call(ctx context.Context, method string, in, out any, files ...*os.File) error {
 	c, err := t.conn()
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", method, err)
 	}
 	return c.Call(ctx, method, in, out, files...)
 }

@@ -15,7 +15,7 @@ func (a *Appliance) Status() control.Status {
 		Version: a.version, Release: a.cfg.Release.Name + " " + a.cfg.Release.Version, Sequence: a.cfg.Release.Sequence,
 		Started: a.started, Tier: string(a.guard.Tier()), TierWhy: a.guard.Why(), Lost: a.guard.Lost(),
 		Landlock: landlock(confine.LandlockABI()), Registry: a.cfg.Registry, Agents: a.agentStatuses(), Services: a.serviceStatuses(),
-		Pending: len(a.holds.List()), LedgerSize: uint64(head.Size), LedgerRoot: head.Root.String(),
+		Pending: a.held(), LedgerSize: uint64(head.Size), LedgerRoot: head.Root.String(),
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -32,14 +32,8 @@ func (a *Appliance) Status() control.Status {
 
 // agentStatuses describes all agents, by name.
 func (a *Appliance) agentStatuses() []control.AgentStatus {
-	a.mu.Lock()
-	all := make([]*agent, 0, len(a.agents))
-	for _, ag := range a.agents {
-		all = append(all, ag)
-	}
-	a.mu.Unlock()
-	out := make([]control.AgentStatus, 0, len(all))
-	for _, ag := range all {
+	out := []control.AgentStatus{}
+	for _, ag := range a.everyone() {
 		out = append(out, ag.status())
 	}
 	slices.SortFunc(out, func(x, y control.AgentStatus) int { return cmp.Compare(x.Name, y.Name) })

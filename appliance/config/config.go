@@ -31,6 +31,10 @@ type Config struct {
 	// be private.
 	Hosts map[string]string `yaml:"hosts,omitempty"`
 
+	// Credentials are the secrets that policies name. Egress puts them in; no
+	// agent sees them.
+	Credentials map[string]Credential `yaml:"credentials,omitempty"`
+
 	// Agents says how to run each image that the bundle made ready.
 	Agents []Agent `yaml:"agents,omitempty"`
 
@@ -81,6 +85,11 @@ type Upstream struct {
 	Local bool `yaml:"local,omitempty"`
 	// KeyFile holds the bearer credential; only the router reads it.
 	KeyFile string `yaml:"keyFile,omitempty"`
+}
+
+// Credential is a secret for requests of agents to the outside.
+type Credential struct {
+	KeyFile string `yaml:"keyFile"` // holds the value; mode 0600
 }
 
 // Agent is a launchable agent.

@@ -45,7 +45,7 @@ func (c Config) Validate() error {
 	return errors.Join(
 		c.head(), c.Release.validate(), c.Paths.validate(),
 		Loopback("registry", c.Registry), c.Engine.validate(c.UIDBase),
-		c.addresses(), c.numbers(), c.upstreams(), ValidHosts(c.Hosts), ValidAgents(c.Agents),
+		c.addresses(), c.numbers(), c.upstreams(), c.credentials(), ValidHosts(c.Hosts), ValidAgents(c.Agents),
 	)
 }
 
@@ -180,6 +180,17 @@ func (c Config) upstreams() error {
 			errs = append(errs, bad(f, name, `a lower-case name other than "local", which is the embedded engine`))
 		}
 		errs = append(errs, u.validate(f))
+	}
+	return errors.Join(errs...)
+}
+
+func (c Config) credentials() error {
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(c.Credentials)) {
+		if !nameRE.MatchString(name) {
+			errs = append(errs, bad("credentials."+name, name, "a lower-case name"))
+		}
+		errs = append(errs, AbsPath("credentials."+name+".keyFile", c.Credentials[name].KeyFile))
 	}
 	return errors.Join(errs...)
 }

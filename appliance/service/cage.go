@@ -114,6 +114,11 @@ func (c *Cage) limit() error {
 		what int
 		n    uint64
 	}{{unix.RLIMIT_CORE, 0}, {unix.RLIMIT_NOFILE, files}, {unix.RLIMIT_NPROC, maxThreads}} {
+		var old syscall.Rlimit
+		if err := syscall.Getrlimit(l.what, &old); err != nil {
+			return err
+		}
+		l.n = min(l.n, old.Max) // what we are ourselves limited to
 		if err := syscall.Setrlimit(l.what, &syscall.Rlimit{Cur: l.n, Max: l.n}); err != nil {
 			return fmt.Errorf("resource %d to %d: %w", l.what, l.n, err)
 		}
