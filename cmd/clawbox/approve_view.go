@@ -152,9 +152,15 @@ func (m *screen) details() []string {
 		wait += "; the sandbox that asked is gone"
 	}
 	return m.table([][2]string{
-		{"wants", destination(p)}, {"agent", fmt.Sprintf("%s (uid %d)", printable(p.Agent), p.UID)}, {"program", prog}, {"started by", by},
-		{"why", printable(p.Why) + " (" + printable(p.Reason) + ")"}, {"held for", wait},
-		{"always adds", printable(p.Change)}, {"that is", printable(p.Words)}, {"policy", printable(p.Policy) + " " + short(printable(p.PolicyDigest))},
+		{"wants", destination(p)},
+		{"agent", fmt.Sprintf("%s (uid %d)", printable(p.Agent), p.UID)},
+		{"program", prog},
+		{"started by", by},
+		{"why", printable(p.Why) + " (" + printable(p.Reason) + ")"},
+		{"held for", wait},
+		{"always adds", printable(p.Change)},
+		{"that is", printable(p.Words)},
+		{"policy", printable(p.Policy) + " " + short(printable(p.PolicyDigest))},
 	})
 }
 
