@@ -27,7 +27,7 @@ import (
 	"github.com/clawbox/clawbox/policies"
 )
 
-// policyText is the policy of every sandbox here: full audit.
+// policyText is the policy of every sandbox here.
 const policyText = `apiVersion: clawbox.io/v1
 kind: AgentPolicy
 metadata: {name: bench}
@@ -50,8 +50,10 @@ type boxes struct {
 	image  sandbox.Image
 	local  *sandbox.Local
 	guard  *guard.Guard
-	log    *ledger.Log
 	proxy  *egress.Proxy
+	shm    string
+	memory *egress.Proxy // the same, with its ledger in memory
+	logs   []*ledger.Log
 	audit  *audit
 	policy atomic.Pointer[policies.Policy]
 }
@@ -71,19 +73,34 @@ func openBoxes(dir, root string, dial func(context.Context, string, string) (net
 		return b, err
 	}
 	b.policy.Store(p)
-	if b.log, err = openLedger(filepath.Join(dir, "ledger")); err != nil {
-		return b, err
-	}
-	b.audit = drain(b.guard, b.log)
-	if b.local, err = sandbox.Open(sandbox.Options{State: filepath.Join(dir, "state"), Launcher: filepath.Join(dir, "clawbox-launch"), UIDBase: 900_000}); err != nil {
-		return b, err
-	}
-	book, err := holds.Open(holds.Config{Recorder: b.log})
+	log, err := b.openLedger(filepath.Join(dir, "ledger"))
 	if err != nil {
 		return b, err
 	}
+	b.audit = drain(b.guard, log)
+	if b.local, err = sandbox.Open(sandbox.Options{State: filepath.Join(dir, "state"), Launcher: filepath.Join(dir, "clawbox-launch"), UIDBase: 900_000}); err != nil {
+		return b, err
+	}
+	if b.proxy, err = b.openProxy(log, dial); err != nil {
+		return b, err
+	}
+	if b.shm, err = os.MkdirTemp("/dev/shm", "clawbox-bench-"); err != nil {
+		return b, err
+	}
+	if log, err = b.openLedger(filepath.Join(b.shm, "ledger")); err != nil {
+		return b, err
+	}
+	b.memory, err = b.openProxy(log, dial)
+	return b, err
+}
+
+func (b *boxes) openProxy(log *ledger.Log, dial func(context.Context, string, string) (net.Conn, error)) (*egress.Proxy, error) {
+	book, err := holds.Open(holds.Config{Recorder: log})
+	if err != nil {
+		return nil, err
+	}
 	c := egress.Config{
-		Recorder: b.log, Holds: book, Dial: dial,
+		Recorder: log, Holds: book, Dial: dial,
 		Lookup: func(context.Context, string) ([]netip.Addr, error) {
 			return []netip.Addr{netip.MustParseAddr("192.0.2.80")}, nil
 		},
@@ -91,11 +108,10 @@ func openBoxes(dir, root string, dial func(context.Context, string, string) (net
 	if b.guard.Tier() != guard.TierNone {
 		c.Steer = func(ns *os.File, tcp syscall.RawConn) (io.Closer, error) { return b.guard.Steer(ns, tcp) }
 	}
-	b.proxy, err = egress.New(c)
-	return b, err
+	return egress.New(c)
 }
 
-func openLedger(dir string) (*ledger.Log, error) {
+func (b *boxes) openLedger(dir string) (*ledger.Log, error) {
 	skey, _, err := note.GenerateKey(rand.Reader, "bench")
 	if err != nil {
 		return nil, err
@@ -104,7 +120,11 @@ func openLedger(dir string) (*ledger.Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ledger.Create(dir, s)
+	l, err := ledger.Create(dir, s)
+	if err == nil {
+		b.logs = append(b.logs, l)
+	}
+	return l, err
 }
 
 func (b *boxes) close() error {
@@ -118,26 +138,40 @@ func (b *boxes) close() error {
 	if b.audit != nil {
 		errs = append(errs, b.audit.end())
 	}
-	if b.log != nil {
-		errs = append(errs, b.log.Close())
+	for _, l := range b.logs {
+		errs = append(errs, l.Close())
+	}
+	if b.shm != "" {
+		errs = append(errs, os.RemoveAll(b.shm))
 	}
 	return errors.Join(errs...)
 }
 
+// agents are sandboxes of one kind: with full audit, or with the default,
+// which records every exec and what was refused.
+type agents struct {
+	*boxes
+	full bool
+}
+
 // start runs a job as an agent: everything that the appliance gives one.
-func (b *boxes) start(ctx context.Context, j job) (running, error) {
+func (b agents) start(ctx context.Context, j job) (running, error) {
 	img := b.image
 	img.Entrypoint = j.argv
 	said := &tail{}
 	s := sandbox.Spec{Name: fmt.Sprint("bench", j.slot), Image: img, Policy: b.policy.Load(), Stdout: j.out, Stderr: said, Network: loopback}
 	if j.open {
+		way := b.proxy
+		if j.memory {
+			way = b.memory
+		}
 		s.Network = func(ctx context.Context, _ int, ns *os.File) (io.Closer, error) {
-			return b.proxy.Attach(ctx, egress.Agent{ID: fmt.Sprint("bench", j.slot), Policy: b.policy.Load}, ns)
+			return way.Attach(ctx, egress.Agent{ID: fmt.Sprint("bench", j.slot), Policy: b.policy.Load}, ns)
 		}
 	}
 	if b.guard.Tier() != guard.TierNone {
 		s.Guard = func(sc guard.Scope) (io.Closer, error) {
-			sc.AuditOpens, sc.Connects, sc.AuditENOENT = true, true, true
+			sc.AuditOpens, sc.Connects, sc.AuditENOENT = b.full, b.full, true
 			sc.Readable = []string{"/"}
 			return b.guard.Watch(sc)
 		}

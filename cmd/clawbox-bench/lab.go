@@ -21,6 +21,7 @@ const (
 	bwrap    = "bubblewrap"
 	runcName = "runc"
 	clawbox  = "clawbox"
+	audited  = "clawbox, full audit"
 )
 
 // lab holds what every measurement needs.
@@ -82,7 +83,7 @@ func (l *lab) close() error {
 
 // findPlaces keeps the places in which a first job runs.
 func (l *lab) findPlaces(ctx context.Context) error {
-	l.places[host], l.places[clawbox] = bare{l.root}, l.boxes
+	l.places[host], l.places[clawbox], l.places[audited] = bare{l.root}, agents{l.boxes, false}, agents{l.boxes, true}
 	if bin, err := exec.LookPath("bwrap"); err != nil {
 		l.left = append(l.left, "bubblewrap is not installed")
 	} else {
@@ -93,7 +94,7 @@ func (l *lab) findPlaces(ctx context.Context) error {
 	} else {
 		l.places[runcName] = runc{bin, l.root, l.dir, new(sync.Mutex), new(int)}
 	}
-	for _, name := range []string{host, bwrap, runcName, clawbox} {
+	for _, name := range places {
 		p, ok := l.places[name]
 		if !ok {
 			continue
@@ -106,7 +107,7 @@ func (l *lab) findPlaces(ctx context.Context) error {
 		switch {
 		case err == nil:
 			l.order = append(l.order, name)
-		case name == host || name == clawbox:
+		case name == host || name == clawbox || name == audited:
 			return fmt.Errorf("%s: %w", name, err)
 		default:
 			l.left = append(l.left, fmt.Sprintf("%s does not run here: %v", name, err))

@@ -24,8 +24,10 @@ type place interface {
 type job struct {
 	argv []string
 	out  io.Writer
-	slot int  // which of several at once
-	open bool // clawbox: with the way out attached, not just loopback
+	slot int // which of several at once
+	// clawbox only: with the way out attached, not just loopback; and with its
+	// ledger in memory, to tell the price of durable records.
+	open, memory bool
 }
 
 // running is a started job.

@@ -13,7 +13,7 @@ const (
 	barHeight, groupSkip = 11, 10
 )
 
-var colours = map[string]string{bwrap: "#8da0cb", runcName: "#b3b3b3", clawbox: "#e4632d"}
+var colours = map[string]string{bwrap: "#8da0cb", runcName: "#b3b3b3", clawbox: "#f4a582", audited: "#ca3a10"}
 
 // plot draws the ratios to the host as bars on a logarithmic axis from 0.5 to
 // the largest, with a line at 1.
@@ -31,13 +31,13 @@ func (r report) plot() []byte {
 	}
 	high = math.Pow(2, math.Ceil(math.Log2(high)))
 	x := func(q float64) float64 { return plotLeft + plotWidth*math.Log2(max(q, 0.5)/0.5)/math.Log2(high/0.5) }
-	step := 3*barHeight + groupSkip
+	step := 4*barHeight + groupSkip
 	height := 60 + step*len(rows) + 30
 	var b bytes.Buffer
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="12">`+"\n", plotLeft+plotWidth+70, height)
 	fmt.Fprintf(&b, `<rect width="100%%" height="100%%" fill="white"/><text x="10" y="18" font-size="14">Time relative to the host (1 = the same), by place</text>`+"\n")
 	for i, p := range places[1:] {
-		fmt.Fprintf(&b, `<rect x="%d" y="28" width="12" height="12" fill="%s"/><text x="%d" y="38">%s</text>`+"\n", plotLeft+110*i, colours[p], plotLeft+110*i+16, p)
+		fmt.Fprintf(&b, `<rect x="%d" y="28" width="12" height="12" fill="%s"/><text x="%d" y="38">%s</text>`+"\n", plotLeft+130*i, colours[p], plotLeft+130*i+16, p)
 	}
 	for q := 0.5; q <= high; q *= 2 {
 		fmt.Fprintf(&b, `<line x1="%.1f" x2="%.1f" y1="50" y2="%d" stroke="%s"/><text x="%.1f" y="%d" text-anchor="middle">%g</text>`+"\n", x(q), x(q), height-28, map[bool]string{true: "#444", false: "#ddd"}[q == 1], x(q), height-12, q)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -22,7 +23,7 @@ type report struct {
 	rows    []row
 }
 
-var places = []string{host, bwrap, runcName, clawbox}
+var places = []string{host, bwrap, runcName, clawbox, audited}
 
 // thisMachine names processor, cores, memory and kernel.
 func thisMachine() string {
@@ -30,7 +31,9 @@ func thisMachine() string {
 	_ = unix.Uname(&u)
 	var si unix.Sysinfo_t
 	_ = unix.Sysinfo(&si)
-	return fmt.Sprintf("%s, %d cores, %d MiB of memory, Linux %s, %s", processor(), runtime.NumCPU(), uint64(si.Totalram)*uint64(si.Unit)>>20, unix.ByteSliceToString(u.Release[:]), runtime.Version())
+	load, _ := os.ReadFile("/proc/loadavg")
+	return fmt.Sprintf("%s, %d cores, %d MiB of memory, Linux %s, %s; load average when it began %.4s", processor(), runtime.NumCPU(),
+		uint64(si.Totalram)*uint64(si.Unit)>>20, unix.ByteSliceToString(u.Release[:]), runtime.Version(), load)
 }
 
 func processor() string {
@@ -114,7 +117,7 @@ func (r row) label() string {
 	return r.name
 }
 
-var head = []string{"work", host, bwrap, runcName, clawbox, "target", "result"}
+var head = slices.Concat([]string{"work"}, places, []string{"target", "result"})
 
 // text is for a terminal.
 func (r report) text() string {
@@ -135,9 +138,10 @@ Written by ` + "`make bench-guard`" + ` on %s.
 Machine: %s. Compared: %s.
 Audit during the run: %s.
 
-The same files and the same programs run in four places: on the host (by chroot), in bubblewrap and runc with every
-namespace and a read-only root, and in a clawbox sandbox with seccomp, Landlock, the guard and full audit (every exec,
-every opened file and every connection is put on a ledger on disk). The places take turns, %d rounds, each round beginning
+The same files and the same programs run on the host (by chroot), in bubblewrap and runc with every namespace and a
+read-only root, and in clawbox sandboxes with seccomp, Landlock and the guard: once with the default audit (every exec
+and everything refused is put on a ledger on disk), once with full audit (also every opened file and every connection),
+against which the targets are held. The places take turns, %d rounds, each round beginning
 with another one. A cell is median / p90 of all samples, and in brackets the median over the rounds of the ratio to the
 host. Differences and ratios in the result are medians over the rounds, too.
 
