@@ -141,9 +141,15 @@ func (m *Message) whole() bool {
 	case "json-rpc":
 		return m.RPC != ""
 	case "mcp":
-		return m.bare() || m.RPC != "" && (m.RPC == toolCall) == (m.Tool != "")
+		return m.bare() || m.RPC != "" && (m.RPC == toolCall) == (m.Tool != "") && !strings.ContainsFunc(m.Tool, notTool)
 	}
 	return true
+}
+
+// notTool finds what MCP's specification does not want in a tool's name, so
+// that no two names look alike.
+func notTool(r rune) bool {
+	return (r|0x20 < 'a' || r|0x20 > 'z') && (r < '0' || r > '9') && !strings.ContainsRune("_-./", r)
 }
 
 // bare messages are MCP's transport, not its methods: the stream of answers,
