@@ -9,6 +9,7 @@
 // what the server gets.
 //
 //	if err := inspect.Head(raw); err != nil { ... }   // what net/http reads leniently; HTTP/1 only
+//	m, err := inspect.Route(r)                         // path and method, to find the rule by
 //	q, msgs, err := inspect.Request(r, inspect.Options{Protocol: rule.Protocol})
 //	if err != nil {
 //		var no *inspect.Refusal

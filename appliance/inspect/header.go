@@ -22,7 +22,7 @@ const (
 var treatments = map[string]treatment{
 	// Hop by hop: RFC 9110, 7.6.1, and its forerunners.
 	"Connection": drop, "Keep-Alive": drop, "Proxy-Connection": drop, "Te": drop, "Trailer": drop, "Transfer-Encoding": drop, "Upgrade": drop,
-	"Proxy-Authenticate": drop, "Proxy-Authorization": drop, "Content-Length": drop, "Expect": drop, "Host": drop, "Http2-Settings": drop,
+	"Proxy-Authenticate": drop, "Proxy-Authorization": drop, "Content-Length": drop, "Expect": drop, "Host": drop, "Http2-Settings": drop, "Alt-Used": drop,
 	// Claims about where a request came from; only a proxy that the server trusts may make them.
 	"Forwarded": drop, "X-Forwarded-For": drop, "X-Forwarded-Host": drop, "X-Forwarded-Proto": drop, "X-Forwarded-Port": drop, "X-Forwarded-Server": drop,
 	"X-Forwarded-Scheme": drop, "X-Forwarded-Ssl": drop, "X-Real-Ip": drop, "X-Client-Ip": drop, "True-Client-Ip": drop, "Cf-Connecting-Ip": drop,
@@ -31,7 +31,7 @@ var treatments = map[string]treatment{
 	"X-Http-Method-Override": reject, "X-Http-Method": reject, "X-Method-Override": reject, "X-Forwarded-Method": reject, "X-Original-Method": reject,
 	"X-Original-Url": reject, "X-Original-Uri": reject, "X-Rewrite-Url": reject, "X-Rewrite-Uri": reject, "X-Override-Url": reject, "X-Request-Uri": reject,
 	"X-Forwarded-Uri": reject, "X-Forwarded-Path": reject, "X-Forwarded-Prefix": reject, "X-Http-Host-Override": reject, "X-Envoy-Original-Path": reject,
-	"X-Http-Path-Override": reject, "X-Accel-Redirect": reject, "X-Sendfile": reject, "Alt-Used": reject, "Proxy": reject,
+	"X-Http-Path-Override": reject, "X-Accel-Redirect": reject, "X-Sendfile": reject, "Proxy": reject,
 	// Two of them, and two readers may take one each.
 	"Authorization": single, "Content-Type": single, "Content-Encoding": single, "Content-Range": single, "Range": single, "Origin": single,
 	"Sec-Websocket-Key": single, "Sec-Websocket-Version": single, "Mcp-Session-Id": single, "Mcp-Protocol-Version": single, "Mcp-Method": single, "Mcp-Name": single,

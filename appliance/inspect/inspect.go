@@ -72,6 +72,17 @@ func Request(r *http.Request, o Options) (*http.Request, []policies.Message, err
 	return q.out.WithContext(context.WithValue(q.out.Context(), idsKey{}, q.ids)), q.msgs, nil
 }
 
+// Route gives method, path and query of a request in canonical form, from its
+// head alone and whatever its protocol: enough to find the rule that says
+// what the protocol is.
+func Route(r *http.Request) (policies.Message, error) {
+	q := &request{in: r}
+	if err := q.canonical(); err != nil {
+		return policies.Message{}, err
+	}
+	return q.base, nil
+}
+
 type idsKey struct{}
 
 // IDs gives the JSON-RPC ids of a request that Request returned, for Denial.

@@ -71,6 +71,22 @@ Content-Type: text/plain`, "hello")
 	}
 }
 
+// Route reads the head alone, also of what has another protocol.
+func TestRoute(t *testing.T) {
+	for _, head := range []string{"POST /a/../b?c HTTP/1.1\nHost: a\nUpgrade: h2c", "POST /b?c HTTP/1.1\nHost: a\nUpgrade: websocket\nConnection: Upgrade"} {
+		r := parse(t, head, "body")
+		m, err := Route(r)
+		if err != nil || m.Method != "POST" || m.Path != "/b" || !m.Query.Has("c") {
+			t.Errorf("got %+v %v", m, err)
+		}
+		if b, _ := io.ReadAll(r.Body); string(b) != "body" {
+			t.Errorf("the body is %q after it", b)
+		}
+	}
+	_, err := Route(parse(t, "GET /%2e%2e HTTP/1.1\nHost: a", ""))
+	refused(t, "path", BadTarget, err)
+}
+
 func TestRequestRefuses(t *testing.T) {
 	for name, c := range map[string]struct{ head, code string }{
 		"method override":          {"POST / HTTP/1.1\nHost: a\nX-HTTP-Method-Override: DELETE", BadHeader},
@@ -225,6 +241,8 @@ func TestRPCRefuses(t *testing.T) {
 		"form":                {"POST / HTTP/1.1\nHost: a\nContent-Type: application/x-www-form-urlencoded", one, BadBody},
 		"UTF-7":               {jsonHead + "; charset=utf-7", one, BadBody},
 		"compressed":          {jsonHead + "\nContent-Encoding: gzip", one, BadBody},
+		"too long, chunked":   {jsonHead + "\nTransfer-Encoding: chunked\n\n" + "7d0\n" + strings.Repeat("x", 2000) + "\n0\n", "", BadBody},
+		"cut short":           {jsonHead + "\nContent-Length: 10\n\n{}", "", BadBody},
 		"too long":            {jsonHead, one + strings.Repeat(" ", 2000), BadBody},
 		"PUT":                 {strings.Replace(jsonHead, "POST", "PUT", 1), one, BadRPC},
 		"GET without stream":  {"GET / HTTP/1.1\nHost: a", "", BadRPC},
