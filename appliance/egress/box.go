@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -173,12 +175,17 @@ func (b *box) closeSockets() (errs []error) {
 	if b.models != nil {
 		b.models.Close()
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for c := range b.conns {
+	for _, c := range b.open() {
 		c.abort()
 	}
 	return errs
+}
+
+// open lists the connections of this moment.
+func (b *box) open() []*conn {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Collect(maps.Keys(b.conns))
 }
 
 // add makes c known to recheck and Close; not ok when the box is closing.
@@ -210,12 +217,8 @@ func (b *box) recheck() {
 	b.mu.Lock()
 	close(b.changed)
 	b.changed = make(chan struct{})
-	var cs []*conn
-	for c := range b.conns {
-		cs = append(cs, c)
-	}
 	b.mu.Unlock()
-	for _, c := range cs {
+	for _, c := range b.open() {
 		c.recheck()
 	}
 }

@@ -170,6 +170,9 @@ func (o *outward) Write(b []byte) (int, error) {
 }
 
 func (o *outward) spend(up, down int, err error) error {
+	if up+down == 0 {
+		return err
+	}
 	o.count.add(up, down)
 	m, rule := o.c.metered()
 	if m == nil {

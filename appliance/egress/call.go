@@ -1,6 +1,7 @@
 package egress
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -50,6 +51,9 @@ func (s *session) serve(w http.ResponseWriter, r *http.Request) {
 		why = k.admit()
 	}
 	if why != nil {
+		if k.q == nil && r.ProtoMajor == 1 {
+			w.Header().Set("Connection", "close") // who sends such a thing may mean more by it
+		}
 		k.deny(w, why)
 		return
 	}
@@ -75,10 +79,8 @@ func (k *call) read(r *http.Request) *refusal {
 		return k.s.denied(k.s.ask(&msgs[0]))
 	}
 	k.rule, k.q, k.msgs = rule, plain, msgs
-	k.q, k.msgs, err = inspect.Request(r, inspect.Options{Protocol: rule.Protocol})
-	if err != nil {
-		k.q = nil
-		return refusedBy(err)
+	if k.q, k.msgs, err = inspect.Request(r, inspect.Options{Protocol: rule.Protocol}); err != nil {
+		return refusedBy(err) // and without k.q
 	}
 	return nil
 }
@@ -196,11 +198,32 @@ func (k *call) credentials() *refusal {
 	if len(names) > 0 {
 		k.q.Header.Set("Accept-Encoding", "identity") // an answer that repeats it can then be masked
 	}
-	if k.q.Body != nil && k.q.Body != http.NoBody {
-		k.q.Body = &spotter{ReadCloser: k.q.Body, found: func() {
-			k.stop(refuse("net.credential", remedy, "a placeholder for a credential stands in the request's body"))
-		}}
+	return k.body(refuse("net.credential", remedy, "a placeholder for a credential stands in the request's body"))
+}
+
+// smallBody is read whole before anything is sent, in bytes.
+const smallBody = 64 << 10
+
+// body looks for placeholders in the request's body: in a small one first, in
+// a large one as it passes.
+func (k *call) body(found *refusal) *refusal {
+	q := k.q
+	switch {
+	case q.Body == nil || q.Body == http.NoBody:
+		return nil
+	case q.ContentLength < 0 || q.ContentLength > smallBody:
+		q.Body = &spotter{ReadCloser: q.Body, found: func() { k.stop(found) }}
+		return nil
 	}
+	b, err := io.ReadAll(q.Body)
+	if err != nil {
+		return refuse("http.body", "send it whole", "the body ended early")
+	}
+	if mentions(string(b)) {
+		return found
+	}
+	q.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }
+	q.Body, _ = q.GetBody()
 	return nil
 }
 
@@ -349,11 +372,13 @@ func (k *call) unreached(err error) *refusal {
 	if why := k.stopped(); why != nil {
 		return why // recorded by stop
 	}
+	attrs := describeAll(map[string]any{"op": "traffic"}, k.msgs)
 	var why *refusal
-	if errors.As(err, &why) {
-		k.s.record(why, nil)
+	if errors.As(err, &why) && why.reason != "net.unreachable" {
+		k.s.record(why, attrs)
 	} else {
 		why = refuse("net.unreachable", "try again later", "%s port %d gave no answer: %v", k.s.host, k.s.port, err)
+		k.s.write(ledger.Allowed, why.reason, why.detail, attrs) // and yet it came to nothing
 	}
 	out := *why
 	out.status = http.StatusBadGateway

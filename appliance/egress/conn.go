@@ -330,17 +330,19 @@ func (c *conn) end(why *refusal) {
 	}
 }
 
-// abort resets both sides.
+// abort resets both sides. It holds no lock while it does: closing TLS writes,
+// and what is written counts.
 func (c *conn) abort() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.closed = true
+	out, s := c.out, c.session
+	c.mu.Unlock()
 	reset(c.in)
-	if c.out != nil {
-		reset(c.out)
+	if out != nil {
+		reset(out)
 	}
-	if c.session != nil {
-		c.session.close()
+	if s != nil {
+		s.close()
 	}
 }
 

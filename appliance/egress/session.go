@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -207,21 +209,14 @@ func sessionOf(nc net.Conn) *session {
 // recheck judges the requests that are under way by the present policy.
 func (s *session) recheck() {
 	s.mu.Lock()
-	var cs []*call
-	for k := range s.live {
-		cs = append(cs, k)
-	}
-	var os []*outward
-	for o := range s.outs {
-		os = append(os, o)
-	}
+	calls, outs := slices.Collect(maps.Keys(s.live)), slices.Collect(maps.Keys(s.outs))
 	s.mu.Unlock()
-	for _, o := range os {
+	for _, o := range outs {
 		if s.name && s.leads(o.to) != nil {
 			o.Close() // the next request looks the name up again
 		}
 	}
-	for _, k := range cs {
+	for _, k := range calls {
 		if why := k.judge(); why != nil {
 			why.reason, why.detail = "net.policy_changed", why.detail+" any more"
 			k.stop(why)
