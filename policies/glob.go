@@ -19,8 +19,10 @@ import (
 
 // narrow matches s against pattern; sep ends a "*" (0: nothing does).
 func narrow(pattern, s string, sep rune) bool {
-	return run(pattern, s, sep, func(a, b rune) bool { return a == b })
+	return run(pattern, s, sep, exactly)
 }
+
+func exactly(a, b rune) bool { return a == b }
 
 // wide matches names, values and methods.
 func wide(pattern, s string) bool { return run(pattern, s, 0, sameLetter) }
@@ -73,29 +75,34 @@ func sameLetter(a, b rune) bool {
 // star is where a run began: the pattern after it, and how far it has eaten.
 type star struct{ p, s int }
 
-// run matches in time linear to the lengths for one star, and at worst to
-// their product: a later star makes earlier ones final, because what an
-// earlier one could still give, the later one can take.
+// patience is how many steps for each byte of pattern and text the quick
+// matcher may take: enough for what people write, and a bound for what an
+// agent sends.
+const patience = 8
+
+// run matches quickly what is simple, and anything else in a time that is the
+// product of the two lengths at worst.
 func run(p, s string, sep rune, same func(a, b rune) bool) bool {
 	none := star{-1, 0}
 	one, all := none, none
 	pi, si := 0, 0
-	for si < len(s) || pi < len(p) {
-		if pi < len(p) {
-			switch {
-			case strings.HasPrefix(p[pi:], "**"):
-				pi += 2
-				all, one = star{pi, si}, none
+	for left := patience * (len(p) + len(s) + 1); si < len(s) || pi < len(p); left-- {
+		if left == 0 {
+			return thorough(p, s, sep, same)
+		}
+		switch {
+		case strings.HasPrefix(p[pi:], "**"):
+			pi += 2
+			all, one = star{pi, si}, none
+			continue
+		case strings.HasPrefix(p[pi:], "*"):
+			pi++
+			one = star{pi, si}
+			continue
+		case si < len(s) && pi < len(p):
+			if pn, sn := step(p[pi:], s[si:], sep, same); pn > 0 {
+				pi, si = pi+pn, si+sn
 				continue
-			case p[pi] == '*':
-				pi++
-				one = star{pi, si}
-				continue
-			case si < len(s):
-				if pn, sn := step(p[pi:], s[si:], sep, same); pn > 0 {
-					pi, si = pi+pn, si+sn
-					continue
-				}
 			}
 		}
 		var ok bool
@@ -106,6 +113,47 @@ func run(p, s string, sep rune, same func(a, b rune) bool) bool {
 	return true
 }
 
+// thorough keeps every position of the pattern that the text so far can have
+// led to.
+func thorough(p, s string, sep rune, same func(a, b rune) bool) bool {
+	now := make([]bool, len(p)+1)
+	enter(p, now, 0)
+	for si := 0; si < len(s); {
+		r, n := utf8.DecodeRuneInString(s[si:])
+		next := make([]bool, len(p)+1)
+		for pi := range len(p) {
+			switch {
+			case !now[pi]:
+			case p[pi] == '*':
+				if r != sep || sep == 0 || strings.HasPrefix(p[pi:], "**") {
+					enter(p, next, pi)
+				}
+			default:
+				if pn, sn := step(p[pi:], s[si:], sep, same); pn > 0 && sn == n {
+					enter(p, next, pi+pn)
+				}
+			}
+		}
+		now, si = next, si+n
+	}
+	return now[len(p)]
+}
+
+// enter marks a position and those behind the runs that begin there.
+func enter(p string, set []bool, pi int) {
+	for {
+		set[pi] = true
+		switch {
+		case strings.HasPrefix(p[pi:], "**"):
+			pi += 2
+		case strings.HasPrefix(p[pi:], "*"):
+			pi++
+		default:
+			return
+		}
+	}
+}
+
 // step matches one character and gives what it took of both, or zeros.
 func step(p, s string, sep rune, same func(a, b rune) bool) (pn, sn int) {
 	a, pn := utf8.DecodeRuneInString(p)
@@ -113,7 +161,7 @@ func step(p, s string, sep rune, same func(a, b rune) bool) (pn, sn int) {
 	if a == '?' && (b != sep || sep == 0) {
 		return pn, sn
 	}
-	if a == utf8.RuneError || b == utf8.RuneError {
+	if a == utf8.RuneError && pn == 1 || b == utf8.RuneError && sn == 1 {
 		if p[0] != s[0] {
 			return 0, 0
 		}

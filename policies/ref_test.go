@@ -800,6 +800,12 @@ func TestGlobs(t *testing.T) {
 			if got, want := narrow(p, s, '/'), refGlob(p, s, '/'); got != want {
 				t.Fatalf("narrow %q %q: got %v", p, s, got)
 			}
+			if got, want := thorough(p, s, '/', exactly), refGlob(p, s, '/'); got != want {
+				t.Fatalf("thorough %q %q: got %v", p, s, got)
+			}
+			if got, want := thorough(p, s, 0, sameLetter), refWide(p, s); got != want {
+				t.Fatalf("thorough, wide %q %q: got %v", p, s, got)
+			}
 			if got, want := wide(p, s), refWide(p, s); got != want {
 				t.Fatalf("wide %q %q: got %v", p, s, got)
 			}
@@ -811,4 +817,36 @@ func TestGlobs(t *testing.T) {
 			}
 		}
 	}
+}
+
+// What an agent sends cannot make one decision cost seconds: the quick matcher
+// alone would need 10^11 steps here.
+func TestGlobPatience(t *testing.T) {
+	long := strings.Repeat("a", 1<<16)
+	for _, p := range []string{"**a*b", "*a*a*a*b", "**a*a/**a*b"} {
+		if narrow(p, long, '/') || wide(p, long) || widePath("/"+p, "/"+long) {
+			t.Errorf("%q matched", p)
+		}
+	}
+	if !narrow("**a*", long, '/') || !wide("*A*a", long) {
+		t.Error("no match")
+	}
+}
+
+// FuzzGlobs holds both matchers to one answer, on any bytes.
+func FuzzGlobs(f *testing.F) {
+	f.Add("/a/**/b*", "/a/\xff/é")
+	f.Fuzz(func(t *testing.T, p, s string) {
+		if len(p) > 64 || len(s) > 256 {
+			return
+		}
+		for _, sep := range []rune{0, '/'} {
+			if run(p, s, sep, exactly) != thorough(p, s, sep, exactly) || run(p, s, sep, sameLetter) != thorough(p, s, sep, sameLetter) {
+				t.Errorf("%q %q %q: the two matchers differ", p, s, sep)
+			}
+		}
+		if narrow(p, s, '/') && !widePath(p, s) {
+			t.Errorf("%q in a denial matches less than in an allowance: %q", p, s)
+		}
+	})
 }
