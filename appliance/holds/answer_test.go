@@ -16,7 +16,7 @@ func TestOnce(t *testing.T) {
 	a, b := d.ask(base()), d.ask(base())
 	p := d.one()
 	if p.Waiting != 2 || p.Binary != "/usr/bin/curl" || p.Process != "curl (pid 7)" || p.UID != 1000 || len(p.ID) != 16 ||
-		p.Change != "network: {allow: [{host: new.example, ports: [443]}]}" || !strings.Contains(p.Words, "/usr/bin/curl of agent a1") || p.Why == "" {
+		p.Change != "network: {allow: [{host: new.example, ports: [443]}]}" || p.Words != "agent may now reach new.example:443, from any program; for agent a1, at every start, in its policy p" || p.Why == "" {
 		t.Errorf("pending %+v", p)
 	}
 	d.answer(p, yes(p, Once))

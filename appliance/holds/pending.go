@@ -130,10 +130,12 @@ func newPending(q Question, now time.Time, wait time.Duration) (p Pending, err e
 	if p.Rule != "" {
 		p.Why = "the policy " + p.Policy + " holds it: " + p.Rule
 	}
+	if p.Allow, err = rule(p.Change); err != nil {
+		return p, err
+	}
 	p.Words = words(p)
 	p.Digest = p.digest()
-	p.Allow, err = rule(p.Change)
-	return p, err
+	return p, nil
 }
 
 // rule parses a policy change.
@@ -150,13 +152,17 @@ func rule(change string) (r policies.HostRule, err error) {
 	return r, nil
 }
 
-// words says what Always would change.
+// words says what Always would change, as `clawbox policy diff` says it.
 func words(p Pending) string {
-	who := "any program of agent " + p.Agent
-	if p.Binary != "" {
-		who = p.Binary + " of agent " + p.Agent
+	before := &policies.Policy{Name: p.Policy, Network: policies.Network{Default: policies.Hold}}
+	var out []string
+	for _, d := range policies.Diff(before, before.WithAllow(p.Allow)) {
+		out = append(out, d.Words)
 	}
-	return who + " may from now on use " + p.target() + ", at every start, while its policy is " + p.Policy
+	if len(p.Allow.Binaries) == 0 {
+		out = append(out, "from any program")
+	}
+	return strings.Join(out, ", ") + "; for agent " + p.Agent + ", at every start, in its policy " + p.Policy
 }
 
 // digest binds an answer to what was shown.
