@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -28,7 +27,7 @@ const skeletonPrefix = "skeleton-"
 type Box struct {
 	l      *Local
 	name   string
-	uid    int
+	id     owner
 	policy *policies.Policy
 	spec   confine.Spec // as the agent was started with
 	notes  []string
@@ -38,7 +37,6 @@ type Box struct {
 	g        *group
 	cgroupID uint64
 	p        *launcher
-	skeleton string
 	network  io.Closer
 	guard    io.Closer
 	disk     disk
@@ -80,7 +78,7 @@ func (l *Local) Start(ctx context.Context, s Spec) (_ *Box, err error) {
 // start takes the steps of docs/architecture.md, "The sandbox's life".
 // Whatever it has made when it fails, teardown removes.
 func (b *Box) start(ctx context.Context, s *Spec) (err error) {
-	if b.uid, err = b.l.userID(b.name); err != nil {
+	if b.id, err = b.l.owner(b.name, s.Policy.Process); err != nil {
 		return err
 	}
 	root, err := b.prepare(s)
@@ -123,7 +121,7 @@ func (b *Box) prepare(s *Spec) (*confine.Root, error) {
 	root := &confine.Root{
 		Version: confine.Version, Hostname: user, Scratch: s.Policy.Budgets.Scratch, Shm: shmSize,
 		Supervisor: confine.Spec{
-			Version: confine.Version, Dir: "/", UID: b.uid, GID: b.uid,
+			Version: confine.Version, Dir: "/", UID: b.id.uid, GID: b.id.gid,
 			Limits: rlimits(s.Policy), Landlock: confine.Landlock{ABI: b.l.abi},
 		},
 	}
@@ -135,7 +133,7 @@ func (b *Box) prepare(s *Spec) (*confine.Root, error) {
 		return nil, err
 	}
 	for _, w := range ws {
-		src, err := b.l.writable(b.name, w, b.uid)
+		src, err := b.l.writable(b.name, w, b.id)
 		if err != nil {
 			return nil, err
 		}
@@ -144,11 +142,11 @@ func (b *Box) prepare(s *Spec) (*confine.Root, error) {
 	if err := os.MkdirAll(b.l.agentDir(b.name), 0o711); err != nil {
 		return nil, err
 	}
-	b.skeleton = filepath.Join(b.l.agentDir(b.name), skeletonPrefix+id)
-	if err := makeSkeleton(b.skeleton, s.Image, b.uid, home(s), ws); err != nil {
+	top, err := b.l.skeleton(b.name, &skeleton{s.Image, b.id, home(s), ws, s.TrustPEM})
+	if err != nil {
 		return nil, err
 	}
-	root.Layers = append([]string{b.skeleton}, s.Image.Layers...)
+	root.Layers = append([]string{top}, s.Image.Layers...)
 	p := s.Policy.Budgets
 	b.g, err = b.l.h.newGroup(b.l.parent, b.name+"-"+id, limits{p.Processes + supervisorTasks, p.Memory, p.CPU})
 	if err == nil {
@@ -194,14 +192,14 @@ func (b *Box) compile(s *Spec) (*compiled, error) {
 		return nil, err
 	}
 	defer v.close()
-	return compile(v, s, b.uid, b.l.abi)
+	return compile(v, s, b.id, b.l.abi)
 }
 
 // attach connects the sandbox to the guard first, so that no moment exists in
 // which it has a network and no witness.
 func (b *Box) attach(ctx context.Context, s *Spec, c *compiled) error {
 	if s.Guard != nil {
-		sc, err := b.scope(c.exec)
+		sc, err := b.scope(s, c.exec)
 		if err != nil {
 			return err
 		}
@@ -223,14 +221,21 @@ func (b *Box) attach(ctx context.Context, s *Spec, c *compiled) error {
 	return nil
 }
 
-func (b *Box) scope(exec []string) (guard.Scope, error) {
-	sc := guard.Scope{ID: b.name, CgroupID: b.cgroupID}
+func (b *Box) scope(s *Spec, exec []string) (guard.Scope, error) {
+	sc := guard.Scope{ID: b.name, CgroupID: b.cgroupID, Cgroup: b.g.dir()}
+	paths := map[guard.Inode]string{}
 	for _, p := range exec {
 		n, err := guard.Lookup(b.PID(), p)
 		if err != nil {
 			return sc, err
 		}
-		sc.Exec = append(sc.Exec, n)
+		if paths[n] == "" {
+			sc.Exec = append(sc.Exec, n)
+			paths[n] = p
+		}
+	}
+	if s.Programs != nil {
+		s.Programs(paths)
 	}
 	return sc, nil
 }
@@ -251,7 +256,7 @@ func (p *launcher) launch(ctx context.Context, s *confine.Spec) error {
 func (b *Box) PID() int { return b.p.cmd.Process.Pid }
 
 // UID is the agent's user id, on the host as in the sandbox.
-func (b *Box) UID() int { return b.uid }
+func (b *Box) UID() int { return b.id.uid }
 
 // CgroupID is the id of the sandbox's cgroup v2 node.
 func (b *Box) CgroupID() uint64 { return b.cgroupID }
@@ -385,9 +390,6 @@ func (b *Box) teardown() {
 	}
 	for _, r := range b.rooms {
 		r.at.Close()
-	}
-	if b.skeleton != "" {
-		errs = append(errs, os.RemoveAll(b.skeleton))
 	}
 	b.err = errors.Join(errs...)
 	b.l.release(b.name)

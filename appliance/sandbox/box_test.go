@@ -224,6 +224,13 @@ func TestStartFails(t *testing.T) {
 		}, "network: no wire"},
 		"exec format": {func(s *Spec) { s.Image.Entrypoint = []string{"/data/in"} }, `no program "/data/in"`},
 		"profile":     {func(s *Spec) { s.Policy.Process.Seccomp = "loose" }, `no system call profile "loose"`},
+		"pinned": {func(s *Spec) {
+			s.Policy.Process.ExecHashes = map[string]string{"/bin/probe": "sha256:" + strings.Repeat("0", 64)}
+		}, "policy test wants sha256:000"},
+		"user":        {func(s *Spec) { s.Policy.Process.User = "0" }, `process.user "0"`},
+		"neighbour":   {func(s *Spec) { s.Policy.Process.Group = "700001" }, `process.group "700001"`},
+		"capability":  {func(s *Spec) { s.Policy.Process.Capabilities = []string{"SYS_ADMIN"} }, `capability "SYS_ADMIN"`},
+		"trust":       {func(s *Spec) { s.TrustPEM = []byte("-----BEGIN KEY-----\nAAAA\n-----END KEY-----\n") }, `type "KEY"`},
 		"environment": {func(s *Spec) { s.Env = []string{"X"} }, `environment entry "X"`},
 	}
 	for name, x := range tests {
@@ -241,7 +248,7 @@ func TestStartFails(t *testing.T) {
 			}
 		})
 	}
-	left, _ := filepath.Glob(filepath.Join(b.state, "agents", "*", skeletonPrefix+"*"))
+	left, _ := filepath.Glob(filepath.Join(b.state, "agents", "*", skeletonPrefix+"*.new"))
 	for _, r := range b.l.h.roots() {
 		more, _ := filepath.Glob(filepath.Join(r, b.l.parent, "agent*"))
 		left = append(left, more...)

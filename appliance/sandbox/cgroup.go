@@ -286,6 +286,9 @@ func (g *group) id() (uint64, error) {
 	return st.Ino, err
 }
 
+// dir is the group's directory in the v2 hierarchy.
+func (g *group) dir() string { return filepath.Join(g.h.v2, g.path) }
+
 // add moves a process, with all its threads, into the group.
 func (g *group) add(pid int) error {
 	for _, r := range g.h.roots() {

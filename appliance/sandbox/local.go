@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/clawbox/clawbox/appliance/confine"
 	"github.com/clawbox/clawbox/internal/durable"
+	"github.com/clawbox/clawbox/policies"
 )
 
 // Options say where a Local keeps things.
@@ -203,6 +205,33 @@ func (l *Local) userID(name string) (int, error) {
 	return 0, fmt.Errorf("all %d user ids are taken; remove an agent", uids)
 }
 
+// owner is who an agent is to the kernel.
+type owner struct{ uid, gid int }
+
+// owner returns the agent's ids: its own, or those that its policy names,
+// which must not be another agent's nor one of the system's.
+func (l *Local) owner(name string, p policies.Process) (owner, error) {
+	own, err := l.userID(name)
+	if err != nil {
+		return owner{}, err
+	}
+	id := owner{own, own}
+	for _, x := range []struct {
+		field, text string
+		to          *int
+	}{{"user", p.User, &id.uid}, {"group", p.Group, &id.gid}} {
+		if x.text == "" || x.text == "own" {
+			continue
+		}
+		n, err := strconv.Atoi(x.text)
+		if err != nil || n < 1000 || n >= 1<<31 || n >= l.opt.UIDBase && n < l.opt.UIDBase+uids && n != own {
+			return owner{}, fmt.Errorf("process.%s %q; want \"own\", or an id from 1000 on outside of %d to %d, which are other agents'", x.field, x.text, l.opt.UIDBase, l.opt.UIDBase+uids-1)
+		}
+		*x.to = n
+	}
+	return id, nil
+}
+
 func (l *Local) saveUIDs() error {
 	b, err := json.MarshalIndent(l.uid, "", "  ")
 	if err != nil {
@@ -246,7 +275,7 @@ func (l *Local) eraseAll(name string) error {
 			return err
 		}
 	}
-	return errors.Join(os.RemoveAll(l.snapshots(name)), erase(l.filesDir(name)))
+	return errors.Join(os.RemoveAll(l.snapshots(name)), l.dropSkeletons(name), erase(l.filesDir(name)))
 }
 
 func (l *Local) agentDir(name string) string { return filepath.Join(l.opt.State, "agents", name) }
@@ -258,7 +287,7 @@ func (l *Local) Files(name, p string) string {
 }
 
 // writable makes the directory behind p, owned by the agent.
-func (l *Local) writable(name, p string, uid int) (string, error) {
+func (l *Local) writable(name, p string, id owner) (string, error) {
 	if err := durable.MkdirAll(l.filesDir(name), 0o700); err != nil {
 		return "", err
 	}
@@ -266,7 +295,7 @@ func (l *Local) writable(name, p string, uid int) (string, error) {
 	if err := os.Mkdir(d, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", err
 	}
-	return d, os.Lchown(d, uid, uid)
+	return d, os.Lchown(d, id.uid, id.gid)
 }
 
 // claim reserves a name for one running sandbox, or for its removal.

@@ -1,13 +1,17 @@
 package sandbox
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -20,23 +24,70 @@ const user = "agent"
 // mountPoints exist in every sandbox.
 var mountPoints = []string{"/proc", "/dev", "/tmp", "/etc"}
 
-// makeSkeleton fills dir, which it creates, for an agent with uid whose
-// writable directories are at writes.
-func makeSkeleton(dir string, img Image, uid int, home string, writes []string) error {
-	for _, p := range slices.Concat(mountPoints, writes) {
-		if err := noLinks(img, p); err != nil {
+// skeleton is what the topmost layer is made of.
+type skeleton struct {
+	img    Image
+	id     owner
+	home   string
+	writes []string // mount points of the writable folders
+	trust  []byte
+}
+
+// make fills dir, which it creates.
+func (k *skeleton) make(dir string) error {
+	for _, p := range slices.Concat(mountPoints, k.writes) {
+		if err := noLinks(k.img, p); err != nil {
 			return err
 		}
 		if err := os.MkdirAll(filepath.Join(dir, p), 0o755); err != nil {
 			return err
 		}
 	}
-	for name, text := range etc(img, uid, home) {
-		if err := os.WriteFile(filepath.Join(dir, "etc", name), []byte(text), 0o644); err != nil {
+	for p, text := range k.files() {
+		to := filepath.Join(dir, p)
+		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(to, []byte(text), 0o644); err != nil {
 			return err
 		}
 	}
 	return readable(dir)
+}
+
+// key changes with everything that a skeleton depends on.
+func (k *skeleton) key() string {
+	h := sha256.New()
+	fmt.Fprintf(h, "%q %q %d %d %q %q %q", k.img.Digest, k.img.Layers, k.id.uid, k.id.gid, k.home, k.writes, k.trust)
+	return hex.EncodeToString(h.Sum(nil)[:8])
+}
+
+// skeleton returns the directory of k for an agent. It is made once in a
+// daemon's life: nothing ever writes to it, but making it takes as long as
+// the mounts do. Open removes them all, so that none is trusted which a power
+// cut may have torn.
+func (l *Local) skeleton(name string, k *skeleton) (string, error) {
+	dir := filepath.Join(l.agentDir(name), skeletonPrefix+k.key())
+	if exists(dir) {
+		return dir, nil
+	}
+	if err := l.dropSkeletons(name); err != nil {
+		return "", err
+	}
+	tmp := dir + ".new"
+	if err := k.make(tmp); err != nil {
+		return "", errors.Join(err, os.RemoveAll(tmp))
+	}
+	return dir, os.Rename(tmp, dir)
+}
+
+// dropSkeletons removes an agent's skeletons; it must not run.
+func (l *Local) dropSkeletons(name string) error {
+	old, err := filepath.Glob(filepath.Join(l.agentDir(name), skeletonPrefix+"*"))
+	for _, d := range old {
+		err = errors.Join(err, os.RemoveAll(d))
+	}
+	return err
 }
 
 // readable undoes the daemon's umask: these directories become the agent's
@@ -89,17 +140,19 @@ func lstatIn(layers []string, p string) (fs.FileInfo, error) {
 	return nil, fs.ErrNotExist
 }
 
-// etc returns the files that are the sandbox's own. No resolver address is
-// the host's: the appliance answers DNS inside the sandbox's loopback network.
-func etc(img Image, uid int, home string) map[string]string {
-	id := fmt.Sprintf("%d", uid)
-	return map[string]string{
-		"hostname":    user + "\n",
-		"hosts":       "127.0.0.1 localhost " + user + "\n::1 localhost\n",
-		"resolv.conf": "nameserver 127.0.0.53\noptions timeout:5 attempts:1 edns0\n",
-		"passwd":      account(img, "passwd", id, strings.Join([]string{user, "x", id, id, user, home, "/bin/sh"}, ":")),
-		"group":       account(img, "group", id, user+":x:"+id+":"),
+// files are the sandbox's own. No resolver address is the host's: the
+// appliance answers DNS inside the sandbox's loopback network.
+func (k *skeleton) files() map[string]string {
+	u, g := strconv.Itoa(k.id.uid), strconv.Itoa(k.id.gid)
+	out := map[string]string{
+		"/etc/hostname":    user + "\n",
+		"/etc/hosts":       "127.0.0.1 localhost " + user + "\n::1 localhost\n",
+		"/etc/resolv.conf": "nameserver 127.0.0.53\noptions timeout:5 attempts:1 edns0\n",
+		"/etc/passwd":      account(k.img, "passwd", u, strings.Join([]string{user, "x", u, g, user, k.home, "/bin/sh"}, ":")),
+		"/etc/group":       account(k.img, "group", g, user+":x:"+g+":"),
 	}
+	maps.Copy(out, trusted(k.img, k.trust))
+	return out
 }
 
 // account adds line to the image's own file, less entries that name the same

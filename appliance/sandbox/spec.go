@@ -2,6 +2,8 @@ package sandbox
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -25,6 +27,10 @@ type Spec struct {
 	Policy *policies.Policy
 	Args   []string // replace the image's Cmd, behind its Entrypoint
 	Env    []string // NAME=value, over the image's
+	// TrustPEM are certificates, in PEM, that the agent's programs shall trust
+	// beside those of the image: of the authority that egress ends inspected
+	// connections with. Nil: none.
+	TrustPEM []byte
 	// Stdout and Stderr take the agent's output, through pipes: no host file
 	// is open in the sandbox. Nil discards.
 	Stdout, Stderr io.Writer
@@ -36,6 +42,9 @@ type Spec struct {
 	// Guard is called then, too, with the programs that may run. Nil is
 	// accepted only under a policy that requires no more than tier T4.
 	Guard func(guard.Scope) (io.Closer, error)
+	// Programs is called before Guard with where those programs are in the
+	// sandbox; of several paths to one file it has one. May be nil.
+	Programs func(map[guard.Inode]string)
 	// Event is told, from a goroutine of the sandbox's own, when a budget is
 	// hit. May be nil.
 	Event func(Event)
@@ -43,7 +52,7 @@ type Spec struct {
 
 // Event is a budget that was hit.
 type Event struct {
-	Budget string // "processes", "memory" or "wallTime"
+	Budget string // "processes", "memory", "wallTime", "scratch", "disk" or "inodes"
 	Count  int64  // times since the last event
 	Detail string // one sentence
 }
@@ -73,7 +82,7 @@ func (s *Spec) check() error {
 			return fmt.Errorf("environment entry %q; want NAME=value", e)
 		}
 	}
-	return nil
+	return checkTrust(s.TrustPEM)
 }
 
 // writes returns the directories of the host's that the agent may write:
@@ -102,7 +111,7 @@ func environment(s *Spec) []string {
 	m := map[string]string{}
 	var names []string
 	defaults := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + home(s), "USER=" + user}
-	for _, e := range slices.Concat(defaults, s.Image.Env, s.Env) {
+	for _, e := range slices.Concat(defaults, s.Image.Env, trustVars(s), s.Env) {
 		k, v, _ := strings.Cut(e, "=")
 		if _, ok := m[k]; !ok {
 			names = append(names, k)
@@ -153,14 +162,14 @@ type compiler struct {
 
 // compile resolves every path of the policy in the sandbox's own root. Links
 // are followed here, so that the launcher can refuse any that appears later.
-func compile(v *view, s *Spec, uid, abi int) (*compiled, error) {
+func compile(v *view, s *Spec, id owner, abi int) (*compiled, error) {
 	c := &compiler{v: v, s: s, seen: map[string]bool{}}
 	filter, err := confine.Profile(profileName(s.Policy))
 	if err != nil {
 		return nil, err
 	}
 	c.out.spec = confine.Spec{
-		Version: confine.Version, Dir: s.Policy.Filesystem.Workdir, UID: uid, GID: uid, Env: environment(s), Seccomp: filter,
+		Version: confine.Version, Dir: s.Policy.Filesystem.Workdir, UID: id.uid, GID: id.gid, Env: environment(s), Seccomp: filter, Capabilities: s.Policy.Process.Capabilities,
 		Landlock: confine.Landlock{ABI: abi}, Limits: rlimits(s.Policy),
 	}
 	for _, step := range []func() error{c.files, c.entryPoint, c.programs, c.workdir} {
@@ -217,6 +226,9 @@ func (c *compiler) files() error {
 			l.Read = append(l.Read, e.path)
 		}
 	}
+	if len(c.s.TrustPEM) > 0 && !underAny(trustFile, l.Read) {
+		l.Read = append(l.Read, trustFile)
+	}
 	for _, d := range confine.Devices() {
 		if underAny(d, l.Read) {
 			l.Device = append(l.Device, d)
@@ -272,13 +284,35 @@ func (c *compiler) programs() error {
 		case e.mode.IsDir() && strings.HasSuffix(x, "/"):
 			err = c.folder(e)
 		case e.program():
-			err = c.program(e)
+			err = errors.Join(c.program(e), c.pinned(x, e))
 		default:
 			c.note("process.exec names %s, which is no program in image %s", x, c.s.Image.Ref)
 		}
 		if err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// pinned compares a program with the content that the policy expects at x:
+// the file that will run, in the mounted root, where nothing can write.
+func (c *compiler) pinned(x string, e entry) error {
+	want, ok := c.s.Policy.Process.ExecHashes[x]
+	if !ok {
+		return nil
+	}
+	f, err := c.v.open(e.path, unix.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return err
+	}
+	if got := "sha256:" + hex.EncodeToString(h.Sum(nil)); got != want {
+		return fmt.Errorf("program %s of image %s has %s, policy %s wants %s: take the image that the policy was written for, or look at the program and change process.exec", x, c.s.Image.Ref, got, c.s.Policy.Name, want)
 	}
 	return nil
 }
