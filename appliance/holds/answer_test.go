@@ -336,3 +336,21 @@ func TestAnswerHangsUp(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// What another operator is answering at this moment is theirs.
+func TestOthersBusy(t *testing.T) {
+	d := newDesk(t)
+	d.ask(base())
+	p := d.one()
+	o := d.ask(base(func(q *Question) { q.Ancestors = nil }))
+	q := d.List()[1]
+	d.book.set(nil, func(r ledger.Record) {
+		if r.Verdict == ledger.Denied {
+			d.answer(p, yes(p, Session))
+		}
+	})
+	d.answer(q, no(q, Once))
+	if out := got(t, o); out.Denial.Code != "net.hold_denied" {
+		t.Errorf("got %+v", out)
+	}
+}
