@@ -171,7 +171,7 @@ func (x *call) one(n *yaml.Node, what string) string {
 	if strings.ContainsAny(s, special) {
 		s = x.foreign(n, s, what)
 	}
-	if what == "path" && s != "" {
+	if what == "path" && s != "" && x.dead == "" {
 		return x.foreignPath(n, s)
 	}
 	return s
