@@ -149,6 +149,10 @@ func (g *Guard) adoptScope(id uint64, l witnessLabel) (*Watch, error) {
 		return nil, err
 	}
 	w.slot, w.seated = uint16(v.Slot), true
+	if b := g.mount.newBrake(id, w.s.Cgroup); b != nil {
+		b.write(false) // the other may have died while it was frozen
+		g.brakes[w.slot].Store(b)
+	}
 	g.mem.free = slices.DeleteFunc(g.mem.free, func(n uint16) bool { return n == w.slot })
 	word := g.mem.slots[w.slot].List
 	w.s.setFlags(word)

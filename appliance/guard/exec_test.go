@@ -303,6 +303,7 @@ func TestClose(t *testing.T) {
 
 // TestUnrecorded: a program start that can't be reported does not happen.
 func TestUnrecorded(t *testing.T) {
+	noBrakes(t)
 	defer func(n uint32) { execRing = n }(execRing)
 	execRing = uint32(os.Getpagesize())
 	g := load(t)

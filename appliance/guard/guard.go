@@ -100,16 +100,16 @@ const (
 	missesPerSecond   = 2000 // a language runtime that starts looks for a thousand names in vain
 )
 
-// Sizes of the rings in bytes, some 10,000 execs, 40,000 opens and 10,000
+// Sizes of the rings in bytes, some 20,000 execs, 150,000 opens and 20,000
 // connections, divided among the scopes: the time that the record may take
 // before processes are killed for want of it. The ring of refusals takes what
 // one scope can cause across the border of two seconds, 2 × (1000 events of two
 // paths, 1.2 KB, and 2000 of one, 0.7 KB).
 var (
-	execRing    uint32 = 2 << 20
+	execRing    uint32 = 4 << 20
 	refusalRing uint32 = 8 << 20
-	openRing    uint32 = 8 << 20
-	connectRing uint32 = 2 << 20
+	openRing    uint32 = 32 << 20
+	connectRing uint32 = 4 << 20
 )
 
 // Guard holds the loaded programs. Its methods are safe for concurrent use.
@@ -118,6 +118,7 @@ type Guard struct {
 	why    string
 	events chan Event
 	done   chan struct{} // closed when nobody receives any more
+	brakes [maxScopes]atomic.Pointer[brake]
 
 	// Set by open, then read only.
 	opt    Options
@@ -283,7 +284,7 @@ func (g *Guard) rings() [ringCount]*ebpf.Map {
 
 // programs are all that are loaded.
 func (g *Guard) programs() []*ebpf.Program {
-	ps := slices.Collect(maps.Values(g.objs.progs()))
+	ps := slices.DeleteFunc(slices.Collect(maps.Values(g.objs.progs())), func(p *ebpf.Program) bool { return p == nil })
 	if g.hooks != nil {
 		ps = append(ps, g.hooks.programs()...)
 	}
@@ -344,6 +345,7 @@ func (g *Guard) unhook() error {
 	}
 	for _, w := range g.watches {
 		w.harvest()
+		g.brakes[w.slot].Swap(nil).release()
 	}
 	if g.objs.OnExec != nil { // something was loaded
 		g.unreported = g.lost()

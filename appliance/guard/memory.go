@@ -18,6 +18,9 @@ const (
 	ringCount
 )
 
+// maxScopes is SCOPES_MAX of scope.h.
+const maxScopes = 1024
+
 // minShare is what a scope may always fill of a ring, however many there are:
 // an event with two long paths fits.
 const minShare = 16 << 10
@@ -95,6 +98,13 @@ func (m *memory) consumed(slot uint16, ring int, n int) {
 	if int(slot) < len(m.slots) {
 		atomic.AddUint64(&m.slots[slot].Got[ring], uint64(n+15)&^7) // as emit of scope.h counts
 	}
+}
+
+// filled tells how much of its share of a ring a scope has filled.
+func (m *memory) filled(slot uint16, ring int) (bytes, share int64) {
+	s := &m.slots[slot]
+	n := atomic.LoadUint64(&s.Put[ring]) - atomic.LoadUint64(&s.Got[ring])
+	return int64(n), int64(atomic.LoadUint64(&m.common.Share[ring]))
 }
 
 // lost is how many events found no room, of all scopes that ever were.

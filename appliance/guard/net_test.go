@@ -304,6 +304,7 @@ func send(args []string) error {
 
 // TestUnrecordedConnect: a datagram that can't be reported is not sent.
 func TestUnrecordedConnect(t *testing.T) {
+	noBrakes(t)
 	defer func(n uint32) { connectRing = n }(connectRing)
 	connectRing = uint32(os.Getpagesize())
 	const n = 5000

@@ -219,6 +219,9 @@ func TestOpenLoop(t *testing.T) {
 	}{{"received", size, false, false}, {"gathered", size, true, false}, {"no room", uint32(os.Getpagesize()) * 16, true, true}} {
 		t.Run(tt.name, func(t *testing.T) {
 			openRing = tt.ring
+			if tt.killed {
+				noBrakes(t)
+			}
 			g := load(t)
 			cg, name := cgroup(t, ""), t.TempDir()+"/file"
 			if err := os.WriteFile(name, nil, 0o600); err != nil {

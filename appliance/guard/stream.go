@@ -96,6 +96,7 @@ func (g *Guard) deliver(q *queue, rec *ringbuf.Record) {
 	}
 	h := (*witnessHead)(unsafe.Pointer(&rec.RawSample[0]))
 	g.mem.consumed(h.Slot, q.ring, len(rec.RawSample))
+	g.pace(h.Slot, q.ring)
 	if g.divert(e) {
 		return
 	}
@@ -107,8 +108,22 @@ func (g *Guard) send(e Event, cgroup uint64) {
 	select {
 	case g.events <- e:
 		g.sent.Add(1)
-	case <-g.done:
-		g.abandon(cgroup)
+		return
+	default:
+	}
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case g.events <- e:
+			g.sent.Add(1)
+			return
+		case <-g.done:
+			g.abandon(cgroup)
+			return
+		case <-tick.C: // the rings fill while the receiver is busy
+			g.paceAll()
+		}
 	}
 }
 

@@ -154,6 +154,7 @@ func (w *Watch) begin() (err error) {
 		return err
 	}
 	w.seated = true
+	g.brakes[w.slot].Store(g.mount.newBrake(w.s.CgroupID, w.s.Cgroup))
 	g.watches[w.s.CgroupID] = w
 	g.names[w.s.CgroupID] = w.s.ID
 	if err := g.followExits(); err != nil {
@@ -242,6 +243,7 @@ func (w *Watch) end() error {
 	w.harvest()
 	errs := []error{gone(g.objs.Scopes.Delete(id)), gone(g.objs.Labels.Delete(id))}
 	if w.seated {
+		g.brakes[w.slot].Swap(nil).release()
 		g.mem.give(w.slot)
 		w.seated = false
 	}

@@ -121,7 +121,6 @@ type witnessScope struct {
 		Skipped uint64
 		Told    uint64
 	}
-	Put  [4]uint64
 	Lost uint64
 	Slot uint32
 	Pad  uint32
@@ -149,6 +148,7 @@ type witnessShared struct {
 type witnessSlot struct {
 	_    structs.HostLayout
 	List uint64
+	Put  [4]uint64
 	Got  [4]uint64
 }
 

@@ -70,8 +70,8 @@ int on_program(__u64 *ctx)
 	__u64 cgroup, list, ino;
 	__u32 dev, n;
 
-	if (before)
-		return before; /* refused already; its event is that of the system call */
+	if (before) /* refused already; its event is that of the system call */
+		return -EPERM; /* a bounded value, as newer kernels want it */
 	s = scope_of_current(&cgroup);
 	if (!s)
 		return 0;
@@ -122,8 +122,10 @@ int on_open(__u64 *ctx)
 	int answer;
 	__u32 n;
 
-	if (before || !all || !all->auditing)
-		return before;
+	if (before)
+		return -EPERM;
+	if (!all || !all->auditing)
+		return 0;
 	if (file->f_mode & FMODE_NOACCOUNT || file->f_flags & FMODE_EXEC_FLAG)
 		return 0;
 	s = scope_of_current(&cgroup);

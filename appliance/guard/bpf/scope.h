@@ -89,7 +89,6 @@ struct budget {
 struct scope {
 	struct budget refusals;
 	struct budget misses;
-	__u64 put[RINGS];	/* bytes that went into each ring */
 	__u64 lost;		/* events that found no room in a ring */
 	__u32 slot;
 	__u32 pad;
@@ -102,7 +101,8 @@ struct scope {
  */
 struct slot {
 	__u64 list;		/* a number, and flags in its lowest bits */
-	__u64 got[RINGS];	/* bytes that the loader has taken from each ring */
+	__u64 put[RINGS];	/* bytes that went into each ring: the programs count */
+	__u64 got[RINGS];	/* bytes that came out of it: the loader counts */
 };
 
 /* An allowed executable; with ino 0 every file of the device is allowed. */
@@ -326,9 +326,9 @@ inline_always int emit(void *ring, int which, struct scope *s, void *data, __u32
 	struct slot *at = slot_of(s);
 	__u64 cost = (n + 15) & ~7ull; /* with the ring's own header */
 
-	if (all && at && (__s64)(s->put[which] - at->got[which] + cost) <= (__s64)all->share[which] &&
+	if (all && at && (__s64)(at->put[which] - at->got[which] + cost) <= (__s64)all->share[which] &&
 	    !bpf_ringbuf_output(ring, data, n, 0)) {
-		__sync_fetch_and_add(&s->put[which], cost);
+		__sync_fetch_and_add(&at->put[which], cost);
 		return 1;
 	}
 	lose(s, which);
