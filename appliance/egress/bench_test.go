@@ -1,9 +1,15 @@
 package egress
 
 import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"io"
 	"net"
 	"testing"
+
+	"golang.org/x/net/dns/dnsmessage"
 
 	"github.com/clawbox/clawbox/policies"
 )
@@ -55,8 +61,28 @@ func BenchmarkAttach(b *testing.B) {
 	}
 }
 
+// benchLab dials one echo server outside, as cheap as a server can be.
 func benchLab(b *testing.B) *lab {
-	l := newLab(b, steered(steer(b)))
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { ln.Close() })
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() { defer c.Close(); echo(c) }()
+		}
+	}()
+	var d net.Dialer
+	l := newLab(b, steered(steer(b)), func(c *Config, _ *holdsConfig) {
+		c.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return d.DialContext(ctx, network, ln.Addr().String())
+		}
+	})
 	l.network(allow(policies.HostRule{CIDR: "192.0.2.0/24", Ports: []int{7000}}))
 	return l
 }
@@ -68,4 +94,64 @@ func ping(c net.Conn) bool {
 	}
 	_, err := io.ReadFull(c, buf)
 	return err == nil
+}
+
+// One request on a kept connection that is inspected, TLS on both sides.
+func BenchmarkInspectedRequest(b *testing.B) {
+	for _, h2 := range []bool{false, true} {
+		b.Run(map[bool]string{false: "HTTP1", true: "HTTP2"}[h2], func(b *testing.B) {
+			l, _ := inspectLab(b, hello200)
+			c := l.client(h2)
+			for b.Loop() {
+				if st, body, _ := do(b, c, "GET", "https://a.example/", ""); st != 200 {
+					b.Fatal(body)
+				}
+			}
+		})
+	}
+}
+
+// A new inspected connection and its first request, TLS on both sides.
+func BenchmarkInspectedConnect(b *testing.B) {
+	l, _ := inspectLab(b, hello200)
+	pem, err := l.proxy.CA("a1")
+	if err != nil {
+		b.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(pem)
+	_, as := l.query("a.example", dnsmessage.TypeA)
+	err = within(l.ns, func() error {
+		for b.Loop() {
+			c, err := tls.Dial("tcp", as[0].String()+":443", &tls.Config{ServerName: "a.example", RootCAs: pool})
+			if err != nil {
+				return err
+			}
+			io.WriteString(c, "GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n")
+			if st := answer(bufio.NewReader(c)); st != 200 {
+				b.Fatal(st)
+			}
+			c.Close()
+		}
+		return nil
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+}
+
+// A reload with a hundred connections open, every one of which stays.
+func BenchmarkRecheck(b *testing.B) {
+	l := benchLab(b)
+	for range 100 {
+		c, err := l.tryConnect("tcp", "192.0.2.1:7000")
+		if err != nil || !ping(c) {
+			b.Fatal("no echo")
+		}
+		defer c.Close()
+	}
+	for b.Loop() {
+		l.network(allow(policies.HostRule{CIDR: "192.0.2.0/24", Ports: []int{7000}}))
+		l.proxy.Recheck("a1")
+	}
 }

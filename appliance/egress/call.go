@@ -70,34 +70,22 @@ func (k *call) read(r *http.Request) *refusal {
 	if why := k.s.authority(r); why != nil {
 		return why
 	}
-	plain, msgs, err := inspect.Request(headOnly(r), inspect.Options{Protocol: k.s.shape(r)})
+	m, err := inspect.Route(r)
 	if err != nil {
 		return refusedBy(err)
 	}
-	rule, ok := k.s.endpoint(&msgs[0])
+	k.msgs = []policies.Message{m} // for the record, until there is more to say
+	rule, ok := k.s.endpoint(&m)
 	if !ok {
-		return k.s.denied(k.s.ask(&msgs[0]))
+		return k.s.denied(k.s.ask(&m))
 	}
-	k.rule, k.q, k.msgs = rule, plain, msgs
-	if k.q, k.msgs, err = inspect.Request(r, inspect.Options{Protocol: rule.Protocol}); err != nil {
-		return refusedBy(err) // and without k.q
+	q, msgs, err := inspect.Request(r, inspect.Options{Protocol: rule.Protocol})
+	if err != nil {
+		k.rule = rule
+		return refusedBy(err)
 	}
+	k.rule, k.q, k.msgs = rule, q, msgs
 	return nil
-}
-
-// shape is the protocol under which a request's path can be read without its body.
-func (s *session) shape(r *http.Request) string {
-	if r.Header.Get("Upgrade") != "" {
-		return "websocket"
-	}
-	return "http"
-}
-
-// headOnly is r without its body, which is read only once.
-func headOnly(r *http.Request) *http.Request {
-	q := *r
-	q.Body = http.NoBody
-	return &q
 }
 
 // authority wants the request to be for the connection's host and port.

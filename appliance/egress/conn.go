@@ -27,6 +27,7 @@ type conn struct {
 	name   bool              // host is a name
 	kind   kind              // what its first bytes are
 	by     policies.Decision // what allowed it
+	asked  <-chan struct{}   // the changes of the box, when it was decided
 	proc   ledger.Process
 	caller Caller
 
@@ -142,7 +143,18 @@ func (c *conn) target() *refusal {
 		}
 		return nil
 	}
-	return c.box.proxy.guard(c.addr)
+	if why := c.box.proxy.guard(c.addr); why != nil {
+		return why
+	}
+	return control(c.addr, c.port)
+}
+
+// control refuses the ports of control planes inside.
+func control(a netip.Addr, port int) *refusal {
+	if !private(a) || !controlPorts[port] {
+		return nil
+	}
+	return refuse("net.ssrf", "no policy opens it", "port %d of the private address %s is where the control planes of clusters and containers listen", port, a)
 }
 
 // guard refuses addresses that no policy can open.
@@ -197,6 +209,7 @@ func (c *conn) admit() *refusal {
 func (c *conn) decide() *refusal {
 	for {
 		changed := c.box.changes()
+		c.asked = changed
 		d := c.policy()
 		switch d.Verdict {
 		case policies.Allow:
@@ -270,6 +283,14 @@ func (c *conn) question() holds.Question {
 		q.Policy = p.Name
 	}
 	return q
+}
+
+// settle is for when the connection has become live: a reload before that has
+// passed it by.
+func (c *conn) settle() {
+	if c.asked != c.box.changes() {
+		c.recheck()
+	}
 }
 
 // recheck closes the connection if it is not allowed any more.

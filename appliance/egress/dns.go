@@ -19,10 +19,20 @@ const (
 	maxQuery = 512 // bytes; a question fits
 )
 
+// maxQuestions bounds how many an agent gets answered in a second; a whole
+// package manager asks a tenth of that.
+const maxQuestions = 2000
+
 // serveDNS answers one question after the other; a flood only slows itself.
 func (b *box) serveDNS(c net.PacketConn) {
 	buf := make([]byte, maxQuery+1)
+	var rate seconds
 	for {
+		select {
+		case <-time.After(rate.turn(time.Now(), maxQuestions)):
+		case <-b.ctx.Done():
+			return
+		}
 		n, from, err := c.ReadFrom(buf)
 		if err != nil {
 			if b.ctx.Err() != nil || !temporary(err) {
@@ -34,6 +44,25 @@ func (b *box) serveDNS(c net.PacketConn) {
 			_, _ = c.WriteTo(out, from) // a lost answer is asked for again
 		}
 	}
+}
+
+// seconds counts turns by the second of the clock. One goroutine uses it.
+type seconds struct {
+	at time.Time
+	n  int
+}
+
+// turn takes a turn and says how long to wait before using it.
+func (s *seconds) turn(now time.Time, limit int) time.Duration {
+	if d := now.Sub(s.at); d < 0 || d >= time.Second {
+		s.at, s.n = now, 0
+	}
+	if s.n++; s.n <= limit {
+		return 0
+	}
+	wait := s.at.Add(time.Second).Sub(now)
+	s.at, s.n = now.Add(wait), 1
+	return wait
 }
 
 // answer builds the reply to one packet, nil for what is no question.

@@ -42,7 +42,7 @@ func (c *conn) forward() {
 	if !c.begin(nil) {
 		return
 	}
-	c.recheck() // the policy may have changed since decide
+	c.settle()
 	up, down := c.splice(out)
 	if count != nil {
 		up, down = count.sum()
@@ -114,8 +114,8 @@ func (c *conn) leads(a netip.Addr) *refusal {
 	r := c.request(policies.Connect)
 	r.Addr = a
 	d := c.box.agent.Policy().Decide(r)
-	if private(a) && controlPorts[c.port] {
-		return refuse("net.ssrf", "no policy opens it", "%s leads to port %d of the private address %s, where cluster and container control planes listen", c.host, c.port, a)
+	if why := control(a, c.port); why != nil {
+		return why
 	}
 	switch {
 	case d.Reason == policies.ReasonDenied:

@@ -80,8 +80,6 @@ func TestHostileHTTP1(t *testing.T) {
 		"HTTP/1.2":           "GET /ok/a HTTP/1.2\r\n" + host + "\r\n",
 		"HTTP/2.0":           "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
 		"two spaces":         "GET  /ok/a HTTP/1.1\r\n" + host + "\r\n",
-		"h2c":                "GET /ok/a HTTP/1.1\r\n" + host + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n",
-		"upgrade":            "GET /ok/a HTTP/1.1\r\n" + host + "Connection: Upgrade\r\nUpgrade: foo\r\n\r\n",
 		"override":           "POST /ok/a HTTP/1.1\r\n" + host + "X-HTTP-Method-Override: DELETE\r\nContent-Length: 0\r\n\r\n",
 		"rewrite":            "GET /ok/a HTTP/1.1\r\n" + host + "X-Original-URL: /admin\r\n\r\n",
 		"hop":                "GET /ok/a HTTP/1.1\r\n" + host + "Connection: Authorization\r\nAuthorization: x\r\n\r\n",
@@ -148,6 +146,27 @@ func answer(br *bufio.Reader) int {
 
 func denials(l *lab) []ledger.Record {
 	return l.book.find(func(r ledger.Record) bool { return r.Kind == ledger.KindConnect && r.Verdict == ledger.Denied })
+}
+
+// An upgrade to anything but a WebSocket is left out, as a server may: what
+// follows is HTTP/1.1.
+func TestOtherUpgrades(t *testing.T) {
+	l, site := inspectLab(t, hello200)
+	for _, head := range []string{"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n", "Connection: Upgrade\r\nUpgrade: foo\r\n"} {
+		c := l.connect("tcp", "a.example:80")
+		c.SetDeadline(time.Now().Add(8 * time.Second))
+		io.WriteString(c, "GET /ok/a HTTP/1.1\r\nHost: a.example\r\n"+head+"\r\n")
+		br := bufio.NewReader(c)
+		st := answer(br)
+		q, _ := site.last()
+		if st != 200 || len(q.Header["Upgrade"])+len(q.Header["Http2-Settings"]) > 0 {
+			t.Errorf("%q: got %d, the site saw %v", head, st, q.Header)
+		}
+		io.WriteString(c, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+		if st := answer(br); st == 200 {
+			t.Errorf("%q: HTTP/2 is spoken", head)
+		}
+	}
 }
 
 // Requests one behind the other in one write are two requests, judged each.

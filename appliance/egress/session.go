@@ -106,7 +106,7 @@ func (c *conn) inspect() {
 	if !c.begin(s) {
 		return
 	}
-	c.recheck() // the policy may have changed since decide
+	c.settle()
 	start := time.Now()
 	if err := s.greet(); err != nil {
 		c.end(refuse("net.tls", "trust the sandbox's CA: its file is in SSL_CERT_FILE", "TLS with the client failed: %v", err))
