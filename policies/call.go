@@ -32,7 +32,7 @@ func (p *Policy) Endpoint(r Request) (HostRule, bool) {
 	if p == nil {
 		return HostRule{}, false
 	}
-	d, wrong := at(r)
+	d, wrong := p.look(r)
 	if wrong != "" || p.denial(d) != nil {
 		return HostRule{}, false
 	}
@@ -61,8 +61,8 @@ func treatment(h *HostRule) int {
 // is inspected, and of these the ones with the most specific path.
 func (p *Policy) governing(d destination, m *Message) []*HostRule {
 	var rules []*HostRule
-	for i := range p.Network.Allow {
-		if h := &p.Network.Allow[i]; p.admits(h, d) == "" {
+	for _, h := range d.rules {
+		if p.admits(h, d) == "" {
 			rules = append(rules, h)
 		}
 	}
@@ -83,15 +83,18 @@ func (p *Policy) governing(d destination, m *Message) []*HostRule {
 func (h *HostRule) scoped(path string) bool { return h.Path == "" || narrow(h.Path, path, '/') }
 
 func (p *Policy) decideCall(r Request) Decision {
-	if d := p.decideConnect(r); d.Verdict != Allow {
-		return d
+	d, wrong := p.look(r)
+	if wrong != "" {
+		return deny(wrong)
 	}
-	d, _ := at(r)
+	if reach := p.decideReach(d); reach.Verdict != Allow {
+		return reach
+	}
 	m := r.Message
 	if !m.valid() {
 		return deny(ReasonMessage)
 	}
-	if h, c := p.callDenial(d, m); h != nil {
+	if h, c := d.callDenial(m); h != nil {
 		return h.becauseCall(Deny, ReasonCallDenied, "deny", c)
 	}
 	rules := p.governing(d, m)
@@ -161,10 +164,9 @@ func (m *Message) bare() bool {
 // callDenial finds the deny rule that names m. A rule whose binaries could
 // include an unknown program counts, and so does one with a shorter path than
 // that which governs.
-func (p *Policy) callDenial(d destination, m *Message) (*HostRule, *CallRule) {
-	for i := range p.Network.Allow {
-		h := &p.Network.Allow[i]
-		if len(h.DenyCalls) == 0 || !h.reaches(d) || d.program != "" && !h.runs(d) || h.Path != "" && !widePath(h.Path, m.Path) {
+func (d destination) callDenial(m *Message) (*HostRule, *CallRule) {
+	for _, h := range d.rules {
+		if len(h.DenyCalls) == 0 || d.program != "" && !h.runs(d) || h.Path != "" && !widePath(h.Path, m.Path) {
 			continue
 		}
 		for j := range h.DenyCalls {

@@ -14,6 +14,19 @@ type destination struct {
 	leads   netip.Addr // what name leads to; zero: not asked
 	program string
 	parents []string
+	rules   []*HostRule // the allow rules that name it
+}
+
+// look gives the destination of r with the rules that name it, or the code of
+// what is wrong with it.
+func (p *Policy) look(r Request) (destination, string) {
+	d, wrong := at(r)
+	for i := range p.Network.Allow {
+		if h := &p.Network.Allow[i]; wrong == "" && h.reaches(d) {
+			d.rules = append(d.rules, h)
+		}
+	}
+	return d, wrong
 }
 
 // at gives the destination of r, or the code of what is wrong with it.
@@ -34,16 +47,19 @@ func at(r Request) (destination, string) {
 }
 
 func (p *Policy) decideConnect(r Request) Decision {
-	d, wrong := at(r)
+	d, wrong := p.look(r)
 	if wrong != "" {
 		return deny(wrong)
 	}
+	return p.decideReach(d)
+}
+
+func (p *Policy) decideReach(d destination) Decision {
 	if h := p.denial(d); h != nil {
 		return h.because(Deny, ReasonDenied, "deny "+h.String())
 	}
 	missing := ReasonUnlisted
-	for i := range p.Network.Allow {
-		h := &p.Network.Allow[i]
+	for _, h := range d.rules {
 		switch why := p.admits(h, d); {
 		case why == "":
 			return h.because(Allow, ReasonNet, "allow "+h.String())
@@ -94,11 +110,10 @@ func (p *Policy) DenyAddr(addr netip.Addr, port int) (rule string, denied bool) 
 	return h.because(Deny, ReasonDenied, "deny "+h.String()).Rule, true
 }
 
-// admits gives "" when h allows d, else the code of what it lacks.
+// admits gives "" when h, which names d, allows it, else the code of what it
+// lacks.
 func (p *Policy) admits(h *HostRule, d destination) string {
 	switch {
-	case !h.reaches(d):
-		return ReasonUnlisted
 	case !h.runs(d):
 		return ReasonBinary
 	case !p.leads(h, d):
@@ -112,7 +127,7 @@ func (h *HostRule) reaches(d destination) bool {
 	if len(ports) == 0 {
 		ports = defaultPorts
 	}
-	return slices.Contains(ports, d.port) && h.allows(d.name, d.addr)
+	return slices.Contains(ports, d.port) && (h.Host != "" && h.Host == d.name || h.allows(d.name, d.addr))
 }
 
 func (h *HostRule) allows(name string, addr netip.Addr) bool {

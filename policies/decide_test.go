@@ -1,6 +1,7 @@
 package policies
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -184,6 +185,22 @@ func BenchmarkDecide(b *testing.B) {
 			}
 		})
 	}
+	// A call on the last of 100 inspected destinations.
+	src := head + "network:\n  allow:\n"
+	for i := range 100 {
+		src += fmt.Sprintf("    - {host: h%d.example, ports: [443], binaries: [/usr/bin/], protocol: http, calls: [{method: GET, path: \"/repos/*/issues/**\"}], denyCalls: [{path: \"/**/secret/**\"}]}\n", i)
+	}
+	q := mustParse(b, src)
+	r := Request{Action: Call, Host: "h99.example", Port: 443, Binary: "/usr/bin/git", Message: &Message{Protocol: "http", Method: "GET", Path: "/repos/a/issues/7"}}
+	if d := q.Decide(r); d.Verdict != Allow {
+		b.Fatalf("%+v", d)
+	}
+	b.Run("call, 100 rules", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			q.Decide(r)
+		}
+	})
 	b.Run("parse", func(b *testing.B) {
 		for b.Loop() {
 			mustParse(b, rich)

@@ -40,7 +40,10 @@ func NormalizeHost(host string) (string, error) {
 	if s, ok, err := literal(host); ok || err != nil {
 		return s, err
 	}
-	name, err := ascii(strings.TrimSuffix(host, "."))
+	name, err := strings.TrimSuffix(host, "."), error(nil)
+	if !plainName(name) {
+		name, err = ascii(name)
+	}
 	if err == nil {
 		err = checkName(name)
 	}
@@ -48,6 +51,17 @@ func NormalizeHost(host string) (string, error) {
 		return "", fmt.Errorf("got host %q, want a host name or an IP address: %w", host, err)
 	}
 	return name, nil
+}
+
+// plainName says whether a name is in its final spelling already, as nearly
+// all are: the mapping would give it back unchanged.
+func plainName(name string) bool {
+	for i := range len(name) {
+		if !hostByte(name[i]) && name[i] != '.' {
+			return false
+		}
+	}
+	return !strings.Contains(name, "xn--")
 }
 
 // ascii gives a name's xn-- form. It converts twice: right-to-left letters can

@@ -90,3 +90,22 @@ func FuzzNormalizeHost(f *testing.F) {
 		}
 	})
 }
+
+// The short way for plain names gives what the mapping gives.
+func TestPlainName(t *testing.T) {
+	for _, name := range []string{"a", "api.example.com", "1.a", "a--b.example", "ab--c.example", "_x.example", "a-.b", "-a.b", "a..b", "0a.9z", "a_b", strings.Repeat("a", 70)} {
+		if !plainName(name) {
+			t.Errorf("%q is not taken for plain", name)
+		}
+		if got, err := ascii(name); err == nil && got != name {
+			t.Errorf("%q maps to %q", name, got)
+		} else if err != nil && checkName(name) == nil {
+			t.Errorf("%q is refused by the mapping only: %v", name, err)
+		}
+	}
+	for _, name := range []string{"A", "xn--bcher-kva", "ü", "a b", "a%"} {
+		if plainName(name) {
+			t.Errorf("%q is taken for plain", name)
+		}
+	}
+}
