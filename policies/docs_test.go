@@ -27,6 +27,10 @@ func TestManualExamples(t *testing.T) {
 	for _, m := range fence.FindAllStringSubmatch(text, -1) {
 		kind, src, message := strings.TrimSpace(m[1]), m[2], m[3]
 		kinds[kind]++
+		if kind == "cases" {
+			runDocumented(t, src)
+			continue
+		}
 		if kind == "part" {
 			src = head + src
 		}
@@ -42,8 +46,21 @@ func TestManualExamples(t *testing.T) {
 			checkCanonical(t, p)
 		}
 	}
-	if kinds[""] < 3 || kinds["part"] < 3 || kinds["wrong"] < 5 || strings.Count(text, "```yaml") != kinds[""]+kinds["part"]+kinds["wrong"] {
+	if kinds[""] < 3 || kinds["part"] < 3 || kinds["wrong"] < 5 || strings.Count(text, "```yaml") != kinds[""]+kinds["part"]+kinds["wrong"]+kinds["cases"] || kinds["cases"] < 1 {
 		t.Errorf("found %v of %d blocks", kinds, strings.Count(text, "```yaml"))
+	}
+}
+
+func runDocumented(t *testing.T, src string) {
+	t.Helper()
+	s, err := ParseSuite("cases.yaml", []byte(src))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range s.Run(s.Inline) {
+		if !r.OK {
+			t.Errorf("the documented case %q got %+v", r.Ask, r.Got)
+		}
 	}
 }
 
@@ -61,8 +78,10 @@ func TestManualIsComplete(t *testing.T) {
 		}
 	}
 	for field := range strings.SplitSeq("extends read write workdir exec spawn seccomp default allow deny host domain cidr ports routes models upstream "+
-		"sensitive requests tokens processes memory cpu scratch openFiles wallTime files landlock tier", " ") {
-		if !strings.Contains(text, field+"`") && !strings.Contains(text, "`{"+field+": ") {
+		"sensitive requests tokens processes memory cpu scratch openFiles wallTime files landlock tier violation user group capabilities "+
+		"binaries protocol inspect path access calls denyCalls allowedIPs credentials budget up down perMinute connections "+
+		"method query operation operationName fields rpc tool args frame name env header disk inodes diskRead diskWrite kernel features", " ") {
+		if !strings.Contains(text, field+"`") && !strings.Contains(text, "`{"+field+": ") && !strings.Contains(text, "`"+field+"`") {
 			t.Errorf("docs/policy.md does not explain %s", field)
 		}
 	}

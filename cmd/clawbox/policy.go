@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/clawbox/clawbox/policies"
@@ -16,13 +15,13 @@ import (
 func policyCmd(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "policy",
-		Short: "Check, read and question policies",
-		Long: `Check, read and question policies.
+		Short: "Check, read, question, test, compare and import policies",
+		Long: `Check, read, question, test, compare and import policies.
 
 A POLICY is a file, or one of the presets sandbox, development and production.
 The language is described in docs/policy.md.`,
 	}
-	c.AddCommand(policyCheckCmd(a), policyShowCmd(a), policyExplainCmd(a))
+	c.AddCommand(policyCheckCmd(a), policyShowCmd(a), policyExplainCmd(a), policyTestCmd(a), policyDiffCmd(a), policyImportCmd(a))
 	return group(c)
 }
 
@@ -105,50 +104,38 @@ func policyShowCmd(a *app) *cobra.Command {
 func policyExplainCmd(a *app) *cobra.Command {
 	var sensitive bool
 	c := &cobra.Command{
-		Use:   "explain POLICY ACTION OBJECT",
+		Use:   "explain POLICY ACTION OBJECT [KEY=VALUE...]",
 		Short: "Say what a policy decides, and by which rule",
+		Long: `Say what a policy decides, and by which rule.
+
+  read|write PATH
+  exec PATH        digest=sha256:HEX
+  connect HOST:PORT  binary=PATH ancestors=PATH,... addr=IP
+  call HOST:PORT     the same, and of the message: protocol= method= path= operation= name=
+                     fields=A,B rpc= tool= args=JSON frame=
+  infer MODEL        sensitive=true
+
+What is not said about a message is what clients of its protocol usually send.`,
 		Example: `  clawbox policy explain openclaw.yaml read /etc/shadow
   clawbox policy explain openclaw.yaml exec /usr/bin/curl
-  clawbox policy explain production connect api.example.com:443
+  clawbox policy explain production connect api.example.com:443 binary=/usr/bin/git
+  clawbox policy explain openclaw.yaml call api.example.com:443 method=DELETE path=/repos/a
+  clawbox policy explain openclaw.yaml call mcp.example.com:443 protocol=mcp tool=search 'args={"q":"x"}'
   clawbox policy explain production infer gpt-5 --sensitive`,
-		Args: usageArgs(cobra.ExactArgs(3)),
+		Args: usageArgs(cobra.MinimumNArgs(3)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := loadPolicy(args[0])
 			if err != nil {
 				return err
 			}
-			r, err := question(args[1], args[2])
+			r, err := policies.ParseRequest(args[1:])
 			if err != nil {
 				return usageError{err}
 			}
-			r.Sensitive = sensitive
+			r.Sensitive = r.Sensitive || sensitive
 			return a.print(cmd.OutOrStdout(), p.Decide(r), func(w io.Writer) { fmt.Fprintln(w, strings.TrimRight(p.Explain(r), "\n")) })
 		},
 	}
 	c.Flags().BoolVar(&sensitive, "sensitive", false, "infer: the content looks sensitive")
 	return c
-}
-
-// question turns the words of the command line into a request.
-func question(action, object string) (policies.Request, error) {
-	r := policies.Request{Action: policies.Action(action)}
-	switch r.Action {
-	case policies.Read, policies.Write, policies.Exec:
-		r.Path = object
-	case policies.Infer:
-		r.Model = object
-	case policies.Connect:
-		i := strings.LastIndexByte(object, ':')
-		if i < 0 {
-			return r, fmt.Errorf("connect: got %q, want HOST:PORT", object)
-		}
-		port, err := strconv.Atoi(object[i+1:])
-		if err != nil {
-			return r, fmt.Errorf("connect: got port %q, want a number", object[i+1:])
-		}
-		r.Host, r.Port = strings.Trim(object[:i], "[]"), port
-	default:
-		return r, fmt.Errorf("got action %q, want read, write, exec, connect or infer", action)
-	}
-	return r, nil
 }
