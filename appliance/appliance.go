@@ -44,7 +44,7 @@ type Appliance struct {
 
 	log    journal
 	store  *content.Store
-	guard  *guard.Guard
+	burrow *burrow // the guard's cgroups
 	boxes  *sandbox.Local
 	images *sandbox.Images
 
@@ -61,6 +61,8 @@ type Appliance struct {
 	agents     map[string]*agent
 	engine     *engine.Engine
 	engineWhy  string // why there is no engine
+	tier       guard.Tier
+	tierWhy    string // why not a better one
 	weakenings []string
 	failure    error // why work is refused
 }
@@ -77,7 +79,7 @@ func New(cfg config.Config, version string) (_ *Appliance, err error) {
 			a.close()
 		}
 	}()
-	for _, open := range []func() error{a.openLedger, a.openStore, a.openGuard, a.openBoxes, a.loadAgents} {
+	for _, open := range []func() error{a.openLedger, a.openStore, a.startGuard, a.openBoxes, a.loadAgents} {
 		if err := open(); err != nil {
 			return nil, err
 		}
@@ -88,26 +90,6 @@ func New(cfg config.Config, version string) (_ *Appliance, err error) {
 func (a *Appliance) openStore() (err error) {
 	a.store, err = content.Open(a.cfg.Paths.Store)
 	return err
-}
-
-// openGuard loads the guard. A host that gives less than the operator accepted
-// is refused; one that gives less than T3 is a weakening, recorded at each start.
-func (a *Appliance) openGuard() (err error) {
-	if a.guard, err = guard.Load(); err != nil {
-		return err
-	}
-	tier, accept := string(a.guard.Tier()), a.cfg.AcceptTier
-	if accept == "" {
-		accept = "T3"
-	}
-	if tier > accept {
-		return fmt.Errorf("the guard reaches tier %s here (%s), and the operator accepted %s or better; use a kernel with BPF tracing, or install with 'accept: [tier-%s]'",
-			tier, a.guard.Why(), accept, tier)
-	}
-	if tier > "T3" {
-		return a.weaken("guard.tier", fmt.Sprintf("guard tier %s: %s", tier, a.guard.Why()))
-	}
-	return nil
 }
 
 // weaken records that protection is lower than the default, and remembers it
@@ -173,21 +155,19 @@ func (a *Appliance) Run(ctx context.Context) error {
 	if err := a.startEngine(ctx); err != nil {
 		return err
 	}
-	witnessed := make(chan struct{})
-	go func() { defer close(witnessed); a.witness() }()
 	if err := a.begun(ctx); err != nil {
 		return err
 	}
 	rec := ledger.Record{
 		Kind: ledger.KindService, Verdict: ledger.Allowed, Reason: "service.started",
-		Detail: "guard tier " + string(a.guard.Tier()), Attrs: map[string]any{"version": a.version, "release": a.cfg.Release.Version},
+		Detail: "guard tier " + string(a.tierNow()), Attrs: map[string]any{"version": a.version, "release": a.cfg.Release.Version},
 	}
 	if err := a.log.Record(ctx, rec); err != nil {
 		return err
 	}
 	a.ready()
 	a.attend(ctx)
-	err = a.shutdown(witnessed)
+	err = a.shutdown()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		err = errors.Join(cause, err)
 	}
@@ -220,7 +200,7 @@ var (
 
 // shutdown stops every agent, and records what the guard still had to tell
 // before it records the end.
-func (a *Appliance) shutdown(witnessed <-chan struct{}) error {
+func (a *Appliance) shutdown() error {
 	a.mu.Lock()
 	if a.failure == nil || errors.Is(a.failure, errStarting) {
 		a.failure = errStopping
@@ -229,8 +209,7 @@ func (a *Appliance) shutdown(witnessed <-chan struct{}) error {
 	a.launching.Lock() // a launch under way sees the failure when it is done
 	defer a.launching.Unlock()
 	a.stopAll(5 * time.Second)
-	err := a.guard.Close()
-	<-witnessed
+	err := a.dismiss("guard") // which has told everything then
 	rec := ledger.Record{Kind: ledger.KindService, Verdict: ledger.Allowed, Reason: "service.stopped"}
 	if err = errors.Join(err, a.log.Record(context.Background(), rec)); err != nil {
 		return err
@@ -280,7 +259,7 @@ func (a *Appliance) ready() {
 		a.failure = nil
 	}
 	a.mu.Unlock()
-	slog.Info("the appliance is ready", "release", a.cfg.Release.Version, "tier", string(a.guard.Tier()),
+	slog.Info("the appliance is ready", "release", a.cfg.Release.Version, "tier", string(a.tierNow()),
 		"registry", a.cfg.Registry, "control", filepath.Join(a.cfg.Paths.Run, "control.sock"))
 }
 
@@ -305,15 +284,15 @@ func (a *Appliance) close() {
 	if a.engine != nil {
 		a.engine.Close()
 	}
-	if a.guard != nil {
-		a.guard.Close()
-	}
 	if a.boxes != nil {
 		if err := a.boxes.Close(); err != nil {
 			slog.Error("closing the sandbox driver", "error", err)
 		}
 	}
 	a.dismissAll()
+	if err := a.burrow.Close(); err != nil {
+		slog.Error("the guard's cgroups stay", "error", err)
+	}
 	if a.log != nil {
 		a.log.Close()
 	}

@@ -34,7 +34,7 @@ func bare(t *testing.T) *Appliance {
 	must(t, err)
 	must(t, os.WriteFile(filepath.Join(c.Paths.Keys, "ledger.key"), []byte(skey+"\n"), 0o600))
 	must(t, os.WriteFile(filepath.Join(c.Paths.Receipts, "1.json"), []byte(`{"release":"demo"}`), 0o600))
-	a := &Appliance{cfg: c, agents: map[string]*agent{}, guard: guard.LoadNone("a test")}
+	a := &Appliance{cfg: c, agents: map[string]*agent{}, tier: guard.TierNone, tierWhy: "a test"}
 	p, err := policies.Preset("sandbox")
 	must(t, err)
 	ag := &agent{agentSpec: agentSpec{Name: "ada"}, dir: filepath.Join(c.Paths.State, "agents", "ada"), tallies: map[string]tally{}}
@@ -124,6 +124,7 @@ func TestVerifierKey(t *testing.T) {
 // news becomes none.
 func TestObserve(t *testing.T) {
 	a := bare(t)
+	w := &witness{agents: func(string) (*governing, bool) { return a.agents["ada"].pol.Load(), true }}
 	cases := []struct {
 		name string
 		e    guard.Event
@@ -145,7 +146,7 @@ func TestObserve(t *testing.T) {
 	}
 	for _, c := range cases {
 		c.e.Scope = "ada"
-		rs := a.observe(nil, c.e)
+		rs := w.observe(nil, c.e)
 		if c.want.Kind == "" {
 			if len(rs) != 0 {
 				t.Errorf("%s: got %+v, want no record", c.name, rs)

@@ -2,11 +2,11 @@ package appliance
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"github.com/clawbox/clawbox/appliance/guard"
 	"github.com/clawbox/clawbox/appliance/sandbox"
@@ -24,14 +24,6 @@ func (a *Appliance) openBoxes() (err error) {
 	return err
 }
 
-// steer sends every port of a namespace to one socket, where the guard can.
-func (a *Appliance) steer() func(*os.File, syscall.RawConn) (io.Closer, error) {
-	if a.guard.Tier() == guard.TierNone {
-		return nil
-	}
-	return func(ns *os.File, tcp syscall.RawConn) (io.Closer, error) { return a.guard.Steer(ns, tcp) }
-}
-
 // sandbox starts an agent's sandbox with everything attached.
 func (a *Appliance) sandbox(ctx context.Context, ag *agent, out io.Writer) (*sandbox.Box, error) {
 	img, err := a.images.Prepare(ctx, ag.Image)
@@ -46,17 +38,19 @@ func (a *Appliance) sandbox(ctx context.Context, ag *agent, out io.Writer) (*san
 		Network: func(ctx context.Context, _ int, ns *os.File) (io.Closer, error) { return a.attach(ctx, ag, ns) },
 		Event:   func(e sandbox.Event) { a.strike(ag, e.Budget, e.Count, e.Detail) },
 	}
-	if a.guard.Tier() != guard.TierNone {
-		spec.Guard = func(s guard.Scope) (io.Closer, error) {
-			// Names that do not exist are reported too: a host file is such a name.
-			s.AuditENOENT = true
-			s.AuditOpens = ag.policy().Audit.Files == "all"
-			return a.guard.Watch(s)
-		}
+	// The guard that begins to watch is the one that has to be there in the end.
+	before := a.part("guard").process()
+	if a.tierNow() != guard.TierNone {
+		var programs map[guard.Inode]string
+		spec.Programs = func(m map[guard.Inode]string) { programs = m }
+		spec.Guard = func(s guard.Scope) (io.Closer, error) { return a.watch(ctx, ag, s, programs) }
 	}
 	box, err := a.boxes.Start(ctx, spec)
 	if err != nil {
 		return nil, err
+	}
+	if a.part("guard").process() != before {
+		return nil, errors.Join(errors.New("the guard ended meanwhile"), box.Stop(ctx, 0))
 	}
 	for _, n := range box.Notes() {
 		slog.Warn("policy and image differ", "agent", ag.Name, "note", n)

@@ -172,11 +172,11 @@ func (a *Appliance) admit(ag *agent) error {
 	if err != nil {
 		return control.Errorf("invalid", "%v", err)
 	}
-	if have := string(a.guard.Tier()); p.Require.Tier != "" && have > p.Require.Tier {
-		return control.Errorf("refused", "policy %s requires guard tier %s or better, this host reaches %s (%s)", p.Name, p.Require.Tier, have, a.guard.Why())
+	if have := string(a.tierNow()); p.Require.Tier != "" && have > p.Require.Tier {
+		return control.Errorf("refused", "policy %s requires guard tier %s or better, this host reaches %s (%s)", p.Name, p.Require.Tier, have, a.tierWhy)
 	}
-	if p.Audit.Files == "all" && a.guard.Tier() == guard.TierNone {
-		return control.Errorf("refused", "policy %s wants every opened file recorded (audit.files: all), and this host has no guard that could tell (%s); use audit.files: denied, knowingly", p.Name, a.guard.Why())
+	if p.Audit.Files == "all" && a.tierNow() == guard.TierNone {
+		return control.Errorf("refused", "policy %s wants every opened file recorded (audit.files: all), and this host has no guard that could tell (%s); use audit.files: denied, knowingly", p.Name, a.tierWhy)
 	}
 	ag.govern(p)
 	return nil

@@ -26,6 +26,7 @@ import (
 // starts.
 var Services = map[string]service.Role{
 	"egress":   egressRole,
+	"guard":    guardRole,
 	"ledger":   ledgerRole,
 	"registry": registryRole,
 	"relay":    relayRole,
@@ -244,10 +245,11 @@ func (a *Appliance) dismiss(role string) error {
 		return nil
 	}
 	t.mu.Lock()
+	again := t.ending
 	t.ending = true
 	p := t.p
 	t.mu.Unlock()
-	if p == nil {
+	if p == nil || again {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), endTime)

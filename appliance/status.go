@@ -13,12 +13,13 @@ func (a *Appliance) Status() control.Status {
 	head := a.log.Head()
 	st := control.Status{
 		Version: a.version, Release: a.cfg.Release.Name + " " + a.cfg.Release.Version, Sequence: a.cfg.Release.Sequence,
-		Started: a.started, Tier: string(a.guard.Tier()), TierWhy: a.guard.Why(), Lost: a.guard.Lost(),
+		Started: a.started, Lost: a.lostEvents(),
 		Landlock: landlock(confine.LandlockABI()), Registry: a.cfg.Registry, Agents: a.agentStatuses(), Services: a.serviceStatuses(),
 		Pending: a.held(), LedgerSize: uint64(head.Size), LedgerRoot: head.Root.String(),
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	st.Tier, st.TierWhy = string(a.tier), a.tierWhy
 	st.Weakenings = slices.Clone(a.weakenings)
 	st.Engine, st.Models = a.cfg.Engine.Listen, a.cfg.Engine.Models
 	if a.engine == nil {

@@ -363,7 +363,7 @@ func (a *Appliance) attach(ctx context.Context, ag *agent, netns *os.File) (_ io
 	if o.credentials, err = a.credentials(ag.policy()); err != nil {
 		return nil, err
 	}
-	so := egress.SocketOptions{Ports: egress.PolicyPorts(ag.policy()), Steer: a.steer()}
+	so := egress.SocketOptions{Ports: egress.PolicyPorts(ag.policy()), Steer: a.steer(ag.Name)}
 	if o.sockets, o.land, err = egress.OpenSockets(netns, so); err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/clawbox/clawbox/appliance/guard"
 	"github.com/clawbox/clawbox/appliance/ledger"
 	"github.com/clawbox/clawbox/policies"
+	"golang.org/x/sys/unix"
 )
 
 // Events are recorded in batches: one durable write for up to maxBatch events
@@ -22,27 +23,40 @@ const (
 	linger   = 2 * time.Millisecond
 )
 
-// witness puts what the guard sees on the ledger until the guard closes. An
-// event that can't be kept stops every agent.
-func (a *Appliance) witness() {
+// witness puts what the guard sees on the ledger.
+type witness struct {
+	g   *guard.Guard
+	rec ledger.Recorder
+	// agents finds the policy that an agent is under.
+	agents func(id string) (*governing, bool)
+	// fail is told that something happened and can't be kept; runaway, that a
+	// program runs that should have been killed.
+	fail    func(error)
+	runaway func(agent string)
+	// dir finds out what a relative path was relative to; nil: nobody does.
+	dir func(pid int, fd int32) string
+}
+
+// run goes on until the guard closes.
+func (w *witness) run() {
 	var lost uint64
-	for e := range a.guard.Events() {
-		rs := a.batch(e)
-		rs, lost = a.losses(rs, lost)
-		a.keep(rs)
+	for e := range w.g.Events() {
+		rs := w.batch(e)
+		rs, lost = w.losses(rs, lost)
+		w.keep(rs)
 	}
-	rs, _ := a.losses(nil, lost)
-	a.keep(rs)
+	rs, _ := w.losses(nil, lost)
+	w.keep(rs)
 }
 
 // losses adds a record of events that were lost since there were before.
-func (a *Appliance) losses(rs []ledger.Record, before uint64) ([]ledger.Record, uint64) {
-	n := a.guard.Lost()
+func (w *witness) losses(rs []ledger.Record, before uint64) ([]ledger.Record, uint64) {
+	n := w.g.Lost()
 	if n == before {
 		return rs, n
 	}
 	by := map[string]any{}
-	for agent, lost := range a.guard.LostBy() {
+	for agent, lost := range w.g.LostBy() {
 		by[agent] = lost
 	}
 	return append(rs, ledger.Record{
@@ -54,27 +68,27 @@ func (a *Appliance) losses(rs []ledger.Record, before uint64) ([]ledger.Record, 
 
 // keep records a batch. What happened and can't be kept stops every agent; the
 // stream is drained all the same, because closing a scope waits for it.
-func (a *Appliance) keep(rs []ledger.Record) {
+func (w *witness) keep(rs []ledger.Record) {
 	if len(rs) == 0 {
 		return
 	}
-	if err := a.log.Record(context.Background(), rs...); err != nil {
-		a.fail(fmt.Errorf("an event could not be recorded: %w", err))
+	if err := w.rec.Record(context.Background(), rs...); err != nil {
+		w.fail(fmt.Errorf("an event could not be recorded: %w", err))
 	}
 }
 
 // batch collects the events that are there already, or come at once.
-func (a *Appliance) batch(first guard.Event) []ledger.Record {
-	rs := a.observe(nil, first)
+func (w *witness) batch(first guard.Event) []ledger.Record {
+	rs := w.observe(nil, first)
 	after := time.NewTimer(linger)
 	defer after.Stop()
 	for len(rs) < maxBatch {
 		select {
-		case e, ok := <-a.guard.Events():
+		case e, ok := <-w.g.Events():
 			if !ok {
 				return rs
 			}
-			rs = a.observe(rs, e)
+			rs = w.observe(rs, e)
 		case <-after.C:
 			return rs
 		}
@@ -84,15 +98,17 @@ func (a *Appliance) batch(first guard.Event) []ledger.Record {
 
 // observe turns an event into a record, and leaves out what is no news: names
 // that do not exist where the policy lets the agent look.
-func (a *Appliance) observe(rs []ledger.Record, e guard.Event) []ledger.Record {
+func (w *witness) observe(rs []ledger.Record, e guard.Event) []ledger.Record {
+	if e.Dir == "" && w.dir != nil && e.Path != "" && !strings.HasPrefix(e.Path, "/") {
+		e.Dir = w.dir(e.PID, relativeTo(e))
+	}
 	r := ledger.Record{
 		Time: e.Time, Agent: e.Scope, Verdict: ledger.Denied,
 		Process: ledger.Process{PID: e.PID, PPID: e.PPID, UID: e.UID, Comm: e.Comm},
 		Path:    absolute(e.Dir, e.Path), Attrs: map[string]any{"parent": e.Parent},
 	}
 	var p *policies.Policy
-	if ag, err := a.agent(e.Scope); err == nil {
-		now := ag.pol.Load()
+	if now, ok := w.agents(e.Scope); ok {
 		p, r.Policy = now.policy, now.digest
 	}
 	for name, n := range map[string]uint64{"skipped": e.Skipped, "skipped_missing": e.SkippedMissing} {
@@ -105,10 +121,13 @@ func (a *Appliance) observe(rs []ledger.Record, e guard.Event) []ledger.Record {
 	}
 	switch e.Kind {
 	case guard.Exec:
-		if e.Killed && e.Errno != 0 {
-			a.runaway(e)
+		if e.Killed && e.Errno != 0 && !e.Denied {
+			slog.Error("the kernel did not kill an unlisted program; its agent is stopped", "agent", e.Scope, "path", e.Path, "error", e.Errno)
+			w.runaway(e.Scope)
 		}
 		return append(rs, executed(r, e))
+	case guard.Connect:
+		return append(rs, connecting(r, e))
 	case guard.Opened:
 		return append(rs, opened(r, e))
 	}
@@ -136,13 +155,32 @@ func executed(r ledger.Record, e guard.Event) ledger.Record {
 			r.Detail = "NOT killed, " + e.Errno.Error() + "; the agent is stopped"
 		}
 	}
+	if e.Denied {
+		r.Verdict, r.Reason, r.Detail = ledger.Denied, policies.ReasonUnexecutable, "refused with EPERM"
+	}
 	return r
 }
 
-// runaway stops an agent whose unlisted program the kernel failed to kill.
-func (a *Appliance) runaway(e guard.Event) {
-	slog.Error("the kernel did not kill an unlisted program; its agent is stopped", "agent", e.Scope, "path", e.Path, "error", e.Errno)
-	go a.Stop(context.Background(), e.Scope, 0)
+// connecting records that a connection or a datagram was begun, or refused
+// before anything was sent. What becomes of one that was begun is egress's to
+// decide and to record.
+func connecting(r ledger.Record, e guard.Event) ledger.Record {
+	r.Kind, r.Verdict, r.Reason, r.Host = ledger.KindConnect, ledger.Allowed, "net.attempt", e.Addr
+	r.Attrs["protocol"], r.Attrs["syscall"] = e.Protocol, e.Syscall
+	if e.Denied || e.Errno == syscall.EPERM || e.Errno == syscall.EACCES {
+		r.Verdict, r.Reason = ledger.Denied, "kernel."+strings.ToLower(errnoName(e.Errno))
+		r.Detail = e.Syscall + " to " + e.Addr + " refused: " + e.Errno.Error()
+	}
+	return r
+}
+
+// relativeTo is the descriptor that an event's path is relative to, if its
+// system call has one: those whose names end in "at" take it first.
+func relativeTo(e guard.Event) int32 {
+	if strings.HasSuffix(strings.TrimSuffix(e.Syscall, "2"), "at") {
+		return int32(e.Args[0])
+	}
+	return unix.AT_FDCWD
 }
 
 // opened records a file that was opened, under a policy that wants to know.

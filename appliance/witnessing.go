@@ -1,13 +1,538 @@
 package appliance
 
-import "net/netip"
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
 
-// callWho asks the guard which program opened a connection.
-const callWho = "who" // whoAsked → egress.Caller
+	"github.com/clawbox/clawbox/appliance/egress"
+	"github.com/clawbox/clawbox/appliance/guard"
+	"github.com/clawbox/clawbox/appliance/service"
+	"github.com/clawbox/clawbox/policies"
+	"golang.org/x/sys/unix"
+)
+
+// The guard's service keeps three capabilities (bpf, perfmon, net_admin) and
+// reads the kernel's files. It sees what sandboxes do, and writes it to the
+// ledger by itself. What it attaches is pinned, so it goes on enforcing when
+// the guard dies; the agents are stopped then all the same, because nobody
+// would tell what they do.
+
+// What the guard answers, besides callAgent, callForget and callLink; callDir
+// and callRunaway it asks of the supervisor.
+const (
+	callState   = "state"   // → guardState
+	callWatch   = "watch"   // watching: from now on
+	callUnwatch = "unwatch" // ref: after its processes
+	callSteer   = "steer"   // ref; the namespace and a listener in it
+	callUnsteer = "unsteer" // ref
+	callWho     = "who"     // whoAsked → egress.Caller; for egress
+	callDir     = "dir"     // dirAsked → path
+	callRunaway = "runaway" // ref: stop it
+)
+
+// guardConfig is what the guard is started with.
+type guardConfig struct {
+	Pin    string `json:"pin"`    // see guard.Options
+	Cgroup string `json:"cgroup"` // a place for its self-test
+}
+
+// guardState is the guard's account of itself.
+type guardState struct {
+	Tier guard.Tier `json:"tier"`
+	Why  string     `json:"why"`
+	Lost uint64     `json:"lost"`
+}
+
+// watching is a sandbox to watch.
+type watching struct {
+	Scope    guard.Scope `json:"scope"`
+	Programs []program   `json:"programs"`
+}
+
+// program is where a listed program is in the sandbox.
+type program struct {
+	Inode guard.Inode `json:"inode"`
+	Path  string      `json:"path"`
+}
 
 // whoAsked is one connection, as the server's side sees it.
 type whoAsked struct {
 	Agent  string         `json:"agent"`
 	Client netip.AddrPort `json:"client"`
 	Server netip.AddrPort `json:"server"`
+}
+
+// dirAsked is what a path was relative to.
+type dirAsked struct {
+	PID int   `json:"pid"`
+	FD  int32 `json:"fd"`
+}
+
+// guardService watches every sandbox.
+type guardService struct {
+	g      *guard.Guard
+	self   *service.Self
+	agents roster
+
+	mu       sync.Mutex // guards the rest
+	watches  map[string]*guard.Watch
+	steers   map[string]io.Closer
+	programs map[string]map[guard.Inode]string
+}
+
+func guardRole(s *service.Self, r *service.Request) (service.Handler, error) {
+	var c guardConfig
+	if err := r.Decode(&c); err != nil {
+		return nil, err
+	}
+	f, err := r.File(0)
+	if err != nil {
+		return nil, err
+	}
+	log, err := dialLedger(f)
+	if err != nil {
+		return nil, err
+	}
+	g, err := guard.Load(guard.Options{Pin: c.Pin, Cgroup: c.Cgroup})
+	if err != nil {
+		return nil, err
+	}
+	// The self-test runs programs; from here on nothing does.
+	if err := s.Seal(); err != nil {
+		return nil, errors.Join(err, g.Close())
+	}
+	gs := &guardService{
+		g: g, self: s, watches: map[string]*guard.Watch{}, steers: map[string]io.Closer{}, programs: map[string]map[guard.Inode]string{},
+	}
+	w := &witness{g: g, rec: log, agents: gs.policy, dir: gs.dir, runaway: gs.runaway, fail: func(err error) {
+		// The end of this process is the end of the agents.
+		slog.Error("guard", "error", err)
+		s.Conn.Close()
+	}}
+	told := make(chan struct{})
+	go func() { defer close(told); w.run() }()
+	s.OnEnd(closer(func() error { <-told; return nil }))
+	s.OnEnd(g)
+	go func() { // no event, no action
+		<-log.c.Done()
+		s.Conn.Close()
+	}()
+	return gs.supervisor, nil
+}
+
+func (gs *guardService) policy(id string) (*governing, bool) {
+	l, err := gs.agents.get(id)
+	if err != nil {
+		return nil, false
+	}
+	return l.pol.Load(), true
+}
+
+// dir asks the supervisor, because this process may not look at others.
+func (gs *guardService) dir(pid int, fd int32) (dir string) {
+	ctx, cancel := context.WithTimeout(context.Background(), callTime)
+	defer cancel()
+	_ = gs.self.Conn.Call(ctx, callDir, dirAsked{pid, fd}, &dir) // a hint: without it the path stays relative
+	return dir
+}
+
+func (gs *guardService) runaway(agent string) {
+	ctx, cancel := context.WithTimeout(context.Background(), callTime)
+	defer cancel()
+	if err := gs.self.Conn.Call(ctx, callRunaway, ref{agent}, nil); err != nil {
+		gs.self.Conn.Close() // then all are stopped
+	}
+}
+
+// supervisor answers the supervisor.
+func (gs *guardService) supervisor(_ context.Context, r *service.Request) (any, error) {
+	switch r.Method {
+	case callState:
+		return guardState{gs.g.Tier(), gs.g.Why(), gs.g.Lost()}, nil
+	case callLink:
+		f, err := r.File(0)
+		if err == nil {
+			_, err = service.NewConn(f, gs.egress)
+		}
+		return nil, err
+	case callAgent:
+		var a agentInfo
+		if err := r.Decode(&a); err != nil {
+			return nil, err
+		}
+		_, err := gs.agents.put(a)
+		return nil, err
+	case callWatch:
+		return nil, gs.watch(r)
+	}
+	var a ref
+	if err := r.Decode(&a); err != nil {
+		return nil, err
+	}
+	switch r.Method {
+	case callSteer:
+		return nil, gs.steer(a.ID, r)
+	case callUnsteer:
+		return nil, gs.unsteer(a.ID)
+	case callUnwatch:
+		return nil, gs.unwatch(a.ID)
+	case callForget:
+		gs.agents.drop(a.ID)
+		return nil, nil
+	}
+	return nil, fmt.Errorf("the guard knows no %q", r.Method)
+}
+
+func (gs *guardService) watch(r *service.Request) error {
+	var v watching
+	if err := r.Decode(&v); err != nil {
+		return err
+	}
+	w, err := gs.g.Watch(v.Scope)
+	if err != nil {
+		return err
+	}
+	gs.mu.Lock()
+	defer gs.mu.Unlock()
+	paths := map[guard.Inode]string{}
+	for _, p := range v.Programs {
+		paths[p.Inode] = p.Path
+	}
+	gs.watches[v.Scope.ID], gs.programs[v.Scope.ID] = w, paths
+	return nil
+}
+
+// unwatch returns when all that happened in the scope is on the ledger's way.
+func (gs *guardService) unwatch(id string) error {
+	gs.mu.Lock()
+	w := gs.watches[id]
+	delete(gs.watches, id)
+	delete(gs.programs, id)
+	gs.mu.Unlock()
+	if w == nil {
+		return nil
+	}
+	return w.Close()
+}
+
+func (gs *guardService) steer(id string, r *service.Request) error {
+	ns, err := r.File(0)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	l, err := r.File(1)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return err
+	}
+	c, err := gs.g.Steer(ns, raw)
+	if err != nil {
+		return err
+	}
+	gs.mu.Lock()
+	defer gs.mu.Unlock()
+	gs.steers[id] = c
+	return nil
+}
+
+func (gs *guardService) unsteer(id string) error {
+	gs.mu.Lock()
+	c := gs.steers[id]
+	delete(gs.steers, id)
+	gs.mu.Unlock()
+	if c == nil {
+		return nil
+	}
+	return c.Close()
+}
+
+// egress answers egress: who opened a connection.
+func (gs *guardService) egress(_ context.Context, r *service.Request) (any, error) {
+	var q whoAsked
+	if r.Method != callWho {
+		return nil, fmt.Errorf("egress may not ask the guard for %q", r.Method)
+	}
+	if err := r.Decode(&q); err != nil {
+		return nil, err
+	}
+	c, ok := gs.g.Who(q.Agent, q.Client, q.Server)
+	if !ok {
+		return nil, errors.New("not known")
+	}
+	gs.mu.Lock()
+	defer gs.mu.Unlock()
+	paths := gs.programs[q.Agent]
+	out := egress.Caller{PID: c.PID, PPID: c.PPID, UID: c.UID, Comm: c.Comm, Binary: paths[c.Exe]}
+	for _, n := range c.Ancestors {
+		// The sandbox's first process is ours and listed nowhere.
+		if p := paths[n]; p != "" {
+			out.Ancestors = append(out.Ancestors, p)
+		}
+	}
+	return out, nil
+}
+
+// startGuard starts the guard, and refuses a host that gives less than the
+// operator accepted; one that gives less than T3 is a weakening, recorded at
+// each start.
+func (a *Appliance) startGuard() error {
+	sum := sha256.Sum256([]byte(a.cfg.Paths.State))
+	c := guardConfig{Pin: fmt.Sprintf("/sys/fs/bpf/clawbox-%x", sum[:6])}
+	uid := a.cfg.UIDOf("guard")
+	if err := guard.PreparePins(c.Pin, uid); err != nil {
+		slog.Warn("the guard can't pin anything here", "error", err)
+		c.Pin = ""
+	}
+	dir, err := guard.Cgroup2Dir()
+	if err != nil {
+		return err
+	}
+	place, err := newBurrow(dir, uid)
+	if err != nil {
+		return err
+	}
+	a.burrow, c.Cgroup = place, place.dir
+	t := &part{role: "guard"}
+	t.spec = func(ctx context.Context) (service.Spec, error) {
+		w, err := a.openWriter(ctx, "guard")
+		if err != nil {
+			return service.Spec{}, err
+		}
+		cage := a.cage("guard")
+		cage.Keep, cage.Calls, cage.Late, cage.Files = []string{"bpf", "perfmon", "net_admin"}, []string{"bpf", "write"}, true, 4096
+		cage.Read, cage.Write = []string{"/proc", "/sys"}, []string{dir, "/dev/null"}
+		if c.Pin != "" {
+			cage.Write = append(cage.Write, c.Pin)
+		}
+		return service.Spec{Role: "guard", Cage: cage, Config: c, Files: []*os.File{w}, Cgroup: place.leaf, Handler: a.answerGuard}, nil
+	}
+	t.up = func(ctx context.Context, p *service.Process) error {
+		var st guardState
+		if err := p.Conn.Call(ctx, callState, nil, &st); err != nil {
+			return err
+		}
+		a.mu.Lock()
+		a.tier, a.tierWhy = st.Tier, st.Why
+		a.mu.Unlock()
+		return a.join(ctx, p, "egress")
+	}
+	t.down = func(why error) {
+		slog.Error("the guard ended: all agents are stopped", "error", why)
+		a.stopAll(0)
+	}
+	if err := a.employ(context.Background(), t); err != nil {
+		return err
+	}
+	return a.judgeTier()
+}
+
+// judgeTier holds what the guard reaches against what the operator accepted.
+func (a *Appliance) judgeTier() error {
+	tier, accept := string(a.tier), a.cfg.AcceptTier
+	if accept == "" {
+		accept = "T3"
+	}
+	if tier > accept {
+		return fmt.Errorf("the guard reaches tier %s here (%s), and the operator accepted %s or better; use a kernel with BPF tracing, or install with 'accept: [tier-%s]'",
+			tier, a.tierWhy, accept, tier)
+	}
+	if tier > "T3" {
+		return a.weaken("guard.tier", fmt.Sprintf("guard tier %s: %s", tier, a.tierWhy))
+	}
+	return nil
+}
+
+// lostEvents asks the guard how many events found no room.
+func (a *Appliance) lostEvents() uint64 {
+	ctx, cancel := context.WithTimeout(context.Background(), callTime)
+	defer cancel()
+	var st guardState
+	_ = a.part("guard").call(ctx, callState, nil, &st) // none to be seen while it starts again
+	return st.Lost
+}
+
+// answerGuard answers what the guard asks.
+func (a *Appliance) answerGuard(_ context.Context, r *service.Request) (any, error) {
+	switch r.Method {
+	case callDir:
+		var q dirAsked
+		if err := r.Decode(&q); err != nil {
+			return nil, err
+		}
+		name := "cwd"
+		if q.FD != unix.AT_FDCWD {
+			name = "fd/" + strconv.Itoa(int(q.FD))
+		}
+		dir, err := os.Readlink(fmt.Sprintf("/proc/%d/%s", q.PID, name))
+		if err != nil {
+			return "", nil // it is gone
+		}
+		return dir, nil
+	case callRunaway:
+		var q ref
+		if err := r.Decode(&q); err != nil {
+			return nil, err
+		}
+		go a.Stop(context.Background(), q.ID, 0)
+		return nil, nil
+	}
+	return nil, fmt.Errorf("the guard may not ask for %q", r.Method)
+}
+
+// watch begins to watch a sandbox, before anything runs in it.
+func (a *Appliance) watch(ctx context.Context, ag *agent, s guard.Scope, programs map[guard.Inode]string) (io.Closer, error) {
+	g := a.part("guard")
+	if err := g.call(ctx, callAgent, ag.info(), nil); err != nil {
+		return nil, err
+	}
+	p := ag.policy()
+	// Names that do not exist are reported too: a host file is such a name.
+	s.AuditENOENT = true
+	s.AuditOpens = p.Audit.Files == "all"
+	s.Connects = p.Audit.Network == "all"
+	s.Datagrams = []netip.AddrPort{dnsStub}
+	s.Violation = guard.Refuse
+	if p.Process.Violation == "kill" {
+		s.Violation = guard.Kill
+	}
+	s.Readable = looks(p)
+	// The brake of the guard: it freezes whoever fills the ring.
+	if err := os.Chown(filepath.Join(s.Cgroup, "cgroup.freeze"), a.cfg.UIDOf("guard"), -1); err != nil {
+		slog.Warn("the guard can't slow this agent down", "agent", ag.Name, "error", err)
+	}
+	w := watching{Scope: s}
+	for n, path := range programs {
+		w.Programs = append(w.Programs, program{n, path})
+	}
+	if err := g.call(ctx, callWatch, w, nil); err != nil {
+		return nil, err
+	}
+	return closer(func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), callTime)
+		defer cancel()
+		err := g.call(ctx, callUnwatch, ref{ag.Name}, nil)
+		if err == nil {
+			err = g.call(ctx, callForget, ref{ag.Name}, nil)
+		}
+		if errors.Is(err, errDown) || errors.Is(err, service.ErrGone) {
+			return nil // what it had pinned ends with the cgroup
+		}
+		return err
+	}), nil
+}
+
+// dnsStub is where a sandbox's resolver asks (package egress).
+var dnsStub = netip.MustParseAddrPort("127.0.0.53:53")
+
+// looks are the folders in which a policy lets the agent look.
+func looks(p *policies.Policy) (readable []string) {
+	for _, list := range [][]string{p.Filesystem.Read, p.Filesystem.Write, p.Process.Exec} {
+		for _, d := range list {
+			d = filepath.Clean(d)
+			if d != "/" && !strings.ContainsAny(d, "*?[") && visible(p, filepath.Join(d, "x")) {
+				readable = append(readable, d)
+			}
+		}
+	}
+	return readable
+}
+
+// steer sends every port of a namespace to one socket, where the guard can.
+func (a *Appliance) steer(agent string) func(*os.File, syscall.RawConn) (io.Closer, error) {
+	if a.tierNow() == guard.TierNone {
+		return nil
+	}
+	return func(ns *os.File, tcp syscall.RawConn) (io.Closer, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), callTime)
+		defer cancel()
+		var l *os.File
+		var err error
+		cerr := tcp.Control(func(fd uintptr) {
+			var n int
+			if n, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); err == nil {
+				l = os.NewFile(uintptr(n), "listener")
+			}
+		})
+		if err := errors.Join(cerr, err); err != nil {
+			return nil, err
+		}
+		defer l.Close()
+		if err := a.part("guard").call(ctx, callSteer, ref{agent}, nil, ns, l); err != nil {
+			return nil, err
+		}
+		return closer(func() error {
+			ctx, cancel := context.WithTimeout(context.Background(), callTime)
+			defer cancel()
+			err := a.part("guard").call(ctx, callUnsteer, ref{agent}, nil)
+			if errors.Is(err, errDown) || errors.Is(err, service.ErrGone) {
+				return nil // its end ended the steering
+			}
+			return err
+		}), nil
+	}
+}
+
+func (a *Appliance) tierNow() guard.Tier {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.tier
+}
+
+// burrow is a place in the cgroup v2 hierarchy where the guard may make groups:
+// it lives in the leaf, and its self-test beside it.
+type burrow struct {
+	dir  string
+	leaf *os.File
+}
+
+const burrowPrefix = "clawbox-guard."
+
+// newBurrow makes one below root, for uid, and removes those of the dead.
+func newBurrow(root string, uid int) (*burrow, error) {
+	old, _ := filepath.Glob(filepath.Join(root, burrowPrefix+"*"))
+	for _, d := range old {
+		os.Remove(filepath.Join(d, "self")) // one in use stays: it is busy
+		os.Remove(d)
+	}
+	b := &burrow{dir: filepath.Join(root, burrowPrefix+strconv.Itoa(os.Getpid()))}
+	self := filepath.Join(b.dir, "self")
+	if err := os.MkdirAll(self, 0o755); err != nil {
+		return nil, fmt.Errorf("a cgroup for the guard: %w", err)
+	}
+	for _, p := range []string{b.dir, filepath.Join(b.dir, "cgroup.procs"), self, filepath.Join(self, "cgroup.procs")} {
+		if err := os.Chown(p, uid, uid); err != nil {
+			return nil, errors.Join(err, b.Close())
+		}
+	}
+	f, err := os.Open(self)
+	if err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
+	b.leaf = f
+	return b, nil
+}
+
+// Close removes it. The guard has ended.
+func (b *burrow) Close() error {
+	if b == nil {
+		return nil
+	}
+	b.leaf.Close() // nil is refused, no more
+	return errors.Join(os.Remove(filepath.Join(b.dir, "self")), os.Remove(b.dir))
 }

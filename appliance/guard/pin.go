@@ -266,7 +266,11 @@ func (p *pins) remove() error {
 	if p == nil || p.gone {
 		return nil
 	}
-	err := errors.Join(os.RemoveAll(p.next()), os.RemoveAll(p.set()), os.Remove(p.dir))
+	err := errors.Join(os.RemoveAll(p.next()), os.RemoveAll(p.set()))
+	// One that PreparePins made for another user stays: its parent is root's.
+	if e := os.Remove(p.dir); !errors.Is(e, os.ErrPermission) {
+		err = errors.Join(err, e)
+	}
 	p.leave()
 	return err
 }

@@ -2,16 +2,12 @@ package sandbox
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"slices"
-	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -71,6 +67,9 @@ func (l *Local) Start(ctx context.Context, s Spec) (_ *Box, err error) {
 		return nil, errors.Join(fmt.Errorf("sandbox %s: %w", s.Name, err), b.err)
 	}
 	l.runs(b)
+	if cap(l.warm) > 0 {
+		go l.refill()
+	}
 	go b.watch(s.Policy.Budgets)
 	return b, nil
 }
@@ -114,9 +113,8 @@ func (b *Box) done(step string) {
 	}
 }
 
-// prepare makes everything on disk and the cgroups.
+// prepare makes everything on disk.
 func (b *Box) prepare(s *Spec) (*confine.Root, error) {
-	id := strings.ToLower(rand.Text()[:8])
 	ws := writes(s.Policy)
 	root := &confine.Root{
 		Version: confine.Version, Hostname: user, Scratch: s.Policy.Budgets.Scratch, Shm: shmSize,
@@ -147,28 +145,27 @@ func (b *Box) prepare(s *Spec) (*confine.Root, error) {
 		return nil, err
 	}
 	root.Layers = append([]string{top}, s.Image.Layers...)
-	p := s.Policy.Budgets
-	b.g, err = b.l.h.newGroup(b.l.parent, b.name+"-"+id, limits{p.Processes + supervisorTasks, p.Memory, p.CPU})
-	if err == nil {
-		err = b.limitIO(p)
-	}
-	if err == nil {
-		b.cgroupID, err = b.g.id()
-	}
-	return root, err
+	return root, nil
 }
 
-// enclose starts the launcher and returns once it has mounted everything and
-// confined itself.
-func (b *Box) enclose(ctx context.Context, s *Spec, root *confine.Root) (err error) {
-	cmd := exec.Command(b.l.opt.Launcher, "init")
-	cmd.Stdin = strings.NewReader("") // a pipe at its end: package exec would open the host's /dev/null
-	cmd.Stdout, cmd.Stderr = output(s.Stdout), output(s.Stderr)
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
-		Setsid:     true,
+// enclose takes a launcher in its namespaces and cgroups, bounds these, and
+// returns once the launcher has mounted everything.
+func (b *Box) enclose(ctx context.Context, s *Spec, root *confine.Root) error {
+	sh, err := b.l.shell(b.name)
+	if err != nil {
+		return err
 	}
-	if b.p, err = b.l.start(cmd, b.g); err != nil {
+	b.g, b.p = sh.g, sh.p
+	sh.out.set(s.Stdout)
+	sh.err.set(s.Stderr)
+	p := s.Policy.Budgets
+	if err := b.g.limit(limits{p.Processes + supervisorTasks, p.Memory, p.CPU}); err != nil {
+		return err
+	}
+	if err := b.limitIO(p); err != nil {
+		return err
+	}
+	if b.cgroupID, err = b.g.id(); err != nil {
 		return err
 	}
 	b.done("fork")

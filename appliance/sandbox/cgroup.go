@@ -188,9 +188,9 @@ type group struct {
 	path string // below each mount point
 }
 
-// newGroup makes a fresh cgroup with limits. It must not have been used
-// before: a cgroup that was killed kills what enters it later.
-func (h *hierarchies) newGroup(parent, name string, l limits) (_ *group, err error) {
+// newGroup makes a fresh cgroup. It must not have been used before: a cgroup
+// that was killed kills what enters it later.
+func (h *hierarchies) newGroup(parent, name string) (_ *group, err error) {
 	g := &group{h, filepath.Join(parent, name)}
 	defer func() {
 		if err != nil {
@@ -205,12 +205,17 @@ func (h *hierarchies) newGroup(parent, name string, l limits) (_ *group, err err
 			return nil, err
 		}
 	}
+	return g, nil
+}
+
+// limit bounds the group.
+func (g *group) limit(l limits) error {
 	for _, k := range l.knobs() {
 		if err := g.set(k); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return g, nil
+	return nil
 }
 
 // delegate passes the v2 controllers down to parent's children.

@@ -88,6 +88,10 @@ func (c *Cage) rules(pid int) []rule {
 		{unix.SYS_SOCKETPAIR, []arg{{0, all, []uint32{unix.AF_UNIX}}}},
 		{unix.SYS_PRCTL, []arg{{0, all, []uint32{unix.PR_GET_NO_NEW_PRIVS, unix.PR_GET_SECCOMP, unix.PR_SET_NAME, unix.PR_SET_DUMPABLE, prSetVMA}}}},
 	}
+	if c.may("bpf") {
+		// Which namespace a socket is of.
+		rs = append(rs, rule{unix.SYS_IOCTL, []arg{{1, all, []uint32{unix.SIOCGSKNS}}}})
+	}
 	if c.may("interfaces") {
 		rs = append(rs, rule{unix.SYS_SOCKET, []arg{{0, all, []uint32{unix.AF_NETLINK}}, {1, sockType, []uint32{unix.SOCK_RAW}}, {2, all, []uint32{unix.NETLINK_ROUTE}}}})
 	}

@@ -24,6 +24,7 @@ type Spec struct {
 	// Handler answers the service's calls to the supervisor; nil: none.
 	Handler Handler
 	NetNS   *os.File  // network namespace to run in; nil: the supervisor's
+	Cgroup  *os.File  // directory of the cgroup v2 hierarchy to be born in; nil: the supervisor's
 	Log     io.Writer // standard output and error; nil: the supervisor's
 	Args    []string  // program arguments; nil: "service", Role
 }
@@ -88,6 +89,9 @@ func (s *Spec) command(wire *os.File) *exec.Cmd {
 		cmd.Stdout, cmd.Stderr = s.Log, s.Log
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	if s.Cgroup != nil {
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(s.Cgroup.Fd())
+	}
 	return cmd
 }
 
