@@ -2,6 +2,8 @@ package policies
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 )
 
@@ -47,18 +49,35 @@ func (p *Policy) Describe() string {
 	say("Policy %s (%s, from %s)", p.Name, p.Dialect, p.Source)
 	say("  may read %s", orNothing(p.Filesystem.Read))
 	say("  may write %s; starts in %s", orNothing(p.Filesystem.Write), p.Filesystem.Workdir)
-	say("  may run its own entry point%s; %s; system calls: %s", also(p.Process.Exec), spawnWords[p.Process.Spawn], p.Process.Seccomp)
+	c := p.Process
+	say("  may run its own entry point%s; %s; system calls: %s", also(c.Exec), spawnWords[c.Spawn], c.Seccomp)
+	if len(c.ExecHashes) > 0 {
+		say("  of these, with one content only: %s", strings.Join(slices.Sorted(maps.Keys(c.ExecHashes)), ", "))
+	}
+	say("  runs as user %s, group %s; capabilities: %s; a program that is not listed: %s", c.User, c.Group, orNothing(c.Capabilities), c.Violation)
 	p.describeNetwork(say)
+	for _, c := range p.Credentials {
+		say("  may use the credential %s without having it: placeholder in %s, put into %s", c.Name, c.Env, orAnyHeader(c.Header))
+	}
 	p.describeInference(say)
 	g := p.Budgets
 	say("  has at most %d tasks (threads count), %s of memory, %s, %s of /tmp, %d open files per process, and stops after %s",
 		g.Processes, formatSize(g.Memory), coresWords(g.CPU), formatSize(g.Scratch), g.OpenFiles, formatWall(g.WallTime))
-	say("  every decision is recorded; file accesses recorded: %s", p.Audit.Files)
-	say("  refuses to start on a host with less than Landlock ABI %d or guard tier %s", p.Require.Landlock, p.Require.Tier)
+	say("  its writable folders hold %s and %s files; reads %s, writes %s a second", formatLimit(g.Disk), formatBound(g.Inodes), formatLimit(g.DiskRead), formatLimit(g.DiskWrite))
+	say("  every decision is recorded; file accesses recorded: %s; network calls recorded: %s", p.Audit.Files, p.Audit.Network)
+	q := p.Require
+	say("  refuses to start on a host with less than Landlock ABI %d, guard tier %s, kernel release %s%s", q.Landlock, q.Tier, formatKernel(q.Kernel), lacking(q.Features))
 	return b.String()
 }
 
 var spawnWords = map[bool]string{true: "may start processes", false: "may not start processes"}
+
+func lacking(features []string) string {
+	if len(features) == 0 {
+		return ""
+	}
+	return ", or without " + strings.Join(features, ", ")
+}
 
 func orNothing(ss []string) string {
 	if len(ss) == 0 {
@@ -86,7 +105,7 @@ func (p *Policy) describeNetwork(say func(string, ...any)) {
 		say("  must not connect to %s", portWords(r, "any port"))
 	}
 	for _, r := range p.Network.Allow {
-		say("  may connect to %s", portWords(r, "ports 80 and 443"))
+		say("  may connect to %s", r.words())
 	}
 	if p.Network.Default == Hold {
 		say("  any other connection is held until an operator answers")
