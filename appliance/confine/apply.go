@@ -45,6 +45,7 @@ type final struct {
 	ruleset  uintptr
 	probe    bool // listing / must be refused
 	filter   unix.SockFprog
+	sync     uintptr // flags of the filter: for this thread, or for all
 	argv     []*byte // argv[0] is the program's path
 	env      []*byte
 }
@@ -58,6 +59,9 @@ type limit struct {
 type extras struct {
 	// scope keeps signals and abstract sockets inside the Landlock domain.
 	scope bool
+	// threads puts the filter, and no_new_privs, on all threads at once. The
+	// rest is the calling thread's.
+	threads bool
 }
 
 // prepare does everything that may still fail for a reason worth explaining.
@@ -88,6 +92,9 @@ func prepare(s *Spec, x extras) (_ *final, err error) {
 		return nil, fmt.Errorf("arguments or environment: %w", err)
 	}
 	f.filter = unix.SockFprog{Len: uint16(len(s.Seccomp)), Filter: &s.Seccomp[0]}
+	if x.threads {
+		f.sync = unix.SECCOMP_FILTER_FLAG_TSYNC
+	}
 	rs, err := newRuleset(s.Landlock, x.scope)
 	if err == nil {
 		err = rs.addAll(s.Landlock)
@@ -181,8 +188,9 @@ func (f *final) commit() (stage, syscall.Errno) {
 	if _, _, e := syscall.RawSyscall(unix.SYS_CLOSE_RANGE, 3, ^uintptr(0)>>32, unix.CLOSE_RANGE_CLOEXEC); e != 0 {
 		return atDescriptors, e
 	}
-	if _, _, e := syscall.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&f.filter))); e != 0 {
-		return atSeccomp, e
+	// An answer above 0 is the thread that could not take the filter.
+	if r, _, e := syscall.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, f.sync, uintptr(unsafe.Pointer(&f.filter))); e != 0 || r != 0 {
+		return atSeccomp, max(e, 1)
 	}
 	if !f.verified() {
 		return atVerify, unix.EINVAL
@@ -341,21 +349,16 @@ func apply(s *Spec, x extras) (*final, error) {
 }
 
 // Self confines the whole calling process, all its threads, for a program
-// that goes on running: PID 1 of a sandbox, a service. Unlike in apply, the
+// that goes on running, such as a service. Unlike in apply, the
 // process keeps its descriptors, and the filter decides whether it may
 // execute. It needs a program without cgo.
-func Self(s *Spec) error { return self(s, true) }
-
-// self leaves the bounding set of other threads alone where the filter lets
-// none of them execute anything: it counts at execve only, and 41 times a
-// call on every thread would be felt in each start of a sandbox.
-func self(s *Spec, executes bool) error {
-	f, err := prepare(s, extras{})
+func Self(s *Spec) error {
+	f, err := prepare(s, extras{threads: true})
 	if err != nil {
 		return err
 	}
 	defer unix.Close(int(f.ruleset))
-	for _, st := range f.everywhere(executes) {
+	for _, st := range f.everywhere() {
 		if err := st.do(); err != nil {
 			return fmt.Errorf("%s: %w", stages[st.at], err)
 		}
@@ -370,7 +373,7 @@ type step struct {
 
 // everywhere is commit for all threads of a process. Threads that the runtime
 // makes later inherit everything.
-func (f *final) everywhere(executes bool) []step {
+func (f *final) everywhere() []step {
 	all := func(at stage, trap uintptr, a ...uintptr) step {
 		return step{at, func() error { return allThreads(trap, a...) }}
 	}
@@ -383,7 +386,7 @@ func (f *final) everywhere(executes bool) []step {
 		bits = noRoot
 	}
 	out = append(out, all(atSecurebits, unix.SYS_PRCTL, unix.PR_SET_SECUREBITS, bits))
-	for c := uintptr(0); executes && c <= lastCap(); c++ {
+	for c := uintptr(0); c <= lastCap(); c++ {
 		if f.caps&(1<<c) == 0 {
 			out = append(out, all(atBounding, unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c))
 		}
@@ -443,7 +446,7 @@ func (f *final) refusedHere() error {
 
 // synchronize installs the filter on all threads at once.
 func (f *final) synchronize() error {
-	r, _, e := syscall.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&f.filter)))
+	r, _, e := syscall.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, f.sync, uintptr(unsafe.Pointer(&f.filter)))
 	if e == 0 && r != 0 {
 		return fmt.Errorf("thread %d cannot take the filter", r)
 	}

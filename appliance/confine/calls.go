@@ -94,7 +94,7 @@ var absent = []uint32{
 // supervisor is what PID 1 needs: Go's runtime, wait, kill, one socket, one
 // pipe to write to. It executes nothing.
 var supervisor = []uint32{
-	unix.SYS_READ, unix.SYS_WRITE, unix.SYS_CLOSE, unix.SYS_FCNTL, unix.SYS_OPENAT, unix.SYS_READLINKAT, unix.SYS_FSTAT, unix.SYS_NEWFSTATAT,
+	unix.SYS_READ, unix.SYS_WRITE, unix.SYS_CLOSE, unix.SYS_FCNTL,
 	unix.SYS_FUTEX, unix.SYS_NANOSLEEP, unix.SYS_CLOCK_NANOSLEEP, unix.SYS_CLOCK_GETTIME, unix.SYS_SCHED_YIELD, unix.SYS_SCHED_GETAFFINITY,
 	unix.SYS_RT_SIGACTION, unix.SYS_RT_SIGPROCMASK, unix.SYS_RT_SIGRETURN, unix.SYS_SIGALTSTACK, unix.SYS_GETPID, unix.SYS_GETPPID,
 	unix.SYS_GETTID, unix.SYS_GETUID, unix.SYS_TGKILL, unix.SYS_TKILL, unix.SYS_KILL, unix.SYS_WAIT4, unix.SYS_WAITID, unix.SYS_EXIT,

@@ -158,7 +158,11 @@ func begin(r *Root) (int, error) {
 		return 0, err
 	}
 	unix.Close(int(f.ruleset))
-	if err := errors.Join(self(&r.Supervisor, false), harden()); err != nil {
+	// The filter leaves every thread what waiting needs: nothing is opened,
+	// executed or connected any more. So the other threads, which the runtime
+	// made, need not give up their user id one system call after the other.
+	_, err = apply(&r.Supervisor, extras{threads: true})
+	if err := errors.Join(err, harden()); err != nil {
 		return 0, fmt.Errorf("confine PID 1: %w", err)
 	}
 	return pid, ch.Close()

@@ -1,6 +1,7 @@
 package confine
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -148,18 +149,8 @@ func mountProc() error {
 	if err := unix.Mount("proc", "proc", "proc", safeMount, "hidepid=2"); err != nil {
 		return err
 	}
-	for _, m := range masked {
-		p := filepath.Join("proc", m)
-		st, err := os.Stat(p)
-		if os.IsNotExist(err) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if err := mask(p, st.IsDir()); err != nil {
-			return fmt.Errorf("mask %s: %w", p, err)
-		}
+	if err := maskAll("proc", masked); err != nil {
+		return err
 	}
 	if err := unix.Mount("proc/sys", "proc/sys", "", unix.MS_BIND, ""); err != nil {
 		return err
@@ -167,10 +158,41 @@ func mountProc() error {
 	return unix.Mount("", "proc/sys", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|safeMount, "")
 }
 
-func mask(p string, dir bool) error {
-	if dir {
-		return unix.Mount("masked", p, "tmpfs", unix.MS_RDONLY|safeMount, "size=4k,nr_inodes=2,mode=555")
+// maskAll hides entries of dir: files below the null device, folders below an empty one. Only the first of each kind is mounted
+// with its restrictions; binding it again copies them, which takes half the
+// system calls, and these are a fifth of all that a start mounts.
+func maskAll(dir string, names []string) error {
+	file, folder := "", ""
+	for _, m := range names {
+		p := filepath.Join(dir, m)
+		err := bindMask(&file, p, maskFile)
+		if errors.Is(err, unix.ENOTDIR) {
+			err = bindMask(&folder, p, maskFolder)
+		}
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("mask %s: %w", p, err)
+		}
 	}
+	return nil
+}
+
+// bindMask puts the mask at p, made by first if there is none yet.
+func bindMask(mask *string, p string, first func(string) error) error {
+	if *mask != "" {
+		return unix.Mount(*mask, p, "", unix.MS_BIND, "")
+	}
+	err := first(p)
+	if err == nil {
+		*mask = p
+	}
+	return err
+}
+
+func maskFolder(p string) error {
+	return unix.Mount("masked", p, "tmpfs", unix.MS_RDONLY|safeMount, "size=4k,nr_inodes=2,mode=555")
+}
+
+func maskFile(p string) error {
 	if err := unix.Mount("dev/null", p, "", unix.MS_BIND, ""); err != nil {
 		return err
 	}

@@ -161,6 +161,26 @@ func TestRules(t *testing.T) {
 	}
 }
 
+// TestSupervisor: PID 1 opens, executes and connects nothing, on no thread.
+func TestSupervisor(t *testing.T) {
+	for name, nr := range map[string]uint32{
+		"openat": unix.SYS_OPENAT, "execve": unix.SYS_EXECVE, "execveat": unix.SYS_EXECVEAT, "socket": unix.SYS_SOCKET, "ptrace": unix.SYS_PTRACE,
+		"setuid": unix.SYS_SETUID, "setns": unix.SYS_SETNS, "unshare": unix.SYS_UNSHARE, "mount": unix.SYS_MOUNT, "bpf": unix.SYS_BPF, "pidfd_getfd": unix.SYS_PIDFD_GETFD,
+	} {
+		if got := ask(t, "supervisor", auditArch, nr); got == allow {
+			t.Errorf("%s is allowed", name)
+		}
+	}
+	for name, nr := range map[string]uint32{"wait4": unix.SYS_WAIT4, "kill": unix.SYS_KILL, "read": unix.SYS_READ, "futex": unix.SYS_FUTEX} {
+		if got := ask(t, "supervisor", auditArch, nr); got != allow {
+			t.Errorf("%s: %#x", name, got)
+		}
+	}
+	if got := ask(t, "supervisor", auditArch, unix.SYS_CLONE, uint64(unix.SIGCHLD)); got != eperm {
+		t.Errorf("a process beside the agent: %#x", got)
+	}
+}
+
 func TestForeign(t *testing.T) {
 	for _, name := range []string{"default", "strict", "supervisor"} {
 		if got := ask(t, name, unix.AUDIT_ARCH_I386, unix.SYS_READ); got != killed {

@@ -354,6 +354,27 @@ func daemon(state string) int {
 	select {}
 }
 
+// TestWarm: waiting launchers serve starts, and one that was ended does not.
+func TestWarm(t *testing.T) {
+	b := newBench(t)
+	b.l.warm = make(chan *shell, 2)
+	for round := range 2 {
+		b.l.refill()
+		if len(b.l.warm) != 2 {
+			t.Fatalf("%d wait, want 2", len(b.l.warm))
+		}
+		if round == 1 {
+			sh := <-b.l.warm
+			sh.p.signal(unix.SIGKILL)
+			<-sh.p.done
+			b.l.warm <- sh
+		}
+		if got, code, why := b.run(Spec{}, "write=/workspace/f", "links", "cwd"); code != 0 || got["write=/workspace/f"] != "ok" || got["links"] != "ok lo:loopback" {
+			t.Errorf("%d, %s, %v", code, why, got)
+		}
+	}
+}
+
 // BenchmarkStart is a whole life: start, the agent's first word, end.
 func BenchmarkStart(b *testing.B) {
 	bn := newBench(b)

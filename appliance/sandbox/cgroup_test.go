@@ -36,8 +36,11 @@ func TestLimitsV2(t *testing.T) {
 	if err := h.check(); err != nil {
 		t.Fatal(err)
 	}
-	g, err := h.newGroup("box", "a-1", limits{tasks: 12, memory: 1 << 20, cpu: 1.5})
+	g, err := h.newGroup("box", "a-1")
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.limit(limits{tasks: 12, memory: 1 << 20, cpu: 1.5}); err != nil {
 		t.Fatal(err)
 	}
 	if err := g.add(42); err != nil {
@@ -76,11 +79,12 @@ func TestMissingController(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	h = &hierarchies{v2: tree(t, "cgroup.subtree_control", "box/cgroup.subtree_control")}
-	if _, err := h.newGroup("box", "a", limits{tasks: 1, memory: 1}); err == nil || !strings.Contains(err.Error(), "limit pids.max") {
-		t.Errorf("a limit that could not be set: %v", err)
+	g, err := h.newGroup("box", "a")
+	if err != nil {
+		t.Fatal(err)
 	}
-	if _, err := os.Stat(filepath.Join(h.v2, "box", "a")); !os.IsNotExist(err) {
-		t.Errorf("left behind: %v", err)
+	if err := g.limit(limits{tasks: 1, memory: 1}); err == nil || !strings.Contains(err.Error(), "limit pids.max") {
+		t.Errorf("a limit that could not be set: %v", err)
 	}
 }
 

@@ -153,6 +153,9 @@ func TestInside(t *testing.T) {
 		if len(f) < 5 || f[4] != "/workspace" && strings.Contains(l, filepath.Base(filepath.Dir(b.state))) {
 			t.Errorf("mountinfo shows the host's state directory: %s", l)
 		}
+		if len(f) > 5 && strings.HasPrefix(f[4], "/proc/") && (!strings.Contains(f[5], "ro,") || !strings.Contains(f[5], "noexec")) {
+			t.Errorf("what hides an entry of /proc is not read-only: %s", l)
+		}
 	}
 	if n := box.Notes(); len(n) != 2 || !strings.Contains(n[1], "/usr/share/absent") || !strings.Contains(n[0], "bounded by the host") {
 		t.Errorf("notes: %q, want one about the disk and one about /usr/share/absent", n)

@@ -29,6 +29,9 @@ type Options struct {
 	State    string // directory; one daemon at a time
 	Launcher string // the clawbox-launch binary, static
 	UIDBase  int    // first of uids user ids that no one else on the host has
+	// Warm launchers wait for the next starts, each in fresh namespaces and a
+	// fresh cgroup, at some 5 MB of memory. 0: every start makes its own.
+	Warm int
 }
 
 // uids is how many agents a host can know at a time.
@@ -42,6 +45,9 @@ type Local struct {
 	abi    int    // of this kernel's Landlock, as far as it is used
 	lock   *os.File
 	mark   func(step string) // told after each step of a start; nil outside benchmarks
+
+	warm    chan *shell // ready; capacity Options.Warm
+	filling sync.Mutex  // held while some are made or ended
 
 	snap sync.Mutex // held while a snapshot is taken, restored or removed
 
@@ -58,7 +64,7 @@ func Open(o Options) (_ *Local, err error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	l := &Local{opt: o, boxes: map[string]bool{}, live: map[string]*Box{}, uid: map[string]int{}}
+	l := &Local{opt: o, boxes: map[string]bool{}, live: map[string]*Box{}, uid: map[string]int{}, warm: make(chan *shell, max(o.Warm, 0))}
 	if l.abi, err = confine.LandlockABI(); err != nil {
 		return nil, err
 	}
@@ -79,6 +85,9 @@ func Open(o Options) (_ *Local, err error) {
 		l.lock.Close()
 		l.h.close()
 		return nil, err
+	}
+	if cap(l.warm) > 0 {
+		go l.refill()
 	}
 	return l, nil
 }
@@ -116,21 +125,29 @@ func (l *Local) takeLock() error {
 // Close removes the cgroups and lets go of the state directory. Sandboxes
 // must have ended, and none starts afterwards. Closing again does nothing.
 func (l *Local) Close() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed {
-		return nil
+	if last, err := l.shut(); err != nil || !last {
+		return err
 	}
-	if len(l.boxes) > 0 {
-		return fmt.Errorf("%d sandboxes still run or are being removed; stop them first: %s", len(l.boxes), strings.Join(slices.Sorted(maps.Keys(l.boxes)), ", "))
-	}
-	l.closed = true
 	// A sandbox whose end met an error may have left its group behind. A
 	// hierarchy that never held one has no parent, which is no error.
 	all := &group{l.h, l.parent}
-	err := errors.Join(l.sweep(), l.sweepDisks(), all.remove(5*time.Second), l.lock.Close())
+	err := errors.Join(l.cool(), l.sweep(), l.sweepDisks(), all.remove(5*time.Second), l.lock.Close())
 	l.h.close()
 	return err
+}
+
+// shut lets nothing start any more; it answers true once.
+func (l *Local) shut() (bool, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return false, nil
+	}
+	if len(l.boxes) > 0 {
+		return false, fmt.Errorf("%d sandboxes still run or are being removed; stop them first: %s", len(l.boxes), strings.Join(slices.Sorted(maps.Keys(l.boxes)), ", "))
+	}
+	l.closed = true
+	return true, nil
 }
 
 // sweep kills and removes every cgroup below ours. The launcher dies with its
