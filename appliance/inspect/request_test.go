@@ -218,6 +218,7 @@ func TestRPCRefuses(t *testing.T) {
 		"long batch":               "[" + strings.Repeat(`{"jsonrpc":"2.0","method":"x"},`, maxBatch) + `{"jsonrpc":"2.0","method":"x"}]`,
 		"one bad in a batch":       `[{"jsonrpc":"2.0","method":"x"},{"jsonrpc":"2.0"}]`,
 		"a string":                 `"x"`,
+		"a number in a batch":      `[1]`,
 		"two documents":            `{"jsonrpc":"2.0","method":"x"}{"jsonrpc":"2.0","method":"y"}`,
 		"two lines":                "{\"jsonrpc\":\"2.0\",\"method\":\"x\"}\n{\"jsonrpc\":\"2.0\",\"method\":\"y\"}",
 		"comment":                  `{"jsonrpc":"2.0","method":"x"/*,"method":"y"*/}`,
@@ -255,6 +256,17 @@ func TestRPCRefuses(t *testing.T) {
 	} {
 		_, _, err := Request(parse(t, c.head, c.body), Options{Protocol: "mcp", MaxBody: 1000})
 		refused(t, name, c.code, err)
+	}
+}
+
+func TestRPCByPost(t *testing.T) {
+	for _, m := range []string{"GET", "PUT", "DELETE"} {
+		_, _, err := Request(parse(t, strings.Replace(jsonHead, "POST", m, 1), `{"jsonrpc":"2.0","method":"x"}`), Options{Protocol: "json-rpc"})
+		refused(t, m, BadRPC, err)
+	}
+	_, msgs, err := Request(parse(t, jsonHead, `{"jsonrpc":"2.0","id":1,"error":{"code":1}}`), Options{Protocol: "json-rpc"})
+	if err != nil || msgs[0].RPC != Answered {
+		t.Errorf("an answer: got %+v %v", msgs, err)
 	}
 }
 
