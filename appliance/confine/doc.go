@@ -7,33 +7,39 @@
 // call filter, program. The daemon compiles both from a policy; the launcher
 // (cmd/clawbox-launch, which is Main) obeys them and decides nothing.
 //
-//	daemon                         launcher
-//	  | start in new namespaces ---> init: blocks on fd 3
-//	  | place it in cgroups
-//	  | Root (one JSON line) ------> mounts, pivots, starts its child,
-//	  |                              confines itself for good
-//	  | <----------------- "mounted" supervise: PID 1, reaps
-//	  | attach network, guard
-//	  | Spec (one JSON line) ------> exec: the child confines itself, execs
-//	  | <------------- end of file   the program runs
+//	daemon                           launcher
+//	  | start in new namespaces and
+//	  | in the sandbox's cgroups ----> init: PID 1, blocks on fd 3
+//	  | Root (one JSON line) --------> mounts, pivots
+//	  | <------------------- "mounted"
+//	  | attach guard, network
+//	  | Spec (one JSON line) --------> forks; the child confines itself and
+//	  |                                becomes the program, PID 1 confines
+//	  |                                itself, waits and reaps
+//	  | <--------------- end of file   both are confined, the program runs
 //
-// Every launcher image is in place before "mounted", so from then on the only
-// programs that start in the sandbox are the agent's: the guard needs no
-// exception for the launcher.
+// Go's runtime starts once: the child goes from fork to the program in raw
+// system calls (fork.go). So after "mounted" the only programs that start in
+// the sandbox are the agent's, and the guard needs no exception.
 //
-// A process that joins later takes the same last step: join enters the
-// namespaces, its child blocks until the daemon has put it in the cgroups,
-// reads the Spec, confines itself and execs.
+// A process that joins later takes the same last step in a launcher of its
+// own: join enters the namespaces, its child (exec) blocks until the daemon
+// has put it in the cgroups, reads the Spec, confines itself and execs.
 //
-// Apply's order is fixed by what each step needs: limits and groups while
+// PID 1 keeps Go's other threads, which have no part in its change of user;
+// the system call filter, which all threads get in one call, leaves them
+// nothing but to wait, signal and exit. Self confines all threads of a
+// program in full; the appliance's services can use it.
+//
+// The order of commit is fixed by what each step needs: limits and groups while
 // still privileged, then the user id, then no capability at all, then
 // no_new_privs, then Landlock, and the system call filter last because it
-// forbids most of the steps before it. Apply restricts the calling thread
-// only, and is correct only if that thread then calls execve, which ends all
-// other threads. Nothing runs on any error.
+// forbids most of the steps before it. It restricts the calling thread only,
+// which then calls execve. Nothing runs on any error.
 //
 // The system call profiles "default" and "strict" are allow-lists, built by
-// Profile from the tables in calls.go and run in an interpreter by the tests.
+// Profile from the tables in calls.go and profiles.go, and run in an
+// interpreter by the tests.
 //
 // Limits: amd64 and arm64; Landlock network rights are not used because the
 // network namespace has nothing to reach but the appliance; bind mounts are
