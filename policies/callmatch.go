@@ -216,6 +216,8 @@ func leaves(v any) (out []string) {
 	default:
 		if s, ok := text(v); ok {
 			out = append(out, s)
+		} else if v != nil {
+			out = append(out, fmt.Sprint(v)) // no type that a JSON reader of ours gives: still looked at
 		}
 	}
 	return out

@@ -7,7 +7,6 @@ import (
 	"strings"
 )
 
-
 // The reference: the language as docs/policy.md says it, slow and obvious.
 
 // chain is p and every folder above it; nil for a path that cannot be asked about.
