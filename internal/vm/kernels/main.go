@@ -87,7 +87,7 @@ func runAll(ctx context.Context, o options) (*report, error) {
 		return r, err
 	}
 	// A folder of its own: several runs share the cache.
-	dir, err := os.MkdirTemp(o.cache, "run-")
+	dir, err := os.MkdirTemp(o.cache, "_run-")
 	if err != nil {
 		return r, err
 	}
