@@ -152,10 +152,30 @@ func mountProc() error {
 	if err := maskAll("proc", masked); err != nil {
 		return err
 	}
+	if err := sealMemory("proc/sys/vm/memfd_noexec"); err != nil {
+		return err
+	}
 	if err := unix.Mount("proc/sys", "proc/sys", "", unix.MS_BIND, ""); err != nil {
 		return err
 	}
 	return unix.Mount("", "proc/sys", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|safeMount, "")
+}
+
+// sealMemory has the kernel refuse executable anonymous files in this pid
+// namespace, beside the system call filter. Kernels before 6.3 have only that.
+func sealMemory(knob string) error {
+	fd, err := unix.Open(knob, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", knob, err)
+	}
+	defer unix.Close(fd)
+	if _, err := unix.Write(fd, []byte("2")); err != nil {
+		return fmt.Errorf("%s: %w", knob, err)
+	}
+	return nil
 }
 
 // maskAll hides entries of dir: files below the null device, folders below an empty one. Only the first of each kind is mounted

@@ -52,8 +52,8 @@ func (l *Local) Start(ctx context.Context, s Spec) (_ *Box, err error) {
 	if err := s.check(); err != nil {
 		return nil, fmt.Errorf("sandbox: %w", err)
 	}
-	if want := s.Policy.Require.Landlock; l.abi < want {
-		return nil, fmt.Errorf("sandbox %s: policy %s requires Landlock ABI %d, this kernel has %d; use a newer kernel or lower require.landlock", s.Name, s.Policy.Name, want, l.abi)
+	if err := l.meets(&s); err != nil {
+		return nil, fmt.Errorf("sandbox %s: %w", s.Name, err)
 	}
 	if err := l.claim(s.Name); err != nil {
 		return nil, fmt.Errorf("sandbox: %w", err)

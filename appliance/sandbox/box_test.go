@@ -224,6 +224,9 @@ func TestStartFails(t *testing.T) {
 		}, "network: no wire"},
 		"exec format": {func(s *Spec) { s.Image.Entrypoint = []string{"/data/in"} }, `no program "/data/in"`},
 		"profile":     {func(s *Spec) { s.Policy.Process.Seccomp = "loose" }, `no system call profile "loose"`},
+		"kernel":      {func(s *Spec) { s.Policy.Require.Kernel = "99.1" }, "requires kernel 99.1"},
+		"feature":     {func(s *Spec) { s.Policy.Require.Features = []string{"exec-deny"} }, `the guard's tier is ""`},
+		"new feature": {func(s *Spec) { s.Policy.Require.Features = []string{"telepathy"} }, "cannot show"},
 		"pinned": {func(s *Spec) {
 			s.Policy.Process.ExecHashes = map[string]string{"/bin/probe": "sha256:" + strings.Repeat("0", 64)}
 		}, "policy test wants sha256:000"},

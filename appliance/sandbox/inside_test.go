@@ -19,6 +19,10 @@ func TestInside(t *testing.T) {
 	if err := os.WriteFile(host, []byte("x"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	sealed := "ok 2"
+	if !exists("/proc/sys/vm/memfd_noexec") {
+		sealed = "ENOENT" // before Linux 6.3 the filter is alone
+	}
 	p := policy()
 	p.Process.Exec = []string{"/bin/probe", "/tools/", "/bin/script"}
 	p.Filesystem.Read = append(p.Filesystem.Read, "/usr/share/absent")
@@ -53,6 +57,7 @@ func TestInside(t *testing.T) {
 		{"append=/proc/sys/kernel/hostname", "EACCES"},
 		{"read=/proc/sys/kernel/hostname", "ok agent"},
 		{"list=/dev", "ok fd full null ptmx pts random shm stderr stdin stdout tty urandom zero"},
+		{"read=/proc/sys/vm/memfd_noexec", sealed},
 		{"read=/proc/self/cgroup", ""}, // checked below
 		{"read=/proc/self/mountinfo", ""},
 		{"read=/proc/cmdline", "ok"},

@@ -45,6 +45,9 @@ type Spec struct {
 	// Programs is called before Guard with where those programs are in the
 	// sandbox; of several paths to one file it has one. May be nil.
 	Programs func(map[guard.Inode]string)
+	// Tier is the guard's, such as "T3": policies can require what only some
+	// tiers do. Empty is as good as none.
+	Tier string
 	// Event is told, from a goroutine of the sandbox's own, when a budget is
 	// hit. May be nil.
 	Event func(Event)
