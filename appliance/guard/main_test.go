@@ -76,6 +76,10 @@ func misbehave(how string, args []string) error {
 		return nil
 	case "missing":
 		return failsWith(args[0], unix.ENOENT)
+	case "timed":
+		return timed(args)
+	case "work":
+		return work(args)
 	case "call":
 		return dialOut(args)
 	case "attempt":

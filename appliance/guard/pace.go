@@ -7,8 +7,8 @@ import (
 )
 
 // A scope that fills its share of a ring faster than the record takes it would
-// be killed, refused or lose refusals. Before it comes to that, at half of the
-// share, its cgroup is frozen until an eighth is left: a program that opens a
+// be killed, refused or lose refusals. Before it comes to that, at a
+// quarter of the share, its cgroup is frozen until a sixteenth is left: a program that opens a
 // million files runs at the speed of the record and does not notice. The kernel
 // kills frozen processes like others. Whoever freezes the same cgroup for
 // another reason must not do so while the scope is watched.
@@ -56,9 +56,9 @@ func (g *Guard) pace(slot uint16, ring int) {
 		return
 	}
 	switch n, share := g.mem.filled(slot, ring); {
-	case n > share/2 && ring != ringRefusals:
+	case n > share/4 && ring != ringRefusals:
 		b.set(ring, true)
-	case n <= share/8:
+	case n <= share/16:
 		b.set(ring, false)
 	}
 }
