@@ -177,7 +177,7 @@ func ports(q question) Finding {
 
 func uidRange(q question) Finding {
 	first := int64(q.a.UIDBase)
-	last := first + config.UIDCount // the engine's id follows the sandboxes'
+	last := first + config.UIDCount + config.ServiceCount // the engine's id and the services' follow the sandboxes'
 	got := fmt.Sprintf("%d-%d", first, last)
 	for _, r := range q.UIDs {
 		if r.First <= last && first < r.First+r.Count {

@@ -74,23 +74,24 @@ func (l Layout) Slot(version string, sequence int64) string {
 }
 
 // dirs are the folders that an installation owns, with their exact modes.
-func (l Layout) dirs() []struct {
-	path string
-	mode fs.FileMode
-} {
-	return []struct {
-		path string
-		mode fs.FileMode
-	}{
-		{l.Opt(), 0o755},
-		{l.Slots(), 0o755},
-		{l.Etc(), 0o755},
-		{l.State(), 0o711}, // sandboxes and the engine pass through, nobody lists
-		{l.Store(), 0o755}, // the engine reads models as its own user
-		{l.Keys(), 0o700},  // private keys
-		{l.at("var/lib/clawbox/ledger"), 0o700},
-		{l.Receipts(), 0o700},
-		{l.Install(), 0o700},
-		{l.Run(), 0o755}, // the health socket is for everyone
+func (l Layout) dirs() []folder {
+	return []folder{
+		{l.Opt(), 0o755, ""},
+		{l.Slots(), 0o755, ""},
+		{l.Etc(), 0o755, ""},
+		{l.State(), 0o711, ""}, // sandboxes and the engine pass through, nobody lists
+		{l.Store(), 0o755, ""}, // the engine reads models as its own user
+		{l.Keys(), 0o700, ""},  // private keys
+		{l.at("var/lib/clawbox/ledger"), 0o700, "ledger"},
+		{l.Receipts(), 0o700, ""},
+		{l.Install(), 0o700, ""},
+		{l.Run(), 0o755, ""}, // the health socket is for everyone
 	}
+}
+
+// folder is one of an installation's.
+type folder struct {
+	path    string
+	mode    fs.FileMode
+	service string // whose it may be, once the appliance has run; "": root's alone
 }

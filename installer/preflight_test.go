@@ -47,6 +47,7 @@ func TestPreflight(t *testing.T) {
 		{"ports", Refusal, func(w world) { w.f.Listening = []string{"[::]:5000"} }},
 		{"ports", Note, func(w world) { w.f.Listening = []string{"127.0.0.1:5000"}; w.f.Earlier.Active = true }},
 		{"uid-range", Refusal, func(w world) { w.f.UIDs = []host.Range{{First: 400100, Count: 1, Owner: "x"}} }},
+		{"uid-range", Refusal, func(w world) { w.f.UIDs = []host.Range{{First: 401030, Count: 1, Owner: "x"}} }},
 		{"uid-range", Refusal, func(w world) { w.f.UIDs = []host.Range{{First: 1000, Count: 1 << 20, Owner: "x"}} }},
 		{"socket-path", Refusal, func(w world) { w.a.Root = "/" + strings.Repeat("long", 30) }},
 		{"gpu", Note, func(w world) { w.f.GPUs = []host.GPU{{Device: "0x2330"}} }},

@@ -15,16 +15,18 @@ import (
 	"time"
 )
 
-// unitText is clawbox.service. The daemon is root because it makes namespaces,
-// cgroups, mounts and BPF programs; what can be taken from it without taking
-// those is taken. What is deliberately not set, and why:
+// unitText is clawbox.service. The supervisor is root because it makes
+// namespaces, cgroups and mounts, and starts services as other users (the
+// appliance's own; systemd sees one process). What can be taken from it without
+// taking those is taken. What is deliberately not set, and why:
 //
 //	ProtectControlGroups   it makes a cgroup per agent (Delegate=yes)
 //	ProtectKernelTunables  it sets net.* in the agents' network namespaces
 //	ProtectSystem=strict   "always" approvals and the ledger are below its own
 //	                       paths, but operators move those in the configuration
 //	PrivateDevices         it makes the agents' /dev
-//	RestrictNamespaces, SystemCallFilter, CapabilityBoundingSet   see above
+//	RestrictNamespaces, SystemCallFilter   see above
+//	NoNewPrivileges        the services and the launcher set it for themselves
 //	After=network-online.target   an appliance works without any network
 //
 // The launcher dies with the daemon, and KillMode=mixed lets the daemon stop
@@ -55,6 +57,8 @@ ProtectSystem=yes
 ProtectHome=yes
 PrivateTmp=yes
 ProtectHostname=yes
+CapabilityBoundingSet=~CAP_SYS_MODULE CAP_SYS_RAWIO CAP_SYS_BOOT CAP_SYS_TIME CAP_SYS_PACCT CAP_SYS_TTY_CONFIG CAP_SYSLOG CAP_WAKE_ALARM
+CapabilityBoundingSet=~CAP_BLOCK_SUSPEND CAP_LEASE CAP_MAC_ADMIN CAP_MAC_OVERRIDE CAP_AUDIT_CONTROL CAP_AUDIT_READ
 LockPersonality=yes
 RestrictRealtime=yes
 SystemCallArchitectures=native

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -66,7 +67,7 @@ func init() {
 func (r *run) folders(context.Context) (string, error) {
 	var did []string
 	for _, d := range r.l.dirs() {
-		what, err := ensureDir(d.path, d.mode)
+		what, err := ensureDir(d.path, d.mode, r.owners(d)...)
 		if err != nil {
 			return "", err
 		}
@@ -85,7 +86,20 @@ func (r *run) folders(context.Context) (string, error) {
 	return strings.Join(did, ", "), nil
 }
 
-func ensureDir(path string, mode fs.FileMode) (string, error) {
+// owners are the users besides root who may own a folder: the service that the
+// appliance gave it to.
+func (r *run) owners(d folder) []int {
+	if d.service == "" {
+		return nil
+	}
+	c, err := config.Load(r.l.Config())
+	if err != nil { // none yet, or one that is about to be replaced
+		c = r.Answers.Config(r.Release)
+	}
+	return []int{c.UIDOf(d.service)}
+}
+
+func ensureDir(path string, mode fs.FileMode, owners ...int) (string, error) {
 	st, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -97,7 +111,7 @@ func ensureDir(path string, mode fs.FileMode) (string, error) {
 		return "", err
 	case !st.IsDir():
 		return "", fmt.Errorf("%s: got a %s; wanted a folder; move it away", path, kindOf(st))
-	case ownerOf(st) != os.Geteuid():
+	case ownerOf(st) != os.Geteuid() && !slices.Contains(owners, ownerOf(st)):
 		return "", fmt.Errorf("%s: got a folder of user %d, who could exchange what is in it; wanted one of user %d; look into it, then chown it", path, ownerOf(st), os.Geteuid())
 	case st.Mode().Perm() == mode:
 		return "", nil
