@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/clawbox/clawbox/appliance/ledger"
 	"github.com/clawbox/clawbox/appliance/router"
@@ -44,9 +45,10 @@ type box struct {
 	hints   sync.Mutex // guards diag
 	diag    *netlink.Handle
 
-	models *queue // connections for the router; nil: no models
-	web    *queue // plain HTTP to named hosts
-	calls  *queue // inspected connections
+	models *queue              // connections for the router; nil: no models
+	web    *queue              // plain HTTP to named hosts
+	calls  *queue              // inspected connections
+	bodies *semaphore.Weighted // bytes of their requests' bodies in memory
 
 	mu      sync.Mutex // guards the rest
 	conns   map[*conn]bool
@@ -61,7 +63,7 @@ type box struct {
 func newBox(p *Proxy, a Agent) *box {
 	b := &box{
 		proxy: p, agent: a, names: newNames(a.ID), slots: make(chan struct{}, maxConns),
-		conns: map[*conn]bool{}, changed: make(chan struct{}), web: newQueue(), calls: newQueue(), meters: map[string]*meter{},
+		conns: map[*conn]bool{}, changed: make(chan struct{}), web: newQueue(), calls: newQueue(), bodies: semaphore.NewWeighted(allBodies), meters: map[string]*meter{},
 	}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	return b

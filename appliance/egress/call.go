@@ -6,11 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"net"
 	"net/http"
-	"net/http/httputil"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,6 +26,7 @@ type call struct {
 	q      *http.Request     // canonical: what goes upstream
 	msgs   []policies.Message
 	by     policies.Decision
+	size   int64    // bytes taken of the box's memory for bodies
 	creds  []string // names of the credentials that were put in
 	values []string // what was put in
 
@@ -43,6 +41,7 @@ func (s *session) serve(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	k := &call{s: s, cancel: cancel}
+	defer func() { s.box.bodies.Release(k.size) }()
 	if len(r.TransferEncoding) > 0 && r.ProtoMajor == 1 {
 		w.Header().Set("Connection", "close") // see heads
 	}
@@ -79,13 +78,42 @@ func (k *call) read(r *http.Request) *refusal {
 	if !ok {
 		return k.s.denied(k.s.ask(&m))
 	}
-	q, msgs, err := inspect.Request(r, inspect.Options{Protocol: rule.Protocol})
+	k.rule = rule
+	if why := k.room(r); why != nil {
+		return why
+	}
+	q, msgs, err := inspect.Request(r, inspect.Options{Protocol: rule.Protocol, MaxBody: maxBody})
 	if err != nil {
-		k.rule = rule
 		return refusedBy(err)
 	}
-	k.rule, k.q, k.msgs = rule, q, msgs
+	k.q, k.msgs = q, msgs
 	return nil
+}
+
+// What one sandbox's requests may take of this process's memory, in bytes.
+// Further ones are refused: if they waited, what HTTP/2 has received of them
+// would fill the window of the connection, and with it stop those that go on.
+const (
+	maxBody   = 4 << 20 // of a body that is read whole
+	allBodies = 64 << 20
+)
+
+// room takes memory for the body until the request is over.
+func (k *call) room(r *http.Request) *refusal {
+	k.size = maxBody
+	switch deep := k.rule.Inspected() && k.rule.Protocol != "http"; {
+	case r.ContentLength >= 0 && r.ContentLength < maxBody:
+		k.size = r.ContentLength
+	case !deep:
+		k.size = 0 // passes in small pieces
+	}
+	if k.s.box.bodies.TryAcquire(k.size) {
+		return nil
+	}
+	k.size = 0
+	why := refuse("http.busy", "try again when other requests have ended", "the bodies of this sandbox's requests take %d MiB already", allBodies>>20)
+	why.status = http.StatusServiceUnavailable
+	return why
 }
 
 // authority wants the request to be for the connection's host and port.
@@ -285,92 +313,6 @@ func (k *call) stopped() *refusal {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.why
-}
-
-// deny records a refusal and tells the client in its own protocol.
-func (k *call) deny(w http.ResponseWriter, why *refusal) {
-	k.s.box.pace(&k.s.box.denials)
-	if !k.s.record(why, describeAll(map[string]any{"op": "traffic", "rule": why.rule}, k.msgs)) {
-		why = noLedger()
-	}
-	k.answer(w, why)
-}
-
-func (k *call) answer(w http.ResponseWriter, why *refusal) {
-	protocol, q := "", k.q
-	if q == nil {
-		q = &http.Request{}
-	} else if protocol = k.rule.Protocol; q.Header.Get("Upgrade") != "" {
-		protocol = ""
-	}
-	why0 := inspect.Reason{Status: why.status, Code: why.reason, Detail: why.detail, Remedy: why.remedy, Rule: why.rule}
-	status, head, body := inspect.Denial(protocol, why0, inspect.IDs(q))
-	for name, vs := range head {
-		w.Header()[name] = vs
-	}
-	w.WriteHeader(status)
-	_, _ = w.Write(body)
-}
-
-// forward sends the request on and its answer back, as it comes.
-func (k *call) forward(w http.ResponseWriter) {
-	p := &httputil.ReverseProxy{
-		Transport: k.s.out, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0),
-		Rewrite:        func(r *httputil.ProxyRequest) { k.address(r.Out) },
-		ModifyResponse: k.answered,
-		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
-			k.answer(w, k.unreached(err))
-		},
-	}
-	p.ServeHTTP(w, k.q)
-}
-
-// address points q at the session's destination.
-func (k *call) address(q *http.Request) {
-	scheme := "http"
-	if k.s.kind == tlsHello {
-		scheme = "https"
-	}
-	q.URL = &url.URL{
-		Scheme: scheme, Host: net.JoinHostPort(k.s.host, strconv.Itoa(k.s.port)),
-		Path: k.q.URL.Path, RawPath: k.q.URL.RawPath, RawQuery: k.q.URL.RawQuery,
-	}
-	q.Host = k.q.Host
-}
-
-// answered takes out of an answer what the agent must not have: credentials
-// that the server repeats, and other ways to reach it.
-func (k *call) answered(res *http.Response) error {
-	res.Header.Del("Alt-Svc") // would lead past here, to QUIC or another port
-	if len(k.values) == 0 {
-		return nil
-	}
-	for _, vs := range res.Header {
-		for i := range vs {
-			vs[i] = maskText(vs[i], k.values)
-		}
-	}
-	res.Body = newMasker(res.Body, k.values)
-	return nil
-}
-
-// unreached turns what went wrong upstream into an answer, which is recorded
-// where it is this appliance that refuses.
-func (k *call) unreached(err error) *refusal {
-	if why := k.stopped(); why != nil {
-		return why // recorded by stop
-	}
-	attrs := describeAll(map[string]any{"op": "traffic"}, k.msgs)
-	var why *refusal
-	if errors.As(err, &why) && why.reason != "net.unreachable" {
-		k.s.record(why, attrs)
-	} else {
-		why = refuse("net.unreachable", "try again later", "%s port %d gave no answer: %v", k.s.host, k.s.port, err)
-		k.s.write(ledger.Allowed, why.reason, why.detail, attrs) // and yet it came to nothing
-	}
-	out := *why
-	out.status = http.StatusBadGateway
-	return &out
 }
 
 // refusedBy gives inspect's refusal as one of ours.

@@ -8,6 +8,8 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -77,6 +79,41 @@ func TestDeniedInItsProtocol(t *testing.T) {
 				t.Errorf("%d requests reached the site", n)
 			}
 		})
+	}
+}
+
+// More bodies at once than this process takes into memory are refused, and
+// leave nothing behind.
+func TestManyBodies(t *testing.T) {
+	l, _ := inspectLab(t, func(w http.ResponseWriter, r *http.Request) {
+		n, _ := io.Copy(io.Discard, r.Body)
+		fmt.Fprint(w, n)
+	})
+	l.network(allow(ruleFor("json-rpc")))
+	c := l.client(true)
+	body := `{"jsonrpc":"2.0","method":"m","params":["` + strings.Repeat("x", 3<<20) + `"]}`
+	var wg sync.WaitGroup
+	var ok atomic.Int64
+	for range 24 { // 72 MiB
+		wg.Go(func() {
+			st, got, _ := do(t, c, "POST", "https://a.example/", body, "Content-Type", "application/json")
+			if st != 200 && !strings.Contains(got, "http.busy") || st == 200 && got != fmt.Sprint(len(body)) {
+				t.Errorf("got %d %.200s", st, got)
+			}
+			if st == 200 {
+				ok.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	if ok.Load() == 0 {
+		t.Error("none went through")
+	}
+	if st, got, _ := do(t, c, "POST", "https://a.example/", body, "Content-Type", "application/json"); st != 200 {
+		t.Errorf("afterwards: got %d %.200s", st, got)
+	}
+	if st, got, _ := do(t, c, "POST", "https://a.example/", strings.Repeat(" ", 5<<20), "Content-Type", "application/json"); st != 413 {
+		t.Errorf("5 MiB: got %d %.200s", st, got)
 	}
 }
 

@@ -170,16 +170,35 @@ type masker struct {
 	io.ReadCloser
 	secrets [][]byte
 	buf     []byte // read, not yet given out
-	ready   int    // bytes of buf that are
+	ready   int    // bytes of buf that may be given out
 	err     error
+	ended   func() // called when everything was read
 }
 
 func newMasker(r io.ReadCloser, secrets []string) *masker {
-	m := &masker{ReadCloser: r}
+	m := &masker{ReadCloser: r, ended: func() {}}
 	for _, s := range secrets {
 		m.secrets = append(m.secrets, []byte(s))
 	}
 	return m
+}
+
+// maskAnswer masks head, body and trailer.
+func maskAnswer(res *http.Response, secrets []string) {
+	head := func(h http.Header) {
+		for _, vs := range h {
+			for i := range vs {
+				vs[i] = maskText(vs[i], secrets)
+			}
+		}
+	}
+	head(res.Header)
+	if res.StatusCode == http.StatusSwitchingProtocols {
+		return // a connection, not a body
+	}
+	m := newMasker(res.Body, secrets)
+	m.ended = func() { head(res.Trailer) }
+	res.Body = m
 }
 
 func (m *masker) Read(b []byte) (int, error) {
@@ -192,6 +211,8 @@ func (m *masker) Read(b []byte) (int, error) {
 		m.ready = len(m.buf)
 		if m.err == nil {
 			m.ready -= m.held()
+		} else {
+			m.ended()
 		}
 	}
 	n := copy(b, m.buf[:m.ready])

@@ -12,22 +12,37 @@
 //	c, err := p.Attach(ctx, agent, netns) // before the agent runs
 //	defer c.Close()                       // closes its connections, forgets its session approvals
 //
+// # Two halves
+//
+// Attach is both halves in one process. The one that needs privilege is
+// OpenSockets; the other, Proxy.Serve, needs none, only descriptors:
+//
+//	s, land, err := egress.OpenSockets(netns, egress.SocketOptions{Steer: guard.Steer}) // the supervisor
+//	at, err := p.Serve(ctx, agent, s)                                                   // egress, given s
+//	at.Close(), land.Close(), s.Close()                                                 // in this order
+//
+// Who keeps s can give it to the next egress when one dies.
+//
 // # One connection
 //
 // Address guard → policy → (hold until an operator answers) → the first bytes
-// must name the same host → ledger → dial → bytes both ways → ledger. A record
-// that can't be written stops the connection. A refusal is an HTTP 403 with a
-// JSON body where the client speaks HTTP, else a TCP reset.
+// must name the same host → budget → ledger → dial → bytes both ways → ledger.
+// A record that can't be written stops the connection. A refusal is an HTTP
+// 403 with a JSON body where the client speaks HTTP, else a TCP reset. The
+// program that connected and its ancestors (Config.Who) are part of each
+// question to the policy.
 //
 // What is refused whatever a policy or an operator says: loopback, link-local,
 // metadata services, multicast, unspecified addresses and this host's own,
-// also when a name resolves to them. Private addresses need an entry in
-// Config.Hosts, or an allow rule that names the address. The address that was
+// also when a name resolves to them, and at private addresses the ports of
+// control planes. Private addresses need an entry in Config.Hosts, the rule's
+// allowedIPs, or an allow rule that names the address. The address that was
 // checked is the one dialled, so a name can't be rebound in between.
 //
 // A name is sent to the outside only after a connection to it was allowed:
-// DNS questions end here, whatever they carry, and an agent may ask for 300
-// new names a minute.
+// DNS questions end here, whatever they carry. An agent may ask for 300 new
+// names a minute, and 2000 questions a second. Only questions for an IPv4
+// address have data in their answer.
 //
 // # The same host
 //
@@ -35,19 +50,40 @@
 // (SNI), HTTP/1 by Host. Port 443 takes only TLS and port 80 only HTTP; on
 // other ports anything else passes, and a client that is silent for 300 ms is
 // taken for one that waits for the server (SSH, SMTP): the server's bytes flow,
-// and the client's first ones are still checked when they come. An allow rule
-// for an address has no name to compare.
+// and the client's first ones are still checked when they come. An encrypted
+// client hello is refused, even if it is only for show (GREASE): it may hold
+// another name. An allow rule for an address has no name to compare, and one
+// with protocol tcp lets anything through.
 //
 // Any first line with " HTTP/" in it is HTTP, and one that is not exactly
 // right is refused. Plain HTTP to a name carries one request a connection,
 // which is read and written anew: keep-alive and pipelining end here, and
 // WebSockets pass once the server agrees.
 //
-// Limits: what is inside TLS is not seen, so a host that serves several names
-// can be asked for another one there (also by an encrypted client hello).
-// HTTP/2 without TLS and CONNECT are refused to names. A client whose first
-// bytes are text has to end the line within 10 s, or it is refused. UDP other
-// than DNS, and DNS over TCP, are refused by the empty namespace.
+// # Inspected connections
+//
+// A rule with inspect, or with a protocol above HTTP, has requests judged one
+// by one (session.go, call.go). TLS ends here: the client gets a certificate
+// of its sandbox's own CA (Proxy.CA), and the server has to prove the same
+// name to this process. HTTP/1.1 and HTTP/2 are read by net/http, before it
+// every head of HTTP/1 by inspect.Head; package inspect makes the canonical
+// form, which is what is judged and what the server gets. A reload counts for
+// the next request, and ends those under way that it no longer allows.
+//
+// Credentials are placeholders to the agent (Proxy.Placeholder). In a header,
+// on TLS, to an endpoint whose rule lists the credential, the placeholder is
+// replaced by the value; anywhere else it is refused. What the server repeats
+// of the value is masked on its way back.
+//
+// Limits: what is inside TLS that no rule has inspected is not seen, so a host
+// that serves several names can be asked for another one there. HTTP/2 without
+// TLS and CONNECT are refused to names; request trailers are dropped, which
+// some gRPC servers miss. A value that a server repeats in compressed or
+// otherwise encoded form is not masked. Placeholders inside WebSocket messages
+// are not looked for; they stand for nothing there. A client whose first bytes
+// are text has to end the line within 10 s, or it is refused. UDP other than
+// DNS, and DNS over TCP, are refused by the empty namespace. Budgets count
+// from zero when this process starts.
 //
 // # Hold
 //

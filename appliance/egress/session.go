@@ -163,7 +163,8 @@ func (s *session) misread(nc net.Conn, err error) {
 	s.mu.Lock()
 	busy := len(s.live) > 0
 	s.mu.Unlock()
-	s.record(why, nil)
+	s.box.pace(&s.box.denials)
+	s.record(why, map[string]any{"op": "traffic"})
 	if !busy {
 		body := s.body(why)
 		_ = nc.SetWriteDeadline(time.Now().Add(2 * time.Second))

@@ -68,11 +68,13 @@ func TestInspect(t *testing.T) {
 // The server has to prove the name to this process, as it would to the client.
 func TestInspectVerifiesServer(t *testing.T) {
 	for _, name := range []string{"b.example", "a.example"} {
-		l, _ := inspectLab(t, hello200)
-		evil := newSite(t, l, hello200, name) // of an unknown CA, or for another name
-		if name == "b.example" {
-			l.proxy.c.Roots = evil.roots
-		}
+		evil := newSite(t, nil, hello200, name) // of an unknown CA, or for another name
+		l, _ := inspectLab(t, hello200, func(c *Config, _ *holdsConfig) {
+			if name == "b.example" {
+				c.Roots = evil.roots
+			}
+		})
+		l.serve(evil.put)
 		st, body, _ := do(t, l.client(true), "GET", "https://a.example/", "")
 		if st != 502 || !strings.Contains(body, "x509") || evil.count() != 0 {
 			t.Errorf("%s: got %d %s; %d requests", name, st, body, evil.count())

@@ -1,0 +1,102 @@
+package egress
+
+import (
+	"net"
+
+	"github.com/clawbox/clawbox/appliance/ledger"
+	"github.com/clawbox/clawbox/policies"
+)
+
+// settle is for when the connection has become live: a reload before that has
+// passed it by.
+func (c *conn) settle() {
+	if c.asked != c.box.changes() {
+		c.recheck()
+	}
+}
+
+// recheck closes the connection if it is not allowed any more.
+func (c *conn) recheck() {
+	c.mu.Lock()
+	live, once, was, s := c.live, c.once, c.rule, c.session
+	c.mu.Unlock()
+	if !live {
+		return // still being decided
+	}
+	why := c.standing(once)
+	c.govern()
+	if _, is := c.metered(); why == nil && inspected(is) && !inspected(was) {
+		why = refuse("net.policy_changed", "connect again", "connections to %s port %d are inspected from now on", c.host, c.port)
+	}
+	if why != nil {
+		c.end(why)
+	} else if s != nil {
+		s.recheck()
+	}
+}
+
+// standing says whether an open connection may stay open.
+func (c *conn) standing(once bool) *refusal {
+	c.mu.Lock()
+	to := c.to
+	c.mu.Unlock()
+	if to.IsValid() {
+		if why := c.leads(to); why != nil {
+			return why
+		}
+	}
+	d := c.policy()
+	switch {
+	case d.Verdict == policies.Allow:
+		return nil
+	case d.Verdict == policies.Hold && once:
+		return nil
+	case d.Verdict == policies.Hold && c.box.proxy.c.Holds.Covers(c.question()):
+		return nil
+	}
+	r := c.denied(d)
+	r.reason, r.detail = "net.policy_changed", r.detail+" any more"
+	return r
+}
+
+// end closes an open connection for a reason, which is recorded.
+func (c *conn) end(why *refusal) {
+	c.mu.Lock()
+	first := c.ended == nil
+	if first {
+		c.ended = why
+	}
+	c.mu.Unlock()
+	if first {
+		c.abort()
+		c.write(ledger.Denied, why.reason, why.detail, nil)
+	}
+}
+
+// abort resets both sides. It holds no lock while it does: closing TLS writes,
+// and what is written counts.
+func (c *conn) abort() {
+	c.mu.Lock()
+	c.closed = true
+	out, s := c.out, c.session
+	c.mu.Unlock()
+	reset(c.in)
+	if out != nil {
+		reset(out)
+	}
+	if s != nil {
+		s.close()
+	}
+}
+
+// reset closes c so that the other end sees a reset, not an orderly end: what
+// was refused must not look complete.
+func reset(c net.Conn) {
+	if o, ok := c.(*outward); ok {
+		c = o.Conn
+	}
+	if t, ok := c.(*net.TCPConn); ok {
+		_ = t.SetLinger(0)
+	}
+	c.Close()
+}
