@@ -93,7 +93,7 @@ func hangUp(l net.Listener) {
 		if err != nil {
 			return
 		}
-		c.(*net.TCPConn).SetLinger(0)
+		c.Read(make([]byte, 1)) // until the client has hung up
 		c.Close()
 	}
 }

@@ -46,7 +46,6 @@ static __u64 (*bpf_ktime_get_ns)(void) = (void *)5;
 static __u64 (*bpf_get_current_pid_tgid)(void) = (void *)14;
 static __u64 (*bpf_get_current_uid_gid)(void) = (void *)15;
 static long (*bpf_get_current_comm)(void *buf, __u32 len) = (void *)16;
-static void *(*bpf_get_current_task)(void) = (void *)35;
 static long (*bpf_sk_release)(void *sk) = (void *)86;
 static long (*bpf_send_signal)(__u32 sig) = (void *)109;
 static long (*bpf_probe_read_user)(void *to, __u32 len, const void *from) = (void *)112;
@@ -58,6 +57,11 @@ static long (*bpf_sk_assign)(void *ctx, void *sk, __u64 flags) = (void *)124;
 static __u64 (*bpf_ktime_get_boot_ns)(void) = (void *)125;
 static long (*bpf_ringbuf_output)(void *ring, void *data, __u64 len, __u64 flags) = (void *)130;
 static long (*bpf_d_path)(void *path, void *buf, __u32 len) = (void *)147;
+
+/* Its members, and theirs, are read like any memory: no helper, and zero where
+ * a pointer leads nowhere. Linux 5.11. */
+struct task_struct;
+static struct task_struct *(*bpf_get_current_task_btf)(void) = (void *)158;
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 

@@ -42,21 +42,20 @@ struct {
  * program types lack its helper on some kernels. */
 inline_always struct scope *scope_of_caller(__u64 *id)
 {
-	struct task_struct *task = bpf_get_current_task();
+	struct task_struct *task = bpf_get_current_task_btf();
 	struct shared *all = ours();
-	struct css_set *set = READ(task, cgroups);
-	struct cgroup *cg = READ(set, dfl_cgrp);
+	struct cgroup *cg = task->cgroups->dfl_cgrp;
 	struct scope *s, *found = 0;
 	__u64 k;
 
 	if (!all || !all->watching)
 		return 0;
 	for (int i = 0; i < LEVELS && cg; i++) {
-		k = READ(READ(cg, kn), id);
+		k = cg->kn->id;
 		s = bpf_map_lookup_elem(&scopes, &k);
 		if (s)
 			*id = k, found = s;
-		cg = READ(READ(cg, self.parent), cgroup);
+		cg = cg->self.parent->cgroup;
 	}
 	return found;
 }
@@ -64,13 +63,12 @@ inline_always struct scope *scope_of_caller(__u64 *id)
 /* Whether a task lives in the cgroup id, or a little below. */
 inline_always int lives_in(struct task_struct *task, __u64 id)
 {
-	struct css_set *set = READ(task, cgroups);
-	struct cgroup *cg = READ(set, dfl_cgrp);
+	struct cgroup *cg = task->cgroups->dfl_cgrp;
 
 	for (int i = 0; i < 8 && cg; i++) {
-		if (READ(READ(cg, kn), id) == id)
+		if (cg->kn->id == id)
 			return 1;
-		cg = READ(READ(cg, self.parent), cgroup);
+		cg = cg->self.parent->cgroup;
 	}
 	return 0;
 }
@@ -194,32 +192,31 @@ int on_sendmsg6(struct bpf_sock_addr *ctx) { return destination6(ctx, SENDS_TO);
 /* The program that a task runs; kernel threads have none. */
 inline_always void read_exe(struct file_id *f, struct task_struct *task)
 {
-	struct file *file = READ(READ(task, mm), exe_file);
-	struct inode *inode = READ(file, f_inode);
+	struct inode *inode = task->mm->exe_file->f_inode;
 
-	f->ino = READ(inode, i_ino);
-	f->dev = READ(READ(inode, i_sb), s_dev);
+	f->ino = inode->i_ino;
+	f->dev = inode->i_sb->s_dev;
 	f->pad = 0;
 }
 
 inline_always void read_caller(struct caller *c, __u64 scope)
 {
-	struct task_struct *task = READ((struct task_struct *)bpf_get_current_task(), group_leader), *up;
+	struct task_struct *task = bpf_get_current_task_btf()->group_leader, *up;
 
 	c->boot_ns = bpf_ktime_get_boot_ns();
-	c->pid = READ(task, tgid);
-	c->uid = READ(READ(task, cred), uid.val);
+	c->pid = task->tgid;
+	c->uid = task->cred->uid.val;
 	bpf_probe_read_kernel(c->comm, sizeof(c->comm), &task->comm);
 	read_exe(&c->exe, task);
-	up = READ(task, real_parent);
-	c->ppid = READ(up, tgid);
+	up = task->real_parent;
+	c->ppid = up->tgid;
 	c->ups = 0;
 	for (int i = 0; i < UPS; i++) {
 		if (!up || !lives_in(up, scope))
 			break;
 		read_exe(&c->up[i], up);
 		c->ups = i + 1;
-		up = READ(READ(up, real_parent), group_leader);
+		up = up->real_parent->group_leader;
 	}
 }
 

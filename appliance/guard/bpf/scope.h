@@ -284,14 +284,14 @@ inline_always int may_exec(__u64 list, __u32 dev, __u64 ino)
 /* Everything of a head that is so for every event of the current task. */
 inline_always void begin(struct head *h, __u64 cgroup, struct scope *s)
 {
-	struct task_struct *task = bpf_get_current_task(), *parent = READ(task, real_parent);
+	struct task_struct *task = bpf_get_current_task_btf(), *parent = task->real_parent;
 
 	h->cgroup = cgroup;
 	h->boot_ns = bpf_ktime_get_boot_ns();
 	h->pid = bpf_get_current_pid_tgid() >> 32;
 	h->uid = bpf_get_current_uid_gid();
 	bpf_get_current_comm(h->comm, sizeof(h->comm));
-	h->ppid = READ(parent, tgid);
+	h->ppid = parent->tgid;
 	bpf_probe_read_kernel(h->parent, sizeof(h->parent), &parent->comm);
 	h->len[0] = h->len[1] = 0;
 	h->skipped = 0;

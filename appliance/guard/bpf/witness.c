@@ -124,10 +124,7 @@ inline_always void syscall_args(struct pt_regs *r, __u64 *a)
 /* A 32-bit call: other numbers, other registers. */
 inline_always int foreign(struct task_struct *t)
 {
-	__u32 status = 0;
-
-	bpf_probe_read_kernel(&status, sizeof(status), &t->thread_info.status);
-	return status & 2; /* TS_COMPAT */
+	return t->thread_info.status & 2; /* TS_COMPAT */
 }
 #else
 inline_always int syscall_nr(struct pt_regs *r) { return r->syscallno; }
@@ -138,10 +135,7 @@ inline_always void syscall_args(struct pt_regs *r, __u64 *a)
 }
 inline_always int foreign(struct task_struct *t)
 {
-	unsigned long flags = 0;
-
-	bpf_probe_read_kernel(&flags, sizeof(flags), &t->thread_info.flags);
-	return flags >> 22 & 1; /* TIF_32BIT */
+	return t->thread_info.flags >> 22 & 1; /* TIF_32BIT */
 }
 #endif
 
@@ -178,16 +172,15 @@ inline_always void read_addr(struct event *e, struct shape *sh)
  */
 inline_always void read_file(struct event *e, struct task_struct *task, __u32 fd)
 {
-	struct files_struct *files = READ(task, files);
-	struct fdtable *table = READ(files, fdt);
+	struct fdtable *table = task->files->fdt;
 	struct file *file = 0;
 	struct inode *inode;
 	struct dentry *dentry;
 	__u32 n = e->h.len[0];
 
 	e->h.ino = e->h.dev = e->h.mode = 0;
-	if (fd < READ(table, max_fds))
-		bpf_probe_read_kernel(&file, sizeof(file), READ(table, fd) + fd);
+	if (fd < table->max_fds)
+		bpf_probe_read_kernel(&file, sizeof(file), table->fd + fd);
 	if (!file)
 		return;
 	inode = READ(file, f_inode);
@@ -206,7 +199,7 @@ inline_always void read_file(struct event *e, struct task_struct *task, __u32 fd
  * O_PATH, which no hook sees. */
 inline_always int opened(struct pt_regs *regs, __u32 fd, __u32 hooked)
 {
-	struct task_struct *task = bpf_get_current_task();
+	struct task_struct *task = bpf_get_current_task_btf();
 	__u32 nr = syscall_nr(regs), alien, one = 1;
 	struct shape *sh = bpf_map_lookup_elem(&shapes, &nr);
 	struct scope *s;
@@ -251,13 +244,13 @@ inline_always int opened(struct pt_regs *regs, __u32 fd, __u32 hooked)
  */
 inline_always int at_itself(struct pt_regs *regs)
 {
-	struct task_struct *task = bpf_get_current_task();
-	struct pid *pid = READ(READ(task, group_leader), thread_pid);
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct pid *pid = task->group_leader->thread_pid;
 	struct upid *own = &pid->numbers[0];
 	__u64 a[6];
 	__u32 nr = 0;
 
-	bpf_probe_read_kernel(&nr, sizeof(nr), &own[READ(pid, level)].nr);
+	bpf_probe_read_kernel(&nr, sizeof(nr), &own[pid->level].nr);
 	syscall_args(regs, a);
 	return nr && nr == (__u32)a[0];
 }
@@ -381,7 +374,7 @@ int on_exit(__u64 *ctx)
 	all = ours();
 	if (!e || !all)
 		return 0;
-	alien = foreign(bpf_get_current_task());
+	alien = foreign(bpf_get_current_task_btf());
 	if (alien) /* other numbers, other registers */
 		syscall_args(regs, e->h.args), e->h.len[0] = e->h.len[1] = 0;
 	else
