@@ -2,7 +2,9 @@ package sandbox
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -75,5 +77,50 @@ func against(b *testing.B, warm int) {
 		slices.Sort(ds)
 		b.ReportMetric(float64(ds[len(ds)/2].Microseconds()), name+"-us")
 		b.ReportMetric(float64(ds[0].Microseconds()), name+"-min-us")
+	}
+}
+
+// BenchmarkNeighbours measures a small piece of work, on the host and in a
+// sandbox, alone and beside one that misbehaves: the median and the slowest
+// hundredth, in microseconds.
+func BenchmarkNeighbours(b *testing.B) {
+	for _, bomb := range []string{"", "forks=500", "eat=400", "create=/tmp", "fill=/workspace/big", "hold=/data/in", "flood=4000"} {
+		b.Run("beside "+bomb, func(b *testing.B) { neighbours(b, bomb) })
+	}
+}
+
+func neighbours(b *testing.B, bomb string) {
+	bn := newBench(b)
+	p := policy()
+	p.Budgets.Disk, p.Budgets.CPU = 32<<20, 0.5
+	box, _ := bn.start(Spec{Name: "good", Policy: p}, "sleep=600")
+	if bomb != "" {
+		out := &counter{}
+		bad, err := bn.l.Start(b.Context(), Spec{Name: "bad", Image: bn.image, Policy: p, Args: []string{bomb, bomb, bomb, bomb, "sleep=600"}, Stdout: out, Stderr: out})
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer bad.Stop(b.Context(), 0)
+	}
+	defer box.Stop(b.Context(), 0)
+	var host, inside []time.Duration
+	for b.Loop() {
+		t := time.Now()
+		f := filepath.Join(bn.state, "small")
+		if err := os.WriteFile(f, []byte("x"), 0o600); err != nil {
+			b.Fatal(err)
+		}
+		os.Remove(f)
+		host = append(host, time.Since(t))
+		t = time.Now()
+		if code, err := box.Exec(b.Context(), ExecSpec{Args: []string{"/bin/probe", "write=/workspace/f"}}); err != nil || code != 0 {
+			b.Fatal(code, err)
+		}
+		inside = append(inside, time.Since(t))
+	}
+	for name, ds := range map[string][]time.Duration{"host": host, "inside": inside} {
+		slices.Sort(ds)
+		b.ReportMetric(float64(ds[len(ds)/2].Microseconds()), name+"-p50-us")
+		b.ReportMetric(float64(ds[len(ds)*99/100].Microseconds()), name+"-p99-us")
 	}
 }

@@ -37,6 +37,7 @@ type Box struct {
 	guard    io.Closer
 	disk     disk
 	rooms    []watched // what can become full
+	out      []*late
 
 	mu  sync.Mutex // guards why
 	why string     // why it ends, once someone ends it
@@ -156,6 +157,7 @@ func (b *Box) enclose(ctx context.Context, s *Spec, root *confine.Root) error {
 		return err
 	}
 	b.g, b.p = sh.g, sh.p
+	b.out = []*late{sh.out, sh.err}
 	sh.out.set(s.Stdout)
 	sh.err.set(s.Stderr)
 	p := s.Policy.Budgets
@@ -360,6 +362,11 @@ func (b *Box) report(seen *strikes) {
 	*seen = now
 	for i := range b.rooms {
 		b.rooms[i].report(b.event)
+	}
+	for _, o := range b.out {
+		if n := o.slowed(); n > 0 {
+			b.event(Event{"output", n, fmt.Sprintf("its output waited %d times: more than %d bytes in %v", n, outputSpan, span)})
+		}
 	}
 }
 

@@ -37,7 +37,8 @@
 //   - budgets: cgroups (tasks, memory, cpu), tmpfs size, rlimit, a timer. disk
 //     and inodes: a file system of the agent's own, see disk.go. diskRead and
 //     diskWrite: cgroup v2's io.max, refused where there is none. Open files
-//     are bounded per process, and so by openFiles × processes in all.
+//     are bounded per process, and so by openFiles × processes in all. What an
+//     agent prints passes at 4 MiB a second at most.
 //
 // On disk, below the state directory: layers/<diff id> (unpacked once, shared,
 // complete if present), agents/<name>/files/<path> (what the agent wrote, or

@@ -55,7 +55,7 @@ type Spec struct {
 
 // Event is a budget that was hit.
 type Event struct {
-	Budget string // "processes", "memory", "wallTime", "scratch", "disk" or "inodes"
+	Budget string // "processes", "memory", "wallTime", "scratch", "disk", "inodes" or "output"
 	Count  int64  // times since the last event
 	Detail string // one sentence
 }

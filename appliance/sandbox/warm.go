@@ -3,10 +3,8 @@ package sandbox
 import (
 	"crypto/rand"
 	"errors"
-	"io"
 	"os/exec"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -105,28 +103,4 @@ func (l *Local) isClosed() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.closed
-}
-
-// late is a writer whose target becomes known later; nothing is written
-// before. It hides what else the target is: package exec would hand an
-// *os.File to the child, and a host file must not be open in a sandbox.
-type late struct {
-	mu sync.Mutex
-	w  io.Writer
-}
-
-func (t *late) set(w io.Writer) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.w = w
-}
-
-func (t *late) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	w := t.w
-	t.mu.Unlock()
-	if w == nil {
-		return len(p), nil
-	}
-	return w.Write(p)
 }
