@@ -101,6 +101,18 @@ func CgroupID(dir string) (uint64, error) {
 	return st.Ino, nil // on 64 bits the inode number is the whole id
 }
 
+// Delegate lets uid make cgroups below the one at dir and start processes in
+// them, if the user's own process lives in dir. A guard that is not root needs
+// that for its self-test (Options.Cgroup).
+func Delegate(dir string, uid int) error {
+	for _, name := range []string{dir, dir + "/cgroup.procs"} {
+		if err := os.Chown(name, uid, -1); err != nil {
+			return fmt.Errorf("guard: delegate a cgroup: %w", err)
+		}
+	}
+	return nil
+}
+
 // checkCgroup refuses ids that no scope can have. With dir it needs no
 // capability, without it CAP_DAC_READ_SEARCH.
 func (m mount) checkCgroup(id uint64, dir string) (err error) {

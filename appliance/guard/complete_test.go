@@ -21,7 +21,7 @@ func crowd() (opens, connects, execs int) {
 	if os.Getenv("CLAWBOX_LONG") != "" {
 		return 20000, 20000, 20000
 	}
-	return 20000, 2000, 400
+	return 20000, 1000, 200
 }
 
 // work makes n opens, connects or execs from two threads, and says how many

@@ -78,6 +78,8 @@ func misbehave(how string, args []string) error {
 		return failsWith(args[0], unix.ENOENT)
 	case "timed":
 		return timed(args)
+	case "unprivileged":
+		return guardAlone(args)
 	case "work":
 		return work(args)
 	case "call":
