@@ -91,6 +91,7 @@ func TestManyBodies(t *testing.T) {
 	})
 	l.network(allow(ruleFor("json-rpc")))
 	c := l.client(true)
+	c.Timeout = 2 * time.Minute // the race detector makes TLS slow
 	body := `{"jsonrpc":"2.0","method":"m","params":["` + strings.Repeat("x", 3<<20) + `"]}`
 	var wg sync.WaitGroup
 	var ok atomic.Int64
