@@ -111,6 +111,9 @@ func (q *request) canonical() error {
 	if bad != nil {
 		return bad
 	}
+	if q.in.ProtoMajor == 2 && q.in.Header.Get("Te") == "trailers" {
+		head.Set("Te", "trailers") // end to end in HTTP/2 (RFC 9113, 8.2.2); gRPC servers ask for it
+	}
 	u, err := t.url()
 	if err != nil {
 		return err

@@ -125,10 +125,10 @@ func TestRequestRefuses(t *testing.T) {
 // A request as HTTP/2 gives it: no RequestURI tricks of HTTP/1, no headers
 // about the connection.
 func TestRequestHTTP2(t *testing.T) {
-	r := parse(t, "GET /a/./b?c HTTP/1.1\nHost: a", "")
+	r := parse(t, "GET /a/./b?c HTTP/1.1\nHost: a\nTE: trailers", "")
 	r.Proto, r.ProtoMajor, r.ProtoMinor = "HTTP/2.0", 2, 0
 	q, msgs, err := Request(r, Options{})
-	if err != nil || msgs[0].Path != "/a/b" || q.URL.RequestURI() != "/a/b?c" {
+	if err != nil || msgs[0].Path != "/a/b" || q.URL.RequestURI() != "/a/b?c" || q.Header.Get("Te") != "trailers" {
 		t.Errorf("got %v %v %v", q, msgs, err)
 	}
 	r.Header.Set("Upgrade", "websocket")

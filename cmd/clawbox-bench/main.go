@@ -36,7 +36,6 @@ type options struct {
 	rounds int
 	dir    string // where the results go
 	only   string // one measurement, for work on it
-	keep   string // where sandboxes live; "": a temporary folder
 }
 
 func run(ctx context.Context, args []string) error {

@@ -28,6 +28,7 @@ type job struct {
 	// clawbox only: with the way out attached, not just loopback; and with its
 	// ledger in memory, to tell the price of durable records.
 	open, memory bool
+	alone        bool // clawbox only: without the guard
 }
 
 // running is a started job.
