@@ -21,13 +21,28 @@
 // really loaded: the interpreter for a #! script, the dynamic linker for
 // "ld.so PROGRAM", the anonymous file for a memfd. Names, links and copies do
 // not matter: another name of a listed inode is that inode and runs; a copy is
-// not, and dies. So listed files must lie where the agent can't write.
+// not, and does not. So listed files must lie where the agent can't write.
 // Code that enters a listed program by other ways (a script given to a listed
 // interpreter, mmap of a library, a JIT) is not the guard's: file system view,
-// Landlock and noexec mounts bound it.
+// Landlock and noexec mounts bound it. [Watch.Update] replaces the list in one
+// step.
 //
-// "No event, no action": an exec whose event found no room in the ring is
-// killed too. Whoever watches must drain Events, or the agents stop.
+// By which mechanism, is the tier ([Tier]): T1 are BPF LSM programs, T2 programs
+// that replace the result of the kernel's security functions; both refuse an exec
+// with EPERM or kill ([Violation]). At T3, and beneath the other two, a program
+// at a tracepoint kills before the first instruction. Load goes down until a
+// tier has refused a program of its own: LSM programs load and attach without
+// enforcing anything where bpf is missing in the lsm= list.
+//
+// With Scope.Datagrams UDP goes to the listed addresses only, and with it or
+// Scope.Connects sockets are TCP or UDP and nothing else: the call gets EPERM.
+// Other families than IP are seccomp's.
+//
+// "No event, no action": an exec, an audited open or a connection whose event
+// finds no room in the ring is killed or refused too. Every scope has its share of
+// each ring, so that only whoever fills it runs out of room; before that its
+// cgroup is frozen for moments (pace.go). Whoever watches must drain Events, or
+// the agents stop.
 //
 // # What is only reported
 //
@@ -41,29 +56,55 @@
 // A scope reports at most 1000 refusals in about a second, and besides 2000
 // names that do not exist (ENOENT), which so never displace a refusal. The next
 // event of the same sort carries the number of those left out (Event.Skipped,
-// Event.SkippedMissing). A path of more than 510 bytes is cut (Event.Cut), so
-// that the ring, which all scopes share, holds a second's worth of any flood.
+// Event.SkippedMissing). Absent names below Scope.Readable are no event and count
+// for nothing, so that looking in vain for libraries displaces no look for a
+// host file. Relative names, and those with empty or dot parts, are told even
+// there. A path of more than 510 bytes is cut (Event.Cut), so that the ring holds
+// a second's worth of any flood.
+//
+// # Who connected
+//
+// [Guard.Who] names the process behind an accepted TCP connection, its program
+// and its ancestors' within the scope. It is written down in the connecting
+// process when its port is chosen, before anything is sent. A program is what
+// the process runs: an agent may preload code into a program that it may
+// start, and a name for a connection is no name for its content.
 //
 // # What may be audited
 //
 // With Scope.AuditOpens each call that returns the descriptor of a file becomes
 // an event, without a limit: folders and O_PATH included (a descriptor that
 // gives no access to the content still takes part in finding it), the 32-bit
-// calls too. "No event, no action" again: who can't be reported is killed
-// before it sees the descriptor. What the call did by itself, creating or
-// emptying a file, has happened. File and Inode come from the descriptor table
-// and not from the caller's memory; but a thread that foresees the number can
-// put another file there between the kernel's open and this look. A process
-// that shares its table (CLONE_FILES, not a thread) survives the kill of the
-// other. io_uring and descriptors received over a socket are not seen: the
-// first is seccomp's, the second were opened by somebody. The program that
-// execve loads is its Exec event and no other.
+// calls too. At T1 and T2 the kernel is asked before it opens, path and file are
+// its own, io_uring is no exception, and what can't be told is refused. At T3,
+// and for O_PATH, who can't be reported is killed before it sees the descriptor;
+// what the call did by itself, creating or emptying a file, has happened. There
+// the path is a hint; File and Inode come from the descriptor table and not from
+// the caller's memory, but a thread that foresees the number can put another file
+// there between the kernel's open and this look. A process that shares its table
+// (CLONE_FILES, not a thread) survives the kill of the other. Descriptors received
+// over a socket are not seen: they were opened by somebody. The program that execve
+// loads is its Exec event and no other.
 //
-// # Limits today
+// # When the guard dies
 //
-// This is tier T3 (see [Tier]). Enforcement lives as long as the process that
-// called Load: nothing is pinned yet, so sandboxes must die with the daemon
-// (the launcher asks the kernel for that with PDEATHSIG).
+// Without pins, enforcement ends with the process that called Load, so sandboxes
+// must die with it. With Options.Pin the kernel goes on enforcing, events wait in
+// the rings (and what finds no room is killed or refused), and the next Load with
+// the same directory takes all of it over; [Guard.Adopted] are the scopes. What
+// the dead process had received and not yet recorded, some hundred events at most,
+// is not told again. Pins of another version with living scopes are an error.
+//
+// Root is not needed: CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are enough, with
+// [PreparePins], [Delegate], Scope.Cgroup, and write access to each scope's
+// cgroup.freeze. Without CAP_SYS_PTRACE Event.Dir stays empty.
+//
+// # Limits
+//
+// Linux 6.1 and later, cgroup v2 (beside v1 will do). While a scope is watched,
+// every system call of the host takes some 0.1 µs longer, unless NoRefusals is set
+// for all scopes; all of it but some nanoseconds is the kernel's own slower way
+// out of a traced system call.
 package guard
 
 import (
@@ -352,23 +393,4 @@ func (g *Guard) unhook() error {
 	}
 	g.closed = true
 	return errors.Join(errs...)
-}
-
-// held keeps what enforces reachable: the kernel detaches a program when the
-// garbage collector finalizes its link, and nobody would notice.
-var held = struct {
-	sync.Mutex
-	m map[any]struct{}
-}{m: map[any]struct{}{}}
-
-func keep(v any) {
-	held.Lock()
-	defer held.Unlock()
-	held.m[v] = struct{}{}
-}
-
-func drop(v any) {
-	held.Lock()
-	defer held.Unlock()
-	delete(held.m, v)
 }
