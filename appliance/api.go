@@ -32,6 +32,7 @@ func (a *Appliance) controlHandler() http.Handler {
 	m.HandleFunc("POST /v1/agents/{name}/exec", a.handleExec)
 	m.Handle("/v1/approvals", a.approvals())
 	m.Handle("/v1/approvals/", a.approvals())
+	a.snapshotRoutes(m)
 	m.HandleFunc("GET /v1/ledger/checkpoint", answer(a.handleCheckpoint))
 	return m
 }

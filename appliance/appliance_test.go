@@ -20,7 +20,7 @@ import (
 )
 
 // bare is an Appliance with a ledger and one agent, and nothing that needs root.
-func bare(t *testing.T) *Appliance {
+func bare(t testing.TB) *Appliance {
 	t.Helper()
 	dir := t.TempDir()
 	c := config.Config{Paths: config.Paths{
@@ -46,7 +46,7 @@ func bare(t *testing.T) *Appliance {
 // openHere opens the ledger in this process.
 func openHere(c ledgerConfig) (journal, error) { return openLog(c) }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -54,7 +54,7 @@ func must(t *testing.T, err error) {
 }
 
 // entries reads the whole ledger.
-func entries(t *testing.T, a *Appliance) (rs []ledger.Record) {
+func entries(t testing.TB, a *Appliance) (rs []ledger.Record) {
 	t.Helper()
 	for e, err := range ledger.Read(a.cfg.Paths.Ledger, 0) {
 		must(t, err)

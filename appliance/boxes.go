@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/clawbox/clawbox/appliance/guard"
 	"github.com/clawbox/clawbox/appliance/sandbox"
@@ -33,8 +34,13 @@ func (a *Appliance) sandbox(ctx context.Context, ag *agent, out io.Writer) (*san
 	if len(ag.Command) > 0 {
 		img.Entrypoint, img.Cmd = ag.Command, nil
 	}
+	pp, err := a.papers(ctx, ag)
+	if err != nil {
+		return nil, err
+	}
 	spec := sandbox.Spec{
-		Name: ag.Name, Image: img, Policy: ag.policy(), Args: ag.Args, Env: ag.Env, Stdout: out, Stderr: out,
+		Name: ag.Name, Image: img, Policy: ag.policy(), Args: ag.Args, Env: slices.Concat(ag.Env, pp.Env), Stdout: out, Stderr: out,
+		TrustPEM: pp.CA, Tier: string(a.tierNow()),
 		Network: func(ctx context.Context, _ int, ns *os.File) (io.Closer, error) { return a.attach(ctx, ag, ns) },
 		Event:   func(e sandbox.Event) { a.strike(ag, e.Budget, e.Count, e.Detail) },
 	}

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,7 +32,7 @@ import (
 // What egress answers, besides callAgent, callForget and callLink.
 const (
 	callServe   = "serve"   // serving, the sandbox's sockets
-	callCA      = "ca"      // ref → PEM of the CA that the sandbox trusts
+	callPapers  = "papers"  // ref → papers
 	callPending = "pending" // → number of held requests
 	callHTTP    = "http"    // one socket: the operator's side of what is held
 	callRemove  = "remove"  // ref: nothing of the agent's answers stays
@@ -141,8 +142,8 @@ func (es *egressService) supervisor(ctx context.Context, r *service.Request) (an
 		return nil, es.forget(a.ID)
 	case callRemove:
 		return nil, es.book.Remove(a.ID)
-	case callCA:
-		return es.proxy.CA(a.ID)
+	case callPapers:
+		return es.papers(a.ID)
 	}
 	return nil, fmt.Errorf("egress knows no %q", r.Method)
 }
@@ -172,6 +173,39 @@ func (es *egressService) link(r *service.Request) error {
 		go c.Close() // the one before, or a stranger's
 	}
 	return nil
+}
+
+// papers are what an agent has to hold for its way out: the CA of inspected
+// connections, if its policy has any, and placeholders in place of credentials.
+type papers struct {
+	CA  []byte   `json:"ca,omitempty"`
+	Env []string `json:"env,omitempty"`
+}
+
+func (es *egressService) papers(id string) (pp papers, err error) {
+	ag, err := es.agents.get(id)
+	if err != nil {
+		return pp, err
+	}
+	p := ag.policy()
+	if slices.ContainsFunc(p.Network.Allow, func(r policies.HostRule) bool { return r.Inspect }) {
+		if pp.CA, err = es.proxy.CA(id); err != nil {
+			return pp, err
+		}
+	}
+	for _, c := range p.Credentials {
+		pp.Env = append(pp.Env, c.Env+"="+es.proxy.Placeholder(id, c.Name))
+	}
+	return pp, nil
+}
+
+// papers asks egress for them.
+func (a *Appliance) papers(ctx context.Context, ag *agent) (pp papers, err error) {
+	to := a.part("egress")
+	if err := to.call(ctx, callAgent, ag.info(), nil); err != nil {
+		return pp, err
+	}
+	return pp, to.call(ctx, callPapers, ref{ag.Name}, &pp)
 }
 
 // serve begins to answer a sandbox's sockets.

@@ -17,7 +17,8 @@ import (
 func agentCmd(a *app) *cobra.Command {
 	c := &cobra.Command{Use: "agent", Short: "Launch agents under policy and look after them"}
 	c.AddCommand(agentLaunchCmd(a), agentConnectCmd(a), agentStatusCmd(a), agentLogsCmd(a),
-		agentStopCmd(a), agentRemoveCmd(a), agentListCmd(a), agentReloadCmd(a))
+		agentStopCmd(a), agentRemoveCmd(a), agentListCmd(a), agentReloadCmd(a),
+		agentSnapshotCmd(a), agentRestoreCmd(a), agentSnapshotsCmd(a))
 	return group(c)
 }
 

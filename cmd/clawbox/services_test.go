@@ -24,6 +24,7 @@ func TestServices(t *testing.T) {
 	j.ok("agent", "launch", "busy")
 	t.Run("confined", func(t *testing.T) { j.as(t).confined(daemon.Process.Pid) })
 	t.Run("always", func(t *testing.T) { j.as(t).always() })
+	t.Run("snapshots", func(t *testing.T) { j.as(t).snapshots() })
 	t.Run("egress killed", func(t *testing.T) { j.as(t).egressKilled() })
 	t.Run("registry and router killed", func(t *testing.T) { j.as(t).othersKilled() })
 	t.Run("guard killed", func(t *testing.T) { j.as(t).guardKilled() })
@@ -156,6 +157,35 @@ func (j *journey) always() {
 	}
 }
 
+// snapshots: an agent's files go back to what they were, and the ledger says so.
+func (j *journey) snapshots() {
+	j.t.Helper()
+	j.write("disk.yaml", strings.Replace(policy, "memory: 128MiB", "memory: 128MiB, disk: 32MiB", 1))
+	j.ok("agent", "launch", "keeper", "--agent", "busy", "--policy", j.at("disk.yaml"))
+	write := func(text string) {
+		if out, code := j.run("agent", "connect", "keeper", "--", "/bin/sh", "-c", "echo "+text+" > /workspace/f"); code != 0 {
+			j.t.Fatalf("write %s: %s", text, out)
+		}
+	}
+	write("first")
+	j.ok("agent", "snapshot", "keeper", "one")
+	write("second")
+	j.fails(4, "runs", "agent", "restore", "keeper", "one")
+	j.ok("agent", "stop", "keeper")
+	j.fails(4, "two", "agent", "restore", "keeper", "two")
+	j.ok("agent", "restore", "keeper", "one")
+	j.ok("agent", "launch", "keeper")
+	if out, _ := j.run("agent", "connect", "keeper", "--", "/bin/busybox", "cat", "/workspace/f"); !strings.Contains(out, "first") {
+		j.t.Errorf("after going back the file says %q", out)
+	}
+	if s := j.ok("agent", "snapshots", "keeper"); !strings.Contains(s, "one") {
+		j.t.Errorf("the snapshots are\n%s", s)
+	}
+	j.recorded("[agent.restore]")
+	j.ok("agent", "stop", "keeper")
+	j.ok("agent", "rm", "keeper")
+}
+
 // egressKilled: what is held is held again, answers stand, and what was open
 // is closed.
 func (j *journey) egressKilled() {
@@ -222,4 +252,7 @@ func (j *journey) ledgerKilled(daemon *exec.Cmd) {
 	j.serve()
 	j.recorded("the ledger's service ended")
 	j.ok("audit", "verify")
+	if out := j.ok("install", j.at("stick"), "--answers", j.at("answers.yaml")); !strings.Contains(out, "nothing to repair") {
+		j.t.Errorf("installing over what has run said\n%s", out)
+	}
 }
