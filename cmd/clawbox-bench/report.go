@@ -150,7 +150,8 @@ host. Differences and ratios in the result are medians over the rounds, too.
 const outro = `
 Cold start is timed from the request to the first byte from a static program; clawbox has guard and egress attached by then,
 the others have no way out at all. /workspace, where builds and git write, is a folder of the host's file system; clawbox's is
-a file system of its own in one file there, because its policy bounds the disk. Exec is fork to reaped. Connect is the system call alone. New connections and requests
+a file system of its own in one file there, because its policy bounds the disk. On the host's turns the guard is loaded and
+watches nothing. Exec is fork to reaped. Connect is the system call alone. New connections and requests
 go to servers on the host's loopback: directly from the host, from clawbox through DNS, steering, policy, two durable
 ledger records and a second connection. An unlisted program is in the image and not on the policy's list.
 
