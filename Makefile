@@ -6,7 +6,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -ldflags "$(LDFLAGS)"
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 
-.PHONY: help build setup test test-kernels lint generate demo bench e2e clean
+.PHONY: help build setup test test-kernels attack lint generate demo bench e2e clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,10 @@ test: setup ## Run every test (as root: they make real sandboxes)
 test-kernels: ## Run the tests that depend on the kernel in virtual machines with Debian's 6.1 and 6.12
 	@$(AS_ROOT) sh internal/tools/setup.sh kernels
 	$(AS_ROOT) $(GO) run ./internal/vm/kernels -cache $(DIST)/vm
+
+attack: setup build ## Attack a real sandbox in every known way; each attempt must fail and be recorded
+	$(BUILD) -o $(DIST)/attack-inside ./cmd/clawbox-attack/inside
+	$(AS_ROOT) $(GO) run ./cmd/clawbox-attack -dist $(DIST) -json $(DIST)/attack.json
 
 lint: ## Check formatting, vet, staticcheck; govulncheck where its database answers
 	@sh internal/tools/lint.sh

@@ -1,0 +1,164 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/clawbox/clawbox/appliance/control"
+)
+
+// operators are attacks on what is outside the sandbox: approvals, the record,
+// the guard. Each is driven from outside and returns an error if it succeeded.
+var operators = []attack{
+	{name: "approval-timeout", tries: "outwait the operator", agent: waiter, drive: outwait, records: []record{{Kind: "connect", Verdict: "held", Host: "allowed.example"}, way("allowed.example")}},
+	{name: "approval-replay", tries: "use an answer twice", agent: waiter, drive: replay, records: []record{{Kind: "approval", Verdict: "allowed", Host: "allowed.example"}}},
+	{name: "approval-swap", tries: "have an answer taken for another question", agent: waiter, drive: swapDigest, records: []record{{Kind: "connect", Verdict: "held", Host: "allowed.example"}}},
+	{name: "approval-over-deny", tries: "have a denied host held and approved", agent: waiter, drive: overDeny, records: []record{{Host: "evil.example"}}},
+	{name: "approval-flood", tries: "bury the operator in questions", agent: waiter, drive: questions, records: []record{{Kind: "connect", Verdict: "held"}}},
+}
+
+// hold starts a connection in the waiter and gives the question.
+func (h *host) hold(host, mark string) (control.Pending, <-chan outcome, error) {
+	done := make(chan outcome, 1)
+	go func() { done <- h.inside(waiter, mark, []string{"tcp", host + ":80"}) }()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		ps, err := h.client.Approvals(h.ctx)
+		if err != nil {
+			return control.Pending{}, done, err
+		}
+		for _, p := range ps {
+			if p.Agent == waiter && p.Host == host {
+				return p, done, nil
+			}
+		}
+		if time.Now().After(end) {
+			return control.Pending{}, done, fmt.Errorf("no question about %s came", host)
+		}
+	}
+}
+
+// outwait asks and nobody answers.
+func outwait(h *host) error {
+	mark := fmt.Sprintf("leak%d", h.next())
+	_, done, err := h.hold("allowed.example", mark)
+	if err != nil {
+		return err
+	}
+	if o := <-done; o.OK || h.saw(mark) {
+		return fmt.Errorf("the connection went out without an answer: %s", o)
+	}
+	return nil
+}
+
+// answer sends an answer as the operator's screen does.
+func (h *host) answer(p control.Pending, scope string) error {
+	return h.client.Answer(h.ctx, p.ID, control.AnswerRequest{Digest: p.Digest, Allow: true, Scope: scope, Operator: "attack"})
+}
+
+// replay answers once, then sends the same answer for the next question.
+func replay(h *host) error {
+	first := fmt.Sprintf("leak%d", h.next())
+	p, done, err := h.hold("allowed.example", first)
+	if err != nil {
+		return err
+	}
+	if err := h.answer(p, "once"); err != nil {
+		return err
+	}
+	if o := <-done; !h.saw(first) {
+		return fmt.Errorf("the approved connection did not go out, so the attack proves nothing: %s", o)
+	}
+	if err := h.answer(p, "once"); err == nil {
+		return errors.New("the same answer was taken twice")
+	}
+	again := fmt.Sprintf("leak%d", h.next())
+	q, done, err := h.hold("allowed.example", again)
+	if err != nil {
+		return fmt.Errorf("the second connection was not held: %w", err)
+	}
+	if q.ID == p.ID {
+		return errors.New("two questions have one id")
+	}
+	if err := h.answer(p, "session"); err == nil {
+		return errors.New("an old answer was taken for a new question")
+	}
+	if o := <-done; o.OK || h.saw(again) {
+		return fmt.Errorf("the second connection went out: %s", o)
+	}
+	return nil
+}
+
+// swapDigest answers a question with what another one showed.
+func swapDigest(h *host) error {
+	mark := fmt.Sprintf("leak%d", h.next())
+	p, done, err := h.hold("allowed.example", mark)
+	if err != nil {
+		return err
+	}
+	p.Digest = "sha256:" + strings.Repeat("0", 64)
+	if err := h.answer(p, "always"); err == nil {
+		return errors.New("an answer to something else than what was asked was taken")
+	}
+	if o := <-done; o.OK || h.saw(mark) {
+		return fmt.Errorf("the connection went out: %s", o)
+	}
+	return nil
+}
+
+// overDeny must not even be asked.
+func overDeny(h *host) error {
+	mark := fmt.Sprintf("leak%d", h.next())
+	done := make(chan outcome, 1)
+	go func() { done <- h.inside(waiter, mark, []string{"tcp", "evil.example:80"}) }()
+	for {
+		select {
+		case o := <-done:
+			if o.OK || h.saw(mark) {
+				return fmt.Errorf("a denied host was reached: %s", o)
+			}
+			return nil
+		case <-time.After(20 * time.Millisecond):
+			ps, err := h.client.Approvals(h.ctx)
+			if err != nil {
+				return err
+			}
+			for _, p := range ps {
+				if p.Host == "evil.example" {
+					return errors.New("an operator was asked about a host that a deny rule names")
+				}
+			}
+		}
+	}
+}
+
+// questions opens many connections to many names; the operator's list and the
+// appliance must stay usable.
+func questions(h *host) error {
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			var hosts []string
+			for j := range 10 {
+				hosts = append(hosts, fmt.Sprintf("n%d-%d.example:80", i, j))
+			}
+			h.inside(waiter, "", append([]string{"tcp"}, hosts...))
+		})
+	}
+	defer wg.Wait()
+	time.Sleep(time.Second)
+	t0 := time.Now()
+	ps, err := h.client.Approvals(h.ctx)
+	if err != nil {
+		return err
+	}
+	if d := time.Since(t0); d > 2*time.Second || len(ps) > 1000 {
+		return fmt.Errorf("%d questions wait, and listing them took %v", len(ps), d)
+	}
+	if len(ps) == 0 {
+		return errors.New("nothing was held, so the attack proves nothing")
+	}
+	return nil
+}
