@@ -152,6 +152,12 @@ func (l *Local) still(name string, d disk, do func() (bool, error)) (held time.D
 	if err != nil {
 		return 0, false, err
 	}
+	// What can be written down before need not be while the agent waits.
+	if mounted {
+		if err := syncfs(d.mount()); err != nil {
+			return 0, false, err
+		}
+	}
 	began := time.Now()
 	runs := l.running(name)
 	if runs != nil {
