@@ -42,6 +42,7 @@ func (s *session) serve(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	k := &call{s: s, cancel: cancel}
 	defer func() { s.box.bodies.Release(k.size) }()
+	defer s.fault()
 	if len(r.TransferEncoding) > 0 && r.ProtoMajor == 1 {
 		w.Header().Set("Connection", "close") // see heads
 	}
@@ -62,6 +63,19 @@ func (s *session) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	k.forward(w)
+}
+
+// fault ends this request, recorded, if what the agent sent finds a fault in
+// this code.
+func (s *session) fault() {
+	p := recover()
+	if p == nil {
+		return
+	}
+	if p != http.ErrAbortHandler { // net/http's own way to cut an answer short
+		s.write(ledger.Denied, "internal.panic", fmt.Sprint(p), map[string]any{"op": "traffic"})
+	}
+	panic(http.ErrAbortHandler)
 }
 
 // read finds what the request means under the rule for its path.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -259,8 +260,30 @@ func (c *conn) denied(d policies.Decision) *refusal {
 }
 
 // change is the policy change that would allow the connection.
-func (c *conn) change() string {
-	return "network: {allow: [" + policies.HostRule{Host: c.host, Ports: []int{c.port}}.YAML() + "]}"
+func (c *conn) change() string { return "network: {allow: [" + c.wanted().YAML() + "]}" }
+
+// wanted is the rule that would allow the connection. Where rules name the
+// destination for other programs it is theirs for this one: a bare host and
+// port would let it past what they have inspected.
+func (c *conn) wanted() policies.HostRule {
+	bare := policies.HostRule{Host: c.host, Ports: []int{c.port}}
+	p := c.box.agent.Policy()
+	if p == nil {
+		return bare
+	}
+	all := *p
+	all.Network.Allow = slices.Clone(p.Network.Allow)
+	for i := range all.Network.Allow {
+		all.Network.Allow[i].Binaries = nil
+	}
+	r, ok := all.Endpoint(c.request(policies.Connect))
+	if !ok {
+		return bare
+	}
+	if c.caller.Binary != "" {
+		r.Binaries = []string{c.caller.Binary}
+	}
+	return r
 }
 
 // hold waits for the operator. The client hanging up ends the wait.
@@ -277,7 +300,7 @@ func (c *conn) hold(d policies.Decision, changed <-chan struct{}) holds.Outcome 
 func (c *conn) question() holds.Question {
 	q := holds.Question{
 		Subject:   holds.Subject{Agent: c.box.agent.ID, Host: c.host, Port: c.port, Binary: c.caller.Binary},
-		Ancestors: c.caller.Ancestors, Digest: c.box.digest(), Life: c.box.life, Process: c.proc,
+		Ancestors: c.caller.Ancestors, Digest: c.box.digest(), Life: c.box.life, Process: c.proc, Change: c.wanted(),
 	}
 	if p := c.box.agent.Policy(); p != nil {
 		q.Policy = p.Name

@@ -67,7 +67,12 @@ func (s *seconds) turn(now time.Time, limit int) time.Duration {
 
 // answer builds the reply to one packet, nil for what is no question.
 // Nothing of it is ever asked outside.
-func (b *box) answer(q []byte) []byte {
+func (b *box) answer(q []byte) (out []byte) {
+	defer func() {
+		if recover() != nil {
+			out = nil // a fault in the parser is this question's, not every sandbox's
+		}
+	}()
 	var p dnsmessage.Parser
 	h, err := p.Start(q)
 	if err != nil || h.Response || len(q) > maxQuery {

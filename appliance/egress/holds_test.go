@@ -379,3 +379,29 @@ func (l *lab) revoke(host string, port int) error {
 	}
 	return errors.Join(errs...)
 }
+
+// A program that the destination's rules do not list is asked about, and what
+// "always" would add keeps what they have inspected.
+func TestHoldProgram(t *testing.T) {
+	l := newLab(t, steered(steer(t)), func(c *Config, _ *holds.Config) {
+		c.Who = whois(Caller{PID: 7, UID: 1000, Comm: "curl", Binary: "/usr/bin/curl", Ancestors: []string{"/bin/sh"}})
+	})
+	r := ruleFor("http", policies.CallRule{Method: "GET", Path: "/v1/**"})
+	r.Binaries = []string{"/usr/bin/claw"}
+	l.network(policies.Network{Default: policies.Hold, Allow: []policies.HostRule{r}})
+	l.connect("tcp", "a.example:443")
+	p := one(t, l)
+	if p.Reason != policies.ReasonBinary || p.Binary != "/usr/bin/curl" || len(p.Ancestors) != 1 {
+		t.Errorf("pending %+v", p)
+	}
+	if a := p.Allow; !a.Inspect || a.Protocol != "http" || len(a.Calls) != 1 || len(a.Binaries) != 1 || a.Binaries[0] != "/usr/bin/curl" {
+		t.Errorf("always would add %s", a.YAML())
+	}
+	q := l.policy().WithAllow(p.Allow)
+	for path, want := range map[string]policies.Verdict{"/v1/a": policies.Allow, "/v2": policies.Deny} {
+		m := &policies.Message{Protocol: "http", Method: "GET", Path: path}
+		if d := q.Decide(policies.Request{Action: policies.Call, Host: "a.example", Port: 443, Binary: "/usr/bin/curl", Message: m}); d.Verdict != want {
+			t.Errorf("%s after always: %+v", path, d)
+		}
+	}
+}
