@@ -173,7 +173,7 @@ func (a *Appliance) tend(t *part) {
 		if !t.ended(p) {
 			return
 		}
-		if time.Since(t.since) > goodRun {
+		if t.ran() > goodRun {
 			pause = firstPause
 		}
 		a.lost(t, p.Err())
@@ -206,6 +206,13 @@ func (t *part) ended(p *service.Process) bool {
 	defer t.mu.Unlock()
 	t.p, t.last = nil, fmt.Errorf("%s: %w", time.Now().UTC().Format(time.RFC3339), p.Err())
 	return !t.ending
+}
+
+// ran is how long ago the last start was.
+func (t *part) ran() time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return time.Since(t.since)
 }
 
 func (t *part) over() bool {

@@ -2,9 +2,13 @@ package appliance
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -14,6 +18,8 @@ import (
 	"github.com/clawbox/clawbox/appliance/config"
 	"github.com/clawbox/clawbox/appliance/ledger"
 	"github.com/clawbox/clawbox/appliance/service"
+	"github.com/clawbox/clawbox/policies"
+	"golang.org/x/sys/unix"
 )
 
 // The test binary is its own services.
@@ -172,5 +178,118 @@ func BenchmarkRecord(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// TestOnlyTheRelayReachesTheEngine: what listens in the engine's namespace is
+// reached through the relay and by nobody else, root included.
+func TestOnlyTheRelayReachesTheEngine(t *testing.T) {
+	a := served(t)
+	a.cfg.Engine.Listen = "127.0.0.1:11977"
+	ctx := context.Background()
+	must(t, a.startRelay(ctx))
+	defer a.engineNet.Close()
+	l := listenIn(t, a.engineNet, a.cfg.Engine.Listen)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			io.WriteString(c, "engine")
+			c.Close()
+		}
+	}()
+	ask := func() (string, error) {
+		relay, err := a.part("relay").conn()
+		if err != nil {
+			return "", err
+		}
+		c, err := dialThrough(ctx, relay, callDial)
+		if err != nil {
+			return "", err
+		}
+		defer c.Close()
+		b, err := io.ReadAll(c)
+		return string(b), err
+	}
+	if s, err := ask(); err != nil || s != "engine" {
+		t.Errorf("through the relay: %q, %v", s, err)
+	}
+	if c, err := net.Dial("tcp", a.cfg.Engine.Listen); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("from the host: %v, %v; want ECONNREFUSED", c, err)
+	}
+	l.Close()
+	if _, err := ask(); err == nil {
+		t.Error("a dead engine answered")
+	}
+}
+
+// listenIn opens a listener inside a network namespace.
+func listenIn(t *testing.T, netns *os.File, addr string) net.Listener {
+	t.Helper()
+	type result struct {
+		l   net.Listener
+		err error
+	}
+	done := make(chan result)
+	go func() {
+		runtime.LockOSThread() // the thread ends with this goroutine
+		if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- result{nil, err}
+			return
+		}
+		l, err := net.Listen("tcp", addr)
+		done <- result{l, err}
+	}()
+	r := <-done
+	must(t, r.err)
+	t.Cleanup(func() { r.l.Close() })
+	return r.l
+}
+
+// TestNobodyWidensAlone: egress can't change a policy that no operator is
+// changing, nor make another change than the one that is asked for.
+func TestNobodyWidensAlone(t *testing.T) {
+	a := bare(t)
+	must(t, a.openLedgerBy(openHere))
+	defer a.log.Close()
+	ag := a.agents["ada"]
+	ag.Policy, ag.Source = "sandbox", ag.policy().YAML()
+	rule := policies.HostRule{Host: "api.example.com", Ports: []int{443}}
+	ask := func(q always) error {
+		b, err := json.Marshal(q)
+		must(t, err)
+		_, err = a.answerEgress(context.Background(), &service.Request{Method: callAlways, Body: b})
+		return err
+	}
+	q := always{"ada", rule, "eve"}
+	before := ag.digest()
+	if err := ask(q); err == nil || ag.digest() != before {
+		t.Errorf("without an operator: %v", err)
+	}
+	c := change{"ada", "network: {allow: [" + rule.YAML() + "]}", "eve"}
+	a.asked.add(c, 1)
+	for _, other := range []always{{"bob", rule, "eve"}, {"ada", rule, "ada"}, {"ada", policies.HostRule{Host: "*", Ports: []int{443}}, "eve"}} {
+		if err := ask(other); err == nil || ag.digest() != before {
+			t.Errorf("%+v while %+v is asked for: %v", other, c, err)
+		}
+	}
+	must(t, ask(q))
+	if d := ag.policy().Decide(policies.Request{Action: policies.Connect, Host: "api.example.com", Port: 443}); d.Verdict != policies.Allow {
+		t.Errorf("the policy says %+v", d)
+	}
+	var kept agentSpec
+	b, err := os.ReadFile(filepath.Join(ag.dir, specFile))
+	must(t, err)
+	must(t, json.Unmarshal(b, &kept))
+	if !strings.Contains(string(kept.Source), "api.example.com") {
+		t.Errorf("kept is\n%s", kept.Source)
+	}
+	if err := ask(q); err == nil {
+		t.Error("the same answer worked twice")
+	}
+	if a.asked.add(c, -1) {
+		t.Error("the change is still asked for")
 	}
 }

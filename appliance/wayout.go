@@ -473,6 +473,8 @@ func (a *Appliance) answerEgress(ctx context.Context, r *service.Request) (any, 
 
 // widen adds a rule to an agent's policy, for good.
 func (a *Appliance) widen(ctx context.Context, q always) error {
+	a.launching.Lock() // not during a launch, which has read the policy already, or a reload
+	defer a.launching.Unlock()
 	ag, err := a.agent(q.Agent)
 	if err != nil {
 		return err

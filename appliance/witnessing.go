@@ -296,8 +296,10 @@ func (a *Appliance) startGuard() error {
 	c := guardConfig{Pin: fmt.Sprintf("/sys/fs/bpf/clawbox-%x", sum[:6])}
 	uid := a.cfg.UIDOf("guard")
 	if err := guard.PreparePins(c.Pin, uid); err != nil {
-		slog.Warn("the guard can't pin anything here", "error", err)
 		c.Pin = ""
+		if err := a.weaken("guard.unpinned", "what the guard enforces ends with its process: "+err.Error()); err != nil {
+			return err
+		}
 	}
 	dir, err := guard.Cgroup2Dir()
 	if err != nil {

@@ -144,6 +144,10 @@ func (j *journey) always() {
 	j.t.Helper()
 	before := j.status().Agents[0].Digest
 	id, out := j.ask("192.0.2.9")
+	// The guard tells egress which program asks, through the kernel's eyes.
+	if s := j.ok("approve", "list", "--json"); !strings.Contains(s, `"binary": "/bin/probe"`) {
+		j.t.Errorf("the request doesn't name the program:\n%s", s)
+	}
 	j.ok("approve", id, "--scope", "always", "--operator", "ada")
 	if s := <-out; strings.Contains(s, "403") {
 		j.t.Errorf("the approved client said %q", s)
