@@ -36,6 +36,21 @@ func BenchmarkConnect(b *testing.B) {
 	}
 }
 
+// The same without a sandbox, to compare with: the machine's own share.
+func BenchmarkDirect(b *testing.B) {
+	l := benchLab(b)
+	for b.Loop() {
+		c, err := l.proxy.c.Dial(b.Context(), "tcp", "")
+		if err != nil {
+			b.Fatal(err)
+		}
+		if !ping(c) {
+			b.Fatal("no echo")
+		}
+		c.Close()
+	}
+}
+
 // One byte there and back on an open connection.
 func BenchmarkRoundTrip(b *testing.B) {
 	l := benchLab(b)
