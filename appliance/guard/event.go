@@ -42,7 +42,7 @@ type Event struct {
 	// Exec: the name as it was given. Refused and Opened: the path argument, read
 	// after the call and so a hint; empty when it could not be read.
 	Path string
-	Dir  string // what a relative Path was relative to, read later still: a hint, empty when in haste
+	Dir  string // what a relative Path was relative to: from the kernel, as the process sees it; of Exec, and of very deep folders, read later and a hint, empty when in haste
 
 	// Exec and Opened. Of an opened file it is what the descriptor leads to
 	// before the caller learns its number; empty where another thread has
@@ -131,7 +131,7 @@ func (g *Guard) decode(b []byte, q *queue) (Event, error) {
 	var h witnessHead
 	copy(unsafe.Slice((*byte)(unsafe.Pointer(&h)), size), b)
 	text := b[size:]
-	if want := int(h.Len[0]) + int(h.Len[1]); len(text) < want {
+	if want := int(h.Len[0]) + int(h.Len[1]) + int(h.Len[2]); len(text) < want {
 		return Event{}, fmt.Errorf("event has %d bytes of text, want %d", len(text), want)
 	}
 	one, two := text[:h.Len[0]], text[h.Len[0]:][:h.Len[1]]
@@ -159,7 +159,7 @@ func (g *Guard) decode(b []byte, q *queue) (Event, error) {
 	default:
 		return Event{}, fmt.Errorf("event kind %d", h.Kind)
 	}
-	if !q.late {
+	if e.Dir = zstring(text[int(h.Len[0])+int(h.Len[1]):][:h.Len[2]]); e.Dir == "" && !q.late {
 		e.Dir = dirHint(e.PID, e.Path, dirFD(&h))
 	}
 	return e, nil

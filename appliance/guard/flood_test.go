@@ -62,9 +62,11 @@ func TestHide(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	start := time.Now()
 	if err := helper(t, cg, "hide", missing, secret).Run(); err != nil {
 		t.Fatal(err)
 	}
+	most := uint64(missesPerSecond * (time.Since(start).Seconds() + 2))
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -84,8 +86,8 @@ func TestHide(t *testing.T) {
 	}
 	const all = hideRounds*hideMisses + 1
 	others := events + skipped - all // left out too: what the runtime looked for in vain
-	if events+skipped < all || others > 100 || events > all/2 {
-		t.Errorf("%d misses reported + %d left out, want %d in all and most left out", events, skipped, all)
+	if events+skipped < all || others > 100 || events > most {
+		t.Errorf("%d misses reported + %d left out, want %d in all and at most %d reported", events, skipped, all, most)
 	}
 	if g.Lost() != 0 || len(g.LostBy()) != 0 {
 		t.Errorf("lost %d, by scope %v", g.Lost(), g.LostBy())

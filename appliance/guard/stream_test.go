@@ -118,7 +118,7 @@ func TestWatchCloseWaits(t *testing.T) {
 func TestDecode(t *testing.T) {
 	g := LoadNone("only decodes")
 	g.names = map[uint64]string{}
-	h := witnessHead{Kind: kindOpened, Len: [2]uint16{3, 2}, Mode: 3, Nr: unix.SYS_OPENAT}
+	h := witnessHead{Kind: kindOpened, Len: [3]uint16{3, 2}, Mode: 3, Nr: unix.SYS_OPENAT}
 	b := append(unsafe.Slice((*byte)(unsafe.Pointer(&h)), unsafe.Sizeof(h)), "/a\x00b\x00"...)
 	e, err := g.decode(b, &queue{})
 	if err != nil || e.Path != "/a" || e.File != "b" || e.Access != ReadWrite || e.Syscall != "openat" {

@@ -218,7 +218,7 @@ func fillShapes(m *ebpf.Map) error {
 func shapes() map[int]witnessShape {
 	m := map[int]witnessShape{}
 	for nr, c := range calls {
-		m[nr] = witnessShape{Path: c.path, Addr: c.addr, Flags: c.flags()}
+		m[nr] = witnessShape{Path: c.path, Addr: c.addr, Flags: c.flags(), Dir: c.dir}
 	}
 	for _, nr := range foreignOpens {
 		s := m[nr]

@@ -201,3 +201,37 @@ func TestReadable(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestDir: a relative name comes with the folder that it was relative to, spelled
+// by the kernel, and counts as what both are together.
+func TestDir(t *testing.T) {
+	g := load(t)
+	j := follow(g)
+	cg, dir := cgroup(t, ""), t.TempDir()
+	deep := dir + strings.Repeat("/d", 3)
+	if err := os.MkdirAll(deep, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	w := must(g.Watch(Scope{
+		ID: "dir", CgroupID: must(CgroupID(cg)), AuditENOENT: true, Readable: []string{dir + "/d/d"},
+		Exec: []Inode{must(Lookup(os.Getpid(), must(os.Executable())))},
+	}))
+	for i, tt := range []struct {
+		in, name string
+		told     bool
+	}{{dir, "none", true}, {dir, "d/d/x", false}, {dir, "d/none", true}, {deep, "none", false}, {deep, "../x", true}, {"/", "none", true}, {"/tmp", "none", true}} {
+		c := helper(t, cg, "missing", tt.name)
+		c.Dir = tt.in
+		if err := c.Run(); err != nil {
+			t.Fatal(err)
+		}
+		g.settle()
+		es := j.all(func(e Event) bool { return e.PID == c.Process.Pid && e.Path == tt.name })
+		if (len(es) > 0) != tt.told || tt.told && es[0].Dir != tt.in {
+			t.Errorf("%d: %s in %s: got %+v, want told %v", i, tt.name, tt.in, es, tt.told)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -75,13 +75,13 @@ type witnessHead struct {
 	Ret     int32
 	Mode    uint32
 	Nr      uint16
-	Len     [2]uint16
+	Len     [3]uint16
 	Slot    uint16
 	Kind    uint8
 	Flags   uint8
 	Comm    [16]int8
 	Parent  [16]int8
-	_       [6]byte
+	_       [4]byte
 }
 
 type witnessLabel struct {
@@ -131,6 +131,8 @@ type witnessShape struct {
 	Path  [2]uint8
 	Addr  uint8
 	Flags uint8
+	Dir   uint8
+	Pad   [3]uint8
 }
 
 type witnessShared struct {

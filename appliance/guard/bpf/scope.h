@@ -60,7 +60,7 @@ struct head {
 	__s32 ret;
 	__u32 mode;	/* file.f_mode of an opened file */
 	__u16 nr;
-	__u16 len[2];	/* of the two strings in text, with their final zero */
+	__u16 len[3];	/* of the strings in text, with their final zero */
 	__u16 slot;
 	__u8 kind;
 	__u8 flags;
@@ -138,6 +138,8 @@ struct shape {
 	__u8 path[2];
 	__u8 addr;	/* a socket address; its length is the next argument */
 	__u8 flags;
+	__u8 dir;	/* the directory that a relative path[0] is below */
+	__u8 pad[3];
 };
 
 /* Names a scope for whoever takes over from a loader that died. */
@@ -293,7 +295,7 @@ inline_always void begin(struct head *h, __u64 cgroup, struct scope *s)
 	bpf_get_current_comm(h->comm, sizeof(h->comm));
 	h->ppid = parent->tgid;
 	bpf_probe_read_kernel(h->parent, sizeof(h->parent), &parent->comm);
-	h->len[0] = h->len[1] = 0;
+	h->len[0] = h->len[1] = h->len[2] = 0;
 	h->skipped = 0;
 	h->flags = 0;
 	h->slot = s->slot;
@@ -337,7 +339,7 @@ inline_always int emit(void *ring, int which, struct scope *s, void *data, __u32
 
 inline_always __u32 size_of(struct event *e)
 {
-	__u32 n = sizeof(e->h) + e->h.len[0] + e->h.len[1];
+	__u32 n = sizeof(e->h) + e->h.len[0] + e->h.len[1] + e->h.len[2];
 
 	return n > sizeof(*e) ? sizeof(*e) : n;
 }

@@ -6,6 +6,7 @@
  * early as possible.
  */
 #include "scope.h"
+#include "dir.h"
 #include "net.h"
 
 /* struct shape.flags; the same bits in syscalls.go */
@@ -231,6 +232,8 @@ inline_always int opened(struct pt_regs *regs, __u32 fd, __u32 hooked)
 	read_file(e, task, fd);
 	if (hooked && !(e->h.mode & FMODE_PATH))
 		return 0;
+	if (!alien)
+		read_dir(e, sh, task);
 	if (!emit(&opens, OPENS, s, e, size_of(e)))
 		bpf_send_signal(SIGKILL);
 	return 0;
@@ -291,22 +294,33 @@ inline_always int climbs(const char *name, __u32 len)
 
 /*
  * Whether the agent may look for the name in e. The key is built behind it, in
- * the part of text that a refusal does not use. A name that was cut, is relative
- * or climbs is none to judge by.
+ * the part of text that a refusal does not use. A name that was cut, climbs or is
+ * relative to who knows what is none to judge by.
  */
 inline_always int may_look(struct event *e, __u64 list)
 {
 	struct prefix *k = (void *)(e->text + PATH_MAX);
-	__u32 len = e->h.len[0];
+	__u32 len = e->h.len[0], dir = 0;
 	__u8 *v;
 
-	if (len < 2 || len >= TOLD_MAX || e->text[0] != '/' || climbs(e->text, len))
+	if (len < 2 || len >= TOLD_MAX || climbs(e->text, len))
 		return 0;
+	if (e->text[0] != '/') {
+		dir = e->h.len[2];
+		if (dir < 3 || dir > PREFIX_MAX || len + e->h.len[1] > 2 * TOLD_MAX ||
+		    (e->text[0] == '.' && (e->text[1] == '.' || e->text[1] == '/' || !e->text[1])))
+			return 0;
+		if (bpf_probe_read_kernel(k->text, PREFIX_MAX, e->text + len + e->h.len[1]))
+			return 0;
+		k->text[(dir - 1) & 0xff] = '/';
+	}
 	k->bits = 8 * (sizeof(k->list) + PREFIX_MAX);
 	k->list[0] = list;
 	k->list[1] = list >> 32;
-	if (bpf_probe_read_kernel(k->text, PREFIX_MAX, e->text))
+	if (bpf_probe_read_kernel(e->text + PATH_MAX + __builtin_offsetof(struct prefix, text) + (dir & 0xff),
+				  PREFIX_MAX, e->text))
 		return 0;
+	len += dir;
 	if (len <= PREFIX_MAX)
 		k->text[(len - 1) & 0xff] = '/'; /* a folder's own name is below it */
 	v = bpf_map_lookup_elem(&readable, k);
@@ -344,7 +358,7 @@ SEC("tp_btf/sys_exit")
 int on_exit(__u64 *ctx)
 {
 	struct pt_regs *regs = (void *)ctx[0];
-	__u16 text[2];
+	__u16 text[3];
 	__u32 nr, one = 1, alien;
 	long ret = ctx[1];
 	struct shared *all;
@@ -376,17 +390,17 @@ int on_exit(__u64 *ctx)
 		return 0;
 	alien = foreign(bpf_get_current_task_btf());
 	if (alien) /* other numbers, other registers */
-		syscall_args(regs, e->h.args), e->h.len[0] = e->h.len[1] = 0;
+		syscall_args(regs, e->h.args), e->h.len[0] = e->h.len[1] = e->h.len[2] = 0;
 	else
-		read_call(regs, sh, e);
+		read_call(regs, sh, e), read_dir(e, sh, bpf_get_current_task_btf());
 	if (ret == -ENOENT && list & KNOWS_READABLE && !alien && may_look(e, list))
 		return 0;
 	b = ret == -ENOENT ? &s->misses : &s->refusals;
 	if (over(b, ret == -ENOENT ? all->misses_per_second : all->per_second))
 		return 0;
-	text[0] = e->h.len[0], text[1] = e->h.len[1];
+	text[0] = e->h.len[0], text[1] = e->h.len[1], text[2] = e->h.len[2];
 	begin(&e->h, cgroup, s);
-	e->h.len[0] = text[0], e->h.len[1] = text[1];
+	e->h.len[0] = text[0], e->h.len[1] = text[1], e->h.len[2] = text[2];
 	e->h.flags = alien ? FOREIGN : 0;
 	e->h.nr = nr;
 	e->h.ret = ret;
