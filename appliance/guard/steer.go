@@ -26,7 +26,14 @@ import (
 // of an accepted connection is the destination that the client asked for.
 func (g *Guard) Steer(netns *os.File, tcp syscall.RawConn) (io.Closer, error) {
 	s := new(steering)
-	if err := loadSteerObjects(&s.objs, nil); err != nil {
+	spec, err := loadSteer()
+	if err != nil {
+		return nil, err
+	}
+	// The kernel takes no BTF for a sockmap; asking it costs 20 ms.
+	m := spec.Maps["listener"]
+	m.Key, m.Value = nil, nil
+	if err := spec.LoadAndAssign(&s.objs, nil); err != nil {
 		return nil, fmt.Errorf("guard: steer: load BPF program: %w", err)
 	}
 	if err := s.begin(netns, tcp); err != nil {
