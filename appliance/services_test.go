@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -291,5 +292,12 @@ func TestNobodyWidensAlone(t *testing.T) {
 	}
 	if a.asked.add(c, -1) {
 		t.Error("the change is still asked for")
+	}
+}
+
+func TestUpstreamPorts(t *testing.T) {
+	got := upstreamPorts(map[string]config.Upstream{"a": {URL: "https://x/v1"}, "b": {URL: "http://10.0.0.7:8000/v1"}, "c": {URL: "https://y:8443"}})
+	if !slices.Equal(got, []uint16{53, 443, 8000, 8443}) {
+		t.Errorf("got %v", got)
 	}
 }

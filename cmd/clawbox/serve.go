@@ -13,9 +13,11 @@ func serveCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the appliance in the foreground",
-		Long: `Run the appliance in the foreground: registry, model engine, guard, egress,
-router and ledger. It needs root. Agents end when it ends. Where systemd runs,
-the installed unit clawbox.service does this.`,
+		Long: `Run the appliance in the foreground. It needs root for namespaces, cgroups and
+mounts; the ledger, the guard, egress, the router and the registry run as
+processes of their own users, confined each for itself: 'clawbox status' lists
+them. Agents end when it ends. Where systemd runs, the installed unit
+clawbox.service does this.`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if os.Geteuid() != 0 {

@@ -1,0 +1,269 @@
+package appliance
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/clawbox/clawbox/appliance/egress"
+	"github.com/clawbox/clawbox/appliance/ledger"
+	"github.com/clawbox/clawbox/appliance/router"
+	"github.com/clawbox/clawbox/appliance/service"
+	"github.com/clawbox/clawbox/internal/durable"
+	"github.com/clawbox/clawbox/policies"
+)
+
+// outlet is what the supervisor keeps of a sandbox's network.
+type outlet struct {
+	sockets     *egress.Sockets
+	land        io.Closer
+	credentials map[string]string
+}
+
+// startEgress starts the way out.
+func (a *Appliance) startEgress() error {
+	dir := filepath.Join(a.cfg.Paths.State, "egress")
+	if err := durable.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	c := egressConfig{
+		Hosts: a.cfg.Hosts, Hold: time.Duration(a.cfg.HoldSeconds) * time.Second,
+		File: filepath.Join(dir, "approvals.json"), Seed: make([]byte, 32),
+	}
+	rand.Read(c.Seed) // never fails
+	// An earlier release kept it among its own files.
+	if err := os.Rename(filepath.Join(a.cfg.Paths.State, "approvals.json"), c.File); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := give(dir, a.cfg.UIDOf("egress")); err != nil {
+		return err
+	}
+	t := &part{role: "egress"}
+	t.spec = func(ctx context.Context) (service.Spec, error) {
+		w, err := a.openWriter(ctx, "egress")
+		if err != nil {
+			return service.Spec{}, err
+		}
+		cage := a.cage("egress")
+		cage.Calls, cage.Files = []string{"connect", "interfaces", "write"}, 1<<16
+		cage.Read, cage.Write = append(outside(), "/proc/sys/kernel/random/boot_id"), []string{dir}
+		return service.Spec{Role: "egress", Cage: cage, Config: c, Files: []*os.File{w}, Handler: a.answerEgress}, nil
+	}
+	// The router and the guard before the agents: nothing is decided without
+	// them.
+	t.up = func(ctx context.Context, p *service.Process) error {
+		if err := errors.Join(a.join(ctx, p, "router"), a.join(ctx, p, "guard")); err != nil {
+			return err
+		}
+		for _, ag := range a.everyone() {
+			if err := a.resume(ctx, p, ag); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return a.employ(context.Background(), t)
+}
+
+// resume lets a new egress serve a sandbox that runs.
+func (a *Appliance) resume(ctx context.Context, p *service.Process, ag *agent) error {
+	ag.mu.Lock()
+	o := ag.outlet
+	ag.mu.Unlock()
+	if o == nil {
+		return nil
+	}
+	return p.Conn.Call(ctx, callServe, o.serving(ag), nil, o.files()...)
+}
+
+func (o *outlet) serving(ag *agent) serving {
+	return serving{agentInfo: ag.info(), Steered: o.sockets.Steered, Credentials: o.credentials}
+}
+
+func (o *outlet) files() []*os.File {
+	return append(append([]*os.File(nil), o.sockets.TCP...), o.sockets.DNS)
+}
+
+// attach gives a sandbox its way out, before anything runs in it.
+func (a *Appliance) attach(ctx context.Context, ag *agent, netns *os.File) (_ io.Closer, err error) {
+	for _, role := range []string{"router", "egress"} {
+		if err := a.part(role).call(ctx, callAgent, ag.info(), nil); err != nil {
+			return nil, err
+		}
+	}
+	o := &outlet{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.detach(ag, o))
+		}
+	}()
+	if o.credentials, err = a.credentials(ag.policy()); err != nil {
+		return nil, err
+	}
+	so := egress.SocketOptions{Ports: egress.PolicyPorts(ag.policy()), Steer: a.steer(ag.Name)}
+	if o.sockets, o.land, err = egress.OpenSockets(netns, so); err != nil {
+		return nil, err
+	}
+	if err := a.part("egress").call(ctx, callServe, o.serving(ag), nil, o.files()...); err != nil {
+		return nil, err
+	}
+	ag.mu.Lock()
+	ag.outlet = o
+	ag.mu.Unlock()
+	return closer(func() error { return a.detach(ag, o) }), nil
+}
+
+// detach takes it away again. A service that doesn't run has forgotten already.
+func (a *Appliance) detach(ag *agent, o *outlet) error {
+	ag.mu.Lock()
+	ag.outlet = nil
+	ag.mu.Unlock()
+	a.push("egress", callForget, ref{ag.Name})
+	a.push("router", callForget, ref{ag.Name})
+	if o.sockets == nil {
+		return nil
+	}
+	return errors.Join(o.sockets.Close(), o.land.Close())
+}
+
+type closer func() error
+
+func (c closer) Close() error { return c() }
+
+// credentials reads the values of those that a policy names.
+func (a *Appliance) credentials(p *policies.Policy) (map[string]string, error) {
+	out := map[string]string{}
+	for _, c := range p.Credentials {
+		v, err := a.credential(c.Name)
+		if err != nil {
+			return nil, err
+		}
+		out[c.Name] = v
+	}
+	return out, nil
+}
+
+// push tells a service something that it must not miss. One that can't be told
+// is ended: its next start learns everything anew.
+func (a *Appliance) push(role, method string, v any) {
+	p := a.part(role).process()
+	if p == nil {
+		return // it learns when it starts
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), callTime)
+	defer cancel()
+	if err := p.Conn.Call(ctx, method, v, nil); err != nil {
+		slog.Error("a service could not be told, and is started again", "service", role, "call", method, "error", err)
+		p.Kill()
+	}
+}
+
+// answerEgress makes an approval for ever a change of the policy, if an
+// operator is asking for exactly that at this moment.
+func (a *Appliance) answerEgress(ctx context.Context, r *service.Request) (any, error) {
+	var q always
+	if r.Method != callAlways {
+		return nil, fmt.Errorf("egress may not ask for %q", r.Method)
+	}
+	if err := r.Decode(&q); err != nil {
+		return nil, err
+	}
+	if !a.asked.add(change{q.Agent, "network: {allow: [" + q.Rule.YAML() + "]}", q.Operator}, -1) {
+		return nil, fmt.Errorf("no operator asks for this change of the policy of %s", q.Agent)
+	}
+	return nil, a.widen(ctx, q)
+}
+
+// widen adds a rule to an agent's policy, for good.
+func (a *Appliance) widen(ctx context.Context, q always) error {
+	a.launching.Lock() // not during a launch, which has read the policy already, or a reload
+	defer a.launching.Unlock()
+	ag, err := a.agent(q.Agent)
+	if err != nil {
+		return err
+	}
+	old := ag.policy()
+	p := old.WithAllow(q.Rule)
+	if p.Digest() == old.Digest() {
+		return fmt.Errorf("policy %s can't take this rule, or has it already: %s", old.Name, q.Rule.YAML())
+	}
+	src := p.YAML()
+	if p, err = policies.Parse(ag.Policy, src); err != nil {
+		return fmt.Errorf("the changed policy does not parse: %w", err)
+	}
+	rec := a.lifecycle(ag, ledger.Allowed, "policy.widened", "approved for ever by "+q.Operator+": "+q.Rule.YAML())
+	rec.Kind, rec.Policy, rec.Attrs = ledger.KindPolicy, p.Digest(), map[string]any{"previous": old.Digest(), "operator": q.Operator}
+	if err := a.log.Record(ctx, rec); err != nil {
+		return err
+	}
+	return a.govern(ag, p, ag.Policy, src)
+}
+
+// govern makes p the policy of ag, on disk first, and then in every service.
+func (a *Appliance) govern(ag *agent, p *policies.Policy, name string, src []byte) error {
+	ag.mu.Lock()
+	before := ag.agentSpec
+	ag.Policy, ag.Source = name, src
+	err := ag.save()
+	if err != nil {
+		ag.agentSpec = before
+	} else {
+		ag.govern(p)
+	}
+	runs := ag.outlet != nil
+	ag.mu.Unlock()
+	if err != nil || !runs {
+		return err
+	}
+	for _, role := range []string{"guard", "router", "egress"} {
+		if a.part(role) != nil {
+			a.push(role, callAgent, ag.info())
+		}
+	}
+	return nil
+}
+
+// wanted are the policy changes that operators are asking for at this moment.
+type wanted struct {
+	mu  sync.Mutex
+	now map[change]int // how often each may be made
+}
+
+// change is one of them, in the words that the operator was shown.
+type change struct{ agent, yaml, operator string }
+
+// add lets c be made once more, or with -1 once less.
+func (w *wanted) add(c change, n int) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.now == nil {
+		w.now = map[change]int{}
+	}
+	if w.now[c]+n < 0 {
+		return false
+	}
+	if w.now[c] += n; w.now[c] == 0 {
+		delete(w.now, c)
+	}
+	return true
+}
+
+// credential reads one that a policy names.
+func (a *Appliance) credential(name string) (string, error) {
+	c, ok := a.cfg.Credentials[name]
+	if !ok {
+		return "", fmt.Errorf("the policy names credential %q, and the configuration has none of that name; add it to credentials in appliance.yaml", name)
+	}
+	v, err := router.ReadKey(c.KeyFile)
+	if err != nil {
+		return "", fmt.Errorf("credential %q: %w", name, err)
+	}
+	return v, nil
+}

@@ -1,0 +1,272 @@
+package appliance
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/clawbox/clawbox/appliance/guard"
+	"github.com/clawbox/clawbox/appliance/service"
+	"github.com/clawbox/clawbox/policies"
+	"golang.org/x/sys/unix"
+)
+
+// startGuard starts the guard, and refuses a host that gives less than the
+// operator accepted; one that gives less than T3 is a weakening, recorded at
+// each start.
+func (a *Appliance) startGuard() error {
+	sum := sha256.Sum256([]byte(a.cfg.Paths.State))
+	c := guardConfig{Pin: fmt.Sprintf("/sys/fs/bpf/clawbox-%x", sum[:6])}
+	uid := a.cfg.UIDOf("guard")
+	if err := guard.PreparePins(c.Pin, uid); err != nil {
+		c.Pin = ""
+		if err := a.weaken("guard.unpinned", "what the guard enforces ends with its process: "+err.Error()); err != nil {
+			return err
+		}
+	}
+	dir, err := guard.Cgroup2Dir()
+	if err != nil {
+		return err
+	}
+	place, err := newBurrow(dir, uid)
+	if err != nil {
+		return err
+	}
+	a.burrow, c.Cgroup = place, place.dir
+	t := &part{role: "guard"}
+	t.spec = func(ctx context.Context) (service.Spec, error) {
+		w, err := a.openWriter(ctx, "guard")
+		if err != nil {
+			return service.Spec{}, err
+		}
+		cage := a.cage("guard")
+		cage.Keep, cage.Calls, cage.Late, cage.Files = []string{"bpf", "perfmon", "net_admin"}, []string{"bpf", "write"}, true, 4096
+		cage.Read, cage.Write = []string{"/proc", "/sys"}, []string{dir, "/dev/null"}
+		if c.Pin != "" {
+			cage.Write = append(cage.Write, c.Pin)
+		}
+		return service.Spec{Role: "guard", Cage: cage, Config: c, Files: []*os.File{w}, Cgroup: place.leaf, Handler: a.answerGuard}, nil
+	}
+	t.up = func(ctx context.Context, p *service.Process) error {
+		var st guardState
+		if err := p.Conn.Call(ctx, callState, nil, &st); err != nil {
+			return err
+		}
+		a.mu.Lock()
+		a.tier, a.tierWhy = st.Tier, st.Why
+		a.mu.Unlock()
+		return a.join(ctx, p, "egress")
+	}
+	t.down = func(why error) {
+		slog.Error("the guard ended: all agents are stopped", "error", why)
+		a.stopAll(0)
+	}
+	if err := a.employ(context.Background(), t); err != nil {
+		return err
+	}
+	return a.judgeTier()
+}
+
+// judgeTier holds what the guard reaches against what the operator accepted.
+func (a *Appliance) judgeTier() error {
+	tier, accept := string(a.tier), a.cfg.AcceptTier
+	if accept == "" {
+		accept = "T3"
+	}
+	if tier > accept {
+		return fmt.Errorf("the guard reaches tier %s here (%s), and the operator accepted %s or better; use a kernel with BPF tracing, or install with 'accept: [tier-%s]'",
+			tier, a.tierWhy, accept, tier)
+	}
+	if tier > "T3" {
+		return a.weaken("guard.tier", fmt.Sprintf("guard tier %s: %s", tier, a.tierWhy))
+	}
+	return nil
+}
+
+// lostEvents asks the guard how many events found no room.
+func (a *Appliance) lostEvents() uint64 {
+	ctx, cancel := context.WithTimeout(context.Background(), callTime)
+	defer cancel()
+	var st guardState
+	_ = a.part("guard").call(ctx, callState, nil, &st) // none to be seen while it starts again
+	return st.Lost
+}
+
+// answerGuard answers what the guard asks.
+func (a *Appliance) answerGuard(_ context.Context, r *service.Request) (any, error) {
+	switch r.Method {
+	case callDir:
+		var q dirAsked
+		if err := r.Decode(&q); err != nil {
+			return nil, err
+		}
+		name := "cwd"
+		if q.FD != unix.AT_FDCWD {
+			name = "fd/" + strconv.Itoa(int(q.FD))
+		}
+		dir, err := os.Readlink(fmt.Sprintf("/proc/%d/%s", q.PID, name))
+		if err != nil {
+			return "", nil // it is gone
+		}
+		return dir, nil
+	case callRunaway:
+		var q ref
+		if err := r.Decode(&q); err != nil {
+			return nil, err
+		}
+		go a.Stop(context.Background(), q.ID, 0)
+		return nil, nil
+	}
+	return nil, fmt.Errorf("the guard may not ask for %q", r.Method)
+}
+
+// watch begins to watch a sandbox, before anything runs in it.
+func (a *Appliance) watch(ctx context.Context, ag *agent, s guard.Scope, programs map[guard.Inode]string) (io.Closer, error) {
+	g := a.part("guard")
+	if err := g.call(ctx, callAgent, ag.info(), nil); err != nil {
+		return nil, err
+	}
+	p := ag.policy()
+	// Names that do not exist are reported too: a host file is such a name.
+	s.AuditENOENT = true
+	s.AuditOpens = p.Audit.Files == "all"
+	s.Connects = p.Audit.Network == "all"
+	s.Datagrams = []netip.AddrPort{dnsStub}
+	s.Violation = guard.Refuse
+	if p.Process.Violation == "kill" {
+		s.Violation = guard.Kill
+	}
+	s.Readable = looks(p)
+	// The brake of the guard: it freezes whoever fills the ring.
+	if err := os.Chown(filepath.Join(s.Cgroup, "cgroup.freeze"), a.cfg.UIDOf("guard"), -1); err != nil {
+		slog.Warn("the guard can't slow this agent down", "agent", ag.Name, "error", err)
+	}
+	w := watching{Scope: s}
+	for n, path := range programs {
+		w.Programs = append(w.Programs, program{n, path})
+	}
+	if err := g.call(ctx, callWatch, w, nil); err != nil {
+		return nil, err
+	}
+	return closer(func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), callTime)
+		defer cancel()
+		err := g.call(ctx, callUnwatch, ref{ag.Name}, nil)
+		if err == nil {
+			err = g.call(ctx, callForget, ref{ag.Name}, nil)
+		}
+		if errors.Is(err, errDown) || errors.Is(err, service.ErrGone) {
+			return nil // what it had pinned ends with the cgroup
+		}
+		return err
+	}), nil
+}
+
+// dnsStub is where a sandbox's resolver asks (package egress).
+var dnsStub = netip.MustParseAddrPort("127.0.0.53:53")
+
+// looks are the folders in which a policy lets the agent look.
+func looks(p *policies.Policy) (readable []string) {
+	for _, list := range [][]string{p.Filesystem.Read, p.Filesystem.Write, p.Process.Exec} {
+		for _, d := range list {
+			d = filepath.Clean(d)
+			if d != "/" && !strings.ContainsAny(d, "*?[") && visible(p, filepath.Join(d, "x")) {
+				readable = append(readable, d)
+			}
+		}
+	}
+	return readable
+}
+
+// steer sends every port of a namespace to one socket, where the guard can.
+func (a *Appliance) steer(agent string) func(*os.File, syscall.RawConn) (io.Closer, error) {
+	if a.tierNow() == guard.TierNone {
+		return nil
+	}
+	return func(ns *os.File, tcp syscall.RawConn) (io.Closer, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), callTime)
+		defer cancel()
+		var l *os.File
+		var err error
+		cerr := tcp.Control(func(fd uintptr) {
+			var n int
+			if n, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); err == nil {
+				l = os.NewFile(uintptr(n), "listener")
+			}
+		})
+		if err := errors.Join(cerr, err); err != nil {
+			return nil, err
+		}
+		defer l.Close()
+		if err := a.part("guard").call(ctx, callSteer, ref{agent}, nil, ns, l); err != nil {
+			return nil, err
+		}
+		return closer(func() error {
+			ctx, cancel := context.WithTimeout(context.Background(), callTime)
+			defer cancel()
+			err := a.part("guard").call(ctx, callUnsteer, ref{agent}, nil)
+			if errors.Is(err, errDown) || errors.Is(err, service.ErrGone) {
+				return nil // its end ended the steering
+			}
+			return err
+		}), nil
+	}
+}
+
+func (a *Appliance) tierNow() guard.Tier {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.tier
+}
+
+// burrow is a place in the cgroup v2 hierarchy where the guard may make groups:
+// it lives in the leaf, and its self-test beside it.
+type burrow struct {
+	dir  string
+	leaf *os.File
+}
+
+const burrowPrefix = "clawbox-guard."
+
+// newBurrow makes one below root, for uid, and removes those of the dead.
+func newBurrow(root string, uid int) (*burrow, error) {
+	old, _ := filepath.Glob(filepath.Join(root, burrowPrefix+"*"))
+	for _, d := range old {
+		os.Remove(filepath.Join(d, "self")) // one in use stays: it is busy
+		os.Remove(d)
+	}
+	b := &burrow{dir: filepath.Join(root, burrowPrefix+strconv.Itoa(os.Getpid()))}
+	self := filepath.Join(b.dir, "self")
+	if err := os.MkdirAll(self, 0o755); err != nil {
+		return nil, fmt.Errorf("a cgroup for the guard: %w", err)
+	}
+	for _, p := range []string{b.dir, filepath.Join(b.dir, "cgroup.procs"), self, filepath.Join(self, "cgroup.procs")} {
+		if err := os.Chown(p, uid, uid); err != nil {
+			return nil, errors.Join(err, b.Close())
+		}
+	}
+	f, err := os.Open(self)
+	if err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
+	b.leaf = f
+	return b, nil
+}
+
+// Close removes it. The guard has ended.
+func (b *burrow) Close() error {
+	if b == nil {
+		return nil
+	}
+	b.leaf.Close() // nil is refused, no more
+	return errors.Join(os.Remove(filepath.Join(b.dir, "self")), os.Remove(b.dir))
+}
