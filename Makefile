@@ -6,7 +6,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -ldflags "$(LDFLAGS)"
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 
-.PHONY: help build setup test test-kernels attack lint generate demo bench e2e clean
+.PHONY: help build setup test test-kernels attack lint generate demo bench bench-guard e2e clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ demo: setup build ## Bundle, verify, install offline, govern a real agent, prove
 
 bench: build ## Run the benchmarks
 	$(AS_ROOT) $(GO) test -run '^$$' -bench . -benchmem ./...
+
+bench-guard: setup build ## Measure the guard beside the bare host, bubblewrap and runc; writes docs/bench-guard.md and .svg
+	@$(AS_ROOT) sh internal/tools/setup.sh bench
+	$(AS_ROOT) $(GO) run ./cmd/clawbox-bench guard
 
 e2e: setup ## Run the journey of a small release through the command line, with faults injected
 	$(AS_ROOT) $(GO) test -count=1 -timeout 30m -run TestJourney -v ./cmd/clawbox

@@ -2,15 +2,17 @@
 # Installs the Debian packages that a target needs, and only when one is missing.
 #   setup.sh            what the demo and the tests need
 #   setup.sh generate   what rebuilding the BPF objects needs
+#   setup.sh bench      the peers that the guard is measured beside
 #   setup.sh kernels    what the virtual machines of test-kernels need; QEMU and the kernels come by themselves
 set -eu
 
 case "${1:-run}" in
 run) want="build-essential ca-certificates iproute2 mmdebstrap nlohmann-json3-dev libstb-dev npm busybox-static" ;;
 generate) want="clang-14 llvm-14" ;;
+bench) want="bubblewrap busybox-static git runc" ;;
 kernels) want="bash busybox-static ca-certificates curl e2fsprogs findutils git iproute2 mount xfsprogs xz-utils zstd" ;;
 *)
-	echo "setup.sh: got '$1', want nothing, 'generate' or 'kernels'" >&2
+	echo "setup.sh: got '$1', want nothing, 'generate', 'bench' or 'kernels'" >&2
 	exit 2
 	;;
 esac
