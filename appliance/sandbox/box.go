@@ -239,18 +239,6 @@ func (b *Box) scope(s *Spec, exec []string) (guard.Scope, error) {
 	return sc, nil
 }
 
-// launch sends the Spec and returns once the program runs.
-func (p *launcher) launch(ctx context.Context, s *confine.Spec) error {
-	if err := confine.Send(p.spec, s); err != nil {
-		return err
-	}
-	got, err := p.spec.answer(ctx)
-	if err == nil && got != "" {
-		err = fmt.Errorf("launcher answered %q, want its end", got)
-	}
-	return err
-}
-
 // PID is the host's number for the sandbox's first process, the launcher.
 func (b *Box) PID() int { return b.p.cmd.Process.Pid }
 

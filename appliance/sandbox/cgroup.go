@@ -255,22 +255,6 @@ func (g *group) set(k knob) error {
 	return nil
 }
 
-// setIO bounds bytes per second to and from a block device; 0: not.
-// Source: the kernel's Documentation/admin-guide/cgroup-v2.rst, "io.max".
-func (g *group) setIO(device string, read, writes int64) error {
-	line := device
-	if read > 0 {
-		line += " rbps=" + strconv.FormatInt(read, 10)
-	}
-	if writes > 0 {
-		line += " wbps=" + strconv.FormatInt(writes, 10)
-	}
-	if err := write(filepath.Join(g.h.v2, g.path, "io.max"), line); err != nil {
-		return fmt.Errorf("limit io.max to %q: %w", line, err)
-	}
-	return nil
-}
-
 func write(file, value string) error {
 	f, err := os.OpenFile(file, os.O_WRONLY, 0) // never create: a typo must not succeed
 	if err != nil {
@@ -340,32 +324,6 @@ func (g *group) kill() error {
 	return g.killEach() // before Linux 5.14, or already gone
 }
 
-// freeze holds every process of the group still, or lets them go on, and
-// returns once it is so. The v2 node can, whatever controllers it has.
-func (g *group) freeze(on bool) error {
-	value := "0"
-	if on {
-		value = "1"
-	}
-	dir := filepath.Join(g.h.v2, g.path)
-	err := write(filepath.Join(dir, "cgroup.freeze"), value)
-	if !on && absent(err) {
-		return nil // it has ended meanwhile
-	}
-	if err != nil {
-		return fmt.Errorf("hold the agent still: %w", err)
-	}
-	for end := time.Now().Add(patience); ; time.Sleep(200 * time.Microsecond) {
-		got, err := field(filepath.Join(dir, "cgroup.events"), "frozen")
-		if err != nil || strconv.FormatInt(got, 10) == value {
-			return err
-		}
-		if time.Now().After(end) {
-			return fmt.Errorf("the agent did not stand still within %v", patience)
-		}
-	}
-}
-
 // absent says that a cgroup is not there: or no longer, when it was removed
 // between the opening of its file and the use of it (ENODEV).
 func absent(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
@@ -410,63 +368,4 @@ func rmdir(dir string, end time.Time) error {
 		}
 		time.Sleep(wait)
 	}
-}
-
-// Stats is what a sandbox uses at this moment.
-type Stats struct {
-	Tasks  int64         // processes and threads, the launcher's included
-	Memory int64         // bytes, page cache included
-	CPU    time.Duration // since the start
-}
-
-func (g *group) stats() (Stats, error) {
-	mem := "memory.current"
-	if g.h.v1["memory"] != "" {
-		mem = "memory.usage_in_bytes"
-	}
-	var s Stats
-	var err, errs error
-	s.Tasks, errs = number(g.file("pids", "pids.current"))
-	s.Memory, err = number(g.file("memory", mem))
-	errs = errors.Join(errs, err)
-	// cpu.stat's times exist in every v2 cgroup, with or without controller.
-	us, err := field(filepath.Join(g.h.v2, g.path, "cpu.stat"), "usage_usec")
-	s.CPU = time.Duration(us) * time.Microsecond
-	return s, errors.Join(errs, err)
-}
-
-// strikes counts how often a budget was hit since the start.
-type strikes struct{ tasks, memory int64 }
-
-func (g *group) strikes() (s strikes, err error) {
-	oom := "memory.events"
-	if g.h.v1["memory"] != "" {
-		oom = "memory.oom_control"
-	}
-	var e error
-	s.tasks, err = field(g.file("pids", "pids.events"), "max")
-	s.memory, e = field(g.file("memory", oom), "oom_kill")
-	return s, errors.Join(err, e)
-}
-
-func number(file string) (int64, error) {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return 0, err
-	}
-	return strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
-}
-
-// field reads the value behind key in a file of "key value" lines.
-func field(file, key string) (int64, error) {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(b)) {
-		if v, ok := strings.CutPrefix(line, key+" "); ok {
-			return strconv.ParseInt(strings.TrimSpace(v), 10, 64)
-		}
-	}
-	return 0, fmt.Errorf("%s has no line %q", file, key)
 }

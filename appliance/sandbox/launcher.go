@@ -234,3 +234,15 @@ func output(w io.Writer) io.Writer {
 	}
 	return plain{w}
 }
+
+// launch sends the Spec and returns once the program runs.
+func (p *launcher) launch(ctx context.Context, s *confine.Spec) error {
+	if err := confine.Send(p.spec, s); err != nil {
+		return err
+	}
+	got, err := p.spec.answer(ctx)
+	if err == nil && got != "" {
+		err = fmt.Errorf("launcher answered %q, want its end", got)
+	}
+	return err
+}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -56,6 +58,22 @@ func (b *Box) limitIO(p policies.Budgets) error {
 		return err
 	}
 	return b.g.setIO(dev, p.DiskRead, p.DiskWrite)
+}
+
+// setIO bounds bytes per second to and from a block device; 0: not.
+// Source: the kernel's Documentation/admin-guide/cgroup-v2.rst, "io.max".
+func (g *group) setIO(device string, read, writes int64) error {
+	line := device
+	if read > 0 {
+		line += " rbps=" + strconv.FormatInt(read, 10)
+	}
+	if writes > 0 {
+		line += " wbps=" + strconv.FormatInt(writes, 10)
+	}
+	if err := write(filepath.Join(g.h.v2, g.path, "io.max"), line); err != nil {
+		return fmt.Errorf("limit io.max to %q: %w", line, err)
+	}
+	return nil
 }
 
 // watched is a file system of the agent's that can become full.
