@@ -27,7 +27,8 @@ const Control = "control"
 // Message, the request with its path: which protocol is spoken there, whether
 // TLS is terminated, which credentials and budget there are. Among several
 // the strictest treatment governs: inspected before opaque, terminated before
-// clear, the longest path that matches. It does not say that r is allowed.
+// clear, the longest path that matches; and among equals one that allows the
+// message. It does not say that r is allowed.
 func (p *Policy) Endpoint(r Request) (HostRule, bool) {
 	if p == nil {
 		return HostRule{}, false
@@ -40,7 +41,16 @@ func (p *Policy) Endpoint(r Request) (HostRule, bool) {
 	if len(rules) == 0 {
 		return HostRule{}, false
 	}
-	return *slices.MinFunc(rules, func(a, b *HostRule) int { return cmp.Compare(treatment(a), treatment(b)) }), true
+	// Credentials and budget are those of the rule that lets the message pass.
+	rank := func(h *HostRule) (n int) {
+		if n = 2 * treatment(h); r.Message != nil && h.Protocol == r.Message.Protocol {
+			if _, ok := h.lets(r.Message); !ok {
+				n++
+			}
+		}
+		return n
+	}
+	return *slices.MinFunc(rules, func(a, b *HostRule) int { return cmp.Compare(rank(a), rank(b)) }), true
 }
 
 // treatment ranks rules, strictest first.
@@ -60,15 +70,7 @@ func treatment(h *HostRule) int {
 // on it: those that admit the connection, without the opaque ones where any
 // is inspected, and of these the ones with the most specific path.
 func (p *Policy) governing(d destination, m *Message) []*HostRule {
-	var rules []*HostRule
-	for _, h := range d.rules {
-		if p.admits(h, d) == "" {
-			rules = append(rules, h)
-		}
-	}
-	if slices.ContainsFunc(rules, func(h *HostRule) bool { return h.Inspected() }) {
-		rules = slices.DeleteFunc(rules, func(h *HostRule) bool { return !h.Inspected() })
-	}
+	rules := p.speaking(d)
 	if m == nil {
 		return rules
 	}
@@ -78,6 +80,35 @@ func (p *Policy) governing(d destination, m *Message) []*HostRule {
 		best = max(best, len(h.Path))
 	}
 	return slices.DeleteFunc(rules, func(h *HostRule) bool { return len(h.Path) < best })
+}
+
+// speaking gives the rules that admit the connection, without the opaque ones
+// where any is inspected.
+func (p *Policy) speaking(d destination) (rules []*HostRule) {
+	for _, h := range d.rules {
+		if p.admits(h, d) == "" {
+			rules = append(rules, h)
+		}
+	}
+	if slices.ContainsFunc(rules, func(h *HostRule) bool { return h.Inspected() }) {
+		rules = slices.DeleteFunc(rules, func(h *HostRule) bool { return !h.Inspected() })
+	}
+	return rules
+}
+
+// objection gives a rule with a more specific path than best, of which m's is
+// another spelling, and which does not allow m: servers could take the request
+// for one that this rule governs.
+func (p *Policy) objection(d destination, m *Message, best int) *HostRule {
+	for _, h := range p.speaking(d) {
+		if len(h.Path) <= best || h.scoped(m.Path) || !h.resembles(m.Path) {
+			continue
+		}
+		if _, ok := h.lets(m); !ok || h.Protocol != m.Protocol {
+			return h
+		}
+	}
+	return nil
 }
 
 func (h *HostRule) scoped(path string) bool { return h.Path == "" || narrow(h.Path, path, '/') }
@@ -105,6 +136,9 @@ func (p *Policy) decideCall(r Request) Decision {
 		if h.Inspected() && h.Protocol != m.Protocol {
 			return h.because(Deny, ReasonProtocol, "allow "+h.String())
 		}
+	}
+	if h := p.objection(d, m, len(rules[0].Path)); h != nil {
+		return h.because(Deny, ReasonCallUnlisted, "allow "+h.String())
 	}
 	return callAllowance(rules, m)
 }
@@ -166,7 +200,7 @@ func (m *Message) bare() bool {
 // that which governs.
 func (d destination) callDenial(m *Message) (*HostRule, *CallRule) {
 	for _, h := range d.rules {
-		if len(h.DenyCalls) == 0 || d.program != "" && !h.runs(d) || h.Path != "" && !widePath(h.Path, m.Path) {
+		if len(h.DenyCalls) == 0 || d.program != "" && !h.runs(d) || h.Path != "" && !deniesPath(h.Path, m.Path) {
 			continue
 		}
 		for j := range h.DenyCalls {
@@ -194,12 +228,13 @@ func (h *HostRule) lets(m *Message) (string, bool) {
 	if m.bare() {
 		return "", true
 	}
-	graph := h.GraphQL() && m.Frame == "text"
-	if graph && m.Operation == Control {
-		return "", true
+	// Many servers read operations out of binary messages too.
+	graph := h.GraphQL() && (m.Frame == "text" || m.Frame != "" && m.Operation != "")
+	if m.Operation == Control && m.Frame == "text" && slices.ContainsFunc(h.Calls, CallRule.graph) {
+		return "", true // it belongs to the operations that are allowed
 	}
 	for i := range h.Calls {
-		if graph && !h.Calls[i].graph() {
+		if graph && m.Operation != Control && !h.Calls[i].graph() {
 			continue // a rule for any text would let every operation through
 		}
 		if h.Calls[i].allows(m) {

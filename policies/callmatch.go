@@ -3,7 +3,6 @@ package policies
 import (
 	"encoding/json"
 	"fmt"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,7 +23,7 @@ func (c *CallRule) allowsHTTP(m *Message) bool {
 		return false
 	}
 	for k, patterns := range c.Query {
-		if !every(patterns, m.Query[k]) {
+		if len(m.Query[k]) == 0 || !everyValue(patterns, spelled(m.Query, k, false)) {
 			return false
 		}
 	}
@@ -58,8 +57,7 @@ func (c *CallRule) allowsRPC(m *Message) bool {
 		return false
 	}
 	for k, patterns := range c.Args {
-		values, whole := argument(m.Args, k)
-		if !whole || !every(patterns, values) {
+		if !single(m.Args, k) || !everyValue(patterns, leavesOf(m.Args, k)) {
 			return false
 		}
 	}
@@ -100,25 +98,15 @@ func (c *CallRule) denies(m *Message) bool {
 
 func (c *CallRule) deniesHTTP(m *Message) bool {
 	method := c.Method == "" || wide(c.Method, m.Method) || c.Method == "GET" && m.Method == "HEAD"
-	if !method || c.Path != "" && !widePath(c.Path, m.Path) {
+	if !method || c.Path != "" && !deniesPath(c.Path, m.Path) {
 		return false
 	}
 	for k, patterns := range c.Query {
-		if !any1(patterns, folded(m.Query, k)) {
+		if !any1(patterns, readings(spelled(m.Query, k, true))) {
 			return false
 		}
 	}
 	return true
-}
-
-// folded gives the values of a parameter in any case.
-func folded(q url.Values, key string) (out []string) {
-	for k, vs := range q {
-		if wide(key, k) {
-			out = append(out, vs...)
-		}
-	}
-	return out
 }
 
 func (c *CallRule) deniesGraph(m *Message) bool {
@@ -144,7 +132,7 @@ func (c *CallRule) deniesRPC(m *Message) bool {
 		return false
 	}
 	for k, patterns := range c.Args {
-		if !any1(patterns, leavesOf(m.Args, k)) {
+		if !any1(patterns, readings(leavesOf(m.Args, k))) {
 			return false
 		}
 	}
@@ -167,21 +155,17 @@ func any1(patterns, values []string) bool {
 	})
 }
 
-// argument gives the value at a dotted path as text. whole is false where
-// there is none, or where it is no single value: an allow rule speaks of
-// texts, numbers and booleans only.
-func argument(args map[string]any, path string) (values []string, whole bool) {
+// single says whether there is a single value at a dotted path: an allow rule
+// speaks of texts, numbers and booleans only.
+func single(args map[string]any, path string) bool {
 	at, ok := args[path]
 	if !ok {
 		head, rest, dotted := strings.Cut(path, ".")
 		inner, nested := args[head].(map[string]any)
-		if !dotted || !nested {
-			return nil, false
-		}
-		return argument(inner, rest)
+		return dotted && nested && single(inner, rest)
 	}
-	s, ok := text(at)
-	return []string{s}, ok
+	_, ok = text(at)
+	return ok
 }
 
 // leavesOf gives every single value at or below any reading of a dotted path,

@@ -32,7 +32,7 @@ func TestImportOpenShell(t *testing.T) {
 		{"protocols", []string{
 			`protocol: websocket, calls: [{method: GET, path: "/v1/realtime/**"}, {path: "/v1/realtime/**", frame: text}], denyCalls: [{path: "/v1/admin/**", frame: text}]}`,
 			`calls: [{rpc: initialize}, {rpc: notifications/initialized}, {tool: [search_web]}, {tool: [create_issue, list_issues]}, {tool: ["get_*"]}], denyCalls: [{tool: [send_email]}]}`,
-			"    - {host: open.example.com, ports: [443], binaries: [/usr/bin/node], protocol: mcp, access: full}",
+			"    - {host: open.example.com, ports: [443], binaries: [/usr/bin/node], protocol: mcp, calls: [{rpc: initialize}, {rpc: ping}, {rpc: \"notifications/*\"}, {rpc: tools/list}, {rpc: \"resources/*\"}, {rpc: \"prompts/*\"}, {rpc: completion/complete}, {rpc: logging/setLevel}, {rpc: \"tasks/*\"}, {rpc: tools/call}]}",
 			"host: some.example.com, ports: [443], binaries: [/usr/bin/node], protocol: mcp, calls: [{tool: [search]}, {rpc: initialize}",
 			"protocol: json-rpc, calls: [{rpc: reports.list}, {rpc: reports.search}], denyCalls: [{rpc: reports.delete}]}",
 			`protocol: tcp, allowedIPs: ["10.0.0.0/8", "192.168.1.7/32"]}`,
@@ -107,7 +107,7 @@ func TestImportCalls(t *testing.T) {
 		{"protocol: websocket, rules: [{allow: {method: GET, path: /g}}, {allow: {operation_type: query}}]", "calls: [{method: GET, path: /g}, {operation: query}]}"},
 		{"protocol: mcp, rules: [{allow: {tool: x}}]", ""},
 		{"protocol: mcp, rules: [{allow: {method: tools/*}}], deny_rules: [{method: tools/call, tool: x, path: /y}]", "calls: [{rpc: \"tools/*\"}], denyCalls: [{tool: [x]}]}"},
-		{"protocol: mcp, mcp: {allow_all_known_mcp_methods: true}, deny_rules: [{tool: 'x[0-9]'}]", "access: full, denyCalls: [{tool: [\"x*\"]}]}"},
+		{"protocol: mcp, mcp: {allow_all_known_mcp_methods: true}, deny_rules: [{tool: 'x[0-9]'}]", "{rpc: \"tasks/*\"}, {rpc: tools/call}], denyCalls: [{tool: [\"x*\"]}]}"},
 		{"protocol: json-rpc, rules: [{allow: {method: '*'}}]", "calls: [{rpc: \"*\"}]}"},
 		{"tls: skip, protocol: rest, access: full", ""},
 		{"protocol: rest, path: '/a[b]', access: full", ""},

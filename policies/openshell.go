@@ -26,6 +26,7 @@ type shell struct {
 	*decoder
 	covered []string // hosts that a middleware would have seen
 	spared  []string
+	dropped []*endpoint // left out, though they hold other endpoints in check
 }
 
 func (d *decoder) openShell(n *yaml.Node) {
@@ -50,6 +51,7 @@ func (d *decoder) openShell(n *yaml.Node) {
 	if lookup(n, "landlock") == nil {
 		s.bestEffort(nil)
 	}
+	s.checked()
 	s.programs()
 	d.note(Narrower, nil, "system calls and starting processes", "the profile default; processes count against the budget")
 	d.closedNotes()
@@ -200,6 +202,30 @@ func (s *shell) entry(name, n *yaml.Node) {
 	})
 }
 
+// checked refuses a policy where an endpoint with deny_rules or a path of its
+// own is left out and another one for the same host stays: what the first
+// kept from the second would be allowed.
+func (s *shell) checked() {
+	for _, e := range s.dropped {
+		for _, r := range s.p.Network.Allow {
+			if overlap(&e.rule, &r) {
+				s.fail(e.node, "an endpoint that can't be said here, beside "+r.String(), "an endpoint that the other one can do without",
+					"write its path and rules with * and ** only, or remove the other endpoint")
+				break
+			}
+		}
+	}
+}
+
+// overlap says whether two rules could name the same destination.
+func overlap(a, b *HostRule) bool {
+	if !slices.ContainsFunc(a.Ports, func(p int) bool { return slices.Contains(b.Ports, p) }) {
+		return false
+	}
+	x, y := a.Host, b.Host
+	return x == "" || y == "" || strings.Contains(x, "*") && strings.Contains(y, "*") || wide(x, y) || wide(y, x)
+}
+
 func (s *shell) binaries(n *yaml.Node) (out []string) {
 	s.list(n, "binaries", func(c *yaml.Node) {
 		path := ""
@@ -222,7 +248,13 @@ func (s *shell) binaries(n *yaml.Node) (out []string) {
 func (s *shell) endpoint(n *yaml.Node) []HostRule {
 	e := &endpoint{shell: s, node: n, rule: HostRule{Line: n.Line, file: s.file}}
 	e.read()
-	if len(s.errs) > 0 || !e.settle() {
+	if len(s.errs) > 0 {
+		return nil
+	}
+	if !e.settle() {
+		if p := lookup(n, "path"); e.deny != nil || p != nil && p.Value != "**" && p.Value != "/**" {
+			s.dropped = append(s.dropped, e)
+		}
 		return nil
 	}
 	if e.rule.Host != "" {

@@ -227,12 +227,14 @@ func (e *endpoint) settleMCP() {
 	if r.Protocol != "mcp" || !e.all {
 		return
 	}
+	all := known
 	if !slices.ContainsFunc(r.Calls, CallRule.tools) {
-		r.Access, r.Calls = "full", nil
-		return
+		all = append(slices.Clone(known), toolCall)
 	}
-	for _, k := range known {
-		r.Calls = append(r.Calls, CallRule{RPC: k, Line: e.node.Line})
+	for _, k := range all {
+		if !slices.ContainsFunc(r.Calls, func(c CallRule) bool { return c.RPC == k }) {
+			r.Calls = append(r.Calls, CallRule{RPC: k, Line: e.node.Line})
+		}
 	}
-	e.note(Narrower, e.node, "allow_all_known_mcp_methods beside rules for tools", "the methods of the MCP specification; further ones must be listed")
+	e.note(Same, e.node, "allow_all_known_mcp_methods", "the methods of the MCP specification; further ones must be listed")
 }

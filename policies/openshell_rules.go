@@ -136,9 +136,17 @@ func (x *call) websocket() []CallRule {
 	return x.also(shake, frames)
 }
 
+// rpc reads the method as a pattern of ours.
+func (x *call) rpc() string {
+	if n := lookup(x.node, "method"); n != nil && strings.ContainsAny(x.method, `[]{}\`) {
+		return x.foreign(n, x.method, "method")
+	}
+	return x.method
+}
+
 func (x *call) mcp() []CallRule {
 	x.kill("only method, tool and params.name mean anything for mcp", !x.deny && (x.graph() || x.Path != "" || len(x.Query) > 0))
-	c := CallRule{RPC: x.method, Tool: x.Tool, Line: x.Line}
+	c := CallRule{RPC: x.rpc(), Tool: x.Tool, Line: x.Line}
 	x.kill("a rule without method needs allow_all_known_mcp_methods", c.RPC == "" && !x.all && !(x.deny && c.tools()))
 	if c.tools() {
 		x.kill("a tool belongs to tools/call", c.RPC != "" && !wide(c.RPC, toolCall))
@@ -155,7 +163,7 @@ func (x *call) mcp() []CallRule {
 func (x *call) jsonRPC() []CallRule {
 	x.kill("a rule without method matches nothing", x.method == "")
 	x.kill("only method means anything for json-rpc", !x.deny && (x.graph() || x.tools() || x.Path != "" || len(x.Query) > 0))
-	return []CallRule{{RPC: x.method, Line: x.Line}}
+	return []CallRule{{RPC: x.rpc(), Line: x.Line}}
 }
 
 // one reads one pattern, in our language.

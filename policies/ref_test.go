@@ -287,10 +287,24 @@ func refCall(p *Policy, r Request) Verdict {
 		}
 		ok = ok || refLets(a, m)
 	}
+	for _, a := range admit { // a longer path in another spelling
+		if len(judged) == 0 || !a.Inspected() || len(a.Path) <= longest || refGlob(a.Path, m.Path, '/') || !refResembles(a.Path, m.Path) {
+			continue
+		}
+		ok = ok && a.Protocol == m.Protocol && refLets(a, m)
+	}
 	if ok {
 		return Allow
 	}
 	return Deny
+}
+
+// refResembles: case and a final slash do not count, and "/a/**" is also "/a".
+func refResembles(pattern, path string) bool {
+	path = "/" + strings.Trim(strings.ToLower(path), "/")
+	pattern = strings.ToLower(pattern)
+	folder, below := strings.CutSuffix(pattern, "/**")
+	return refGlob("/"+strings.Trim(pattern, "/"), path, '/') || below && folder == path
 }
 
 func refMessage(m *Message) bool {
@@ -335,12 +349,15 @@ func refLets(a HostRule, m *Message) bool {
 	for _, c := range slices.Concat(a.Calls, a.DenyCalls) {
 		graph = graph || a.Protocol == "websocket" && (c.Operation != "" || c.OperationName != "" || len(c.Fields) > 0)
 	}
-	if graph && m.Frame == "text" && m.Operation == "control" {
+	graph = graph && (m.Frame == "text" || m.Frame != "" && m.Operation != "")
+	control := m.Operation == "control"
+	named := func(c CallRule) bool { return c.Operation != "" || c.OperationName != "" || len(c.Fields) > 0 }
+	if a.Protocol == "websocket" && control && m.Frame == "text" && slices.ContainsFunc(a.Calls, named) {
 		return true
 	}
 	return slices.ContainsFunc(a.Calls, func(c CallRule) bool {
 		isGraph := c.Operation != "" || c.OperationName != "" || len(c.Fields) > 0
-		return (!graph || m.Frame != "text" || isGraph) && refAllows(c, m)
+		return (!graph || control || isGraph) && refAllows(c, m)
 	})
 }
 
@@ -359,7 +376,13 @@ func refAllows(c CallRule, m *Message) bool {
 	ok := c.Method == "" || c.Method == "*" || c.Method == m.Method || c.Method == "GET" && m.Method == "HEAD"
 	ok = ok && (c.Path == "" || refGlob(c.Path, m.Path, '/'))
 	for k, ps := range c.Query {
-		ok = ok && all(ps, m.Query[k])
+		var vs []string
+		for q, v := range m.Query {
+			if strings.EqualFold(k, q) {
+				vs = append(vs, v...)
+			}
+		}
+		ok = ok && len(m.Query[k]) > 0 && all(ps, vs)
 	}
 	ok = ok && (c.Operation == "" || real && (c.Operation == "*" || c.Operation == m.Operation))
 	ok = ok && (c.OperationName == "" || real && refGlob(c.OperationName, m.OperationName, 0))

@@ -53,6 +53,11 @@ func (d *decoder) shortRule(n *yaml.Node, v Verdict) (r HostRule) {
 		return r
 	}
 	host, port, found := splitPort(s)
+	if i := max(strings.LastIndexByte(s, ':'), 0); !found && decimal.MatchString(s[i+1:]) && unbracketed(s[:i]) {
+		d.fail(n, quote(s)+", which is an address to one reader and an address with a port to another", "brackets around an IPv6 address that could end in a port",
+			"write \"["+s[:i]+"]:"+s[i+1:]+"\" or \"["+s+"]\"")
+		return r
+	}
 	if found {
 		p, err := strconv.Atoi(port)
 		if err != nil || p < 1 || p > 65535 || strconv.Itoa(p) != port {
@@ -63,6 +68,12 @@ func (d *decoder) shortRule(n *yaml.Node, v Verdict) (r HostRule) {
 	}
 	r.Host = d.host(n, host, v)
 	return r
+}
+
+// unbracketed says whether s is an IPv6 address without brackets.
+func unbracketed(s string) bool {
+	a, ok := isAddr(s)
+	return ok && a.Is6()
 }
 
 // splitPort cuts the port off, unless the colons belong to an IPv6 address.
