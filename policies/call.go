@@ -20,7 +20,8 @@ func (h *HostRule) GraphQL() bool {
 }
 
 // Control is the Operation of a message that keeps a GraphQL WebSocket alive
-// and asks for nothing: connection_init, ping, pong, complete.
+// and asks for nothing: connection_init, ping, pong, complete, and stop and
+// connection_terminate of the older protocol.
 const Control = "control"
 
 // Endpoint gives the allow rule that governs a connection or, where r has a

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"mime"
 	"net/http"
 	"slices"
 	"strings"
@@ -43,7 +44,7 @@ func (q *request) graphql() *Refusal {
 	if bad != nil {
 		return bad
 	}
-	if strings.HasPrefix(strings.ToLower(q.in.Header.Get("Content-Type")), "application/graphql") && !strings.Contains(strings.ToLower(q.in.Header.Get("Content-Type")), "json") {
+	if t, _, _ := mime.ParseMediaType(q.in.Header.Get("Content-Type")); t == "application/graphql" {
 		return q.operations(gqlCall{query: string(b)})
 	}
 	calls, err := readGraphQL(b)

@@ -17,8 +17,9 @@ const (
 	single           // passes, but once only
 )
 
-// treatments is keyed by canonical names with hyphens; an underscore counts
-// as a hyphen, as it does for servers that make variables of headers.
+// treatments is keyed by canonical names with hyphens; whatever is no letter
+// and no digit counts as a hyphen, as it does for servers that make variables
+// of headers.
 var treatments = map[string]treatment{
 	// Hop by hop: RFC 9110, 7.6.1, and its forerunners.
 	"Connection": drop, "Keep-Alive": drop, "Proxy-Connection": drop, "Te": drop, "Trailer": drop, "Transfer-Encoding": drop, "Upgrade": drop,
@@ -45,12 +46,12 @@ var options = []string{"close", "keep-alive", "upgrade", "te", "trailer", "proxy
 func cleanHeader(in http.Header) (http.Header, *Refusal) {
 	out := make(http.Header, len(in))
 	for name, vals := range in {
-		key := http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
+		key := http.CanonicalHeaderKey(strings.Map(hyphen, name))
 		t := treatments[key]
 		switch {
 		case !token(name) || slices.ContainsFunc(vals, func(v string) bool { return !fieldValue(v) }):
 			return nil, refuse(BadHeader, "send name: value", "header %.40q is not well formed", name)
-		case t != pass && strings.Contains(name, "_"):
+		case t != pass && key != http.CanonicalHeaderKey(name):
 			return nil, refuse(BadHeader, "write "+key, "some servers read header %q as %s", name, key)
 		case t == reject:
 			return nil, refuse(BadHeader, "send the method and the path themselves", "header %s lets a server take this request for another", name)
@@ -61,6 +62,13 @@ func cleanHeader(in http.Header) (http.Header, *Refusal) {
 		}
 	}
 	return out, nil
+}
+
+func hyphen(r rune) rune {
+	if r|0x20 >= 'a' && r|0x20 <= 'z' || r >= '0' && r <= '9' {
+		return r
+	}
+	return '-'
 }
 
 // checkHop checks the headers that cleanHeader drops, in what they say about

@@ -142,10 +142,10 @@ func (t target) url() (*url.URL, error) {
 	return u, nil
 }
 
-// plain is HTTP alone: one message, the body untouched.
+// plain is HTTP alone: one message, two for COPY and MOVE, the body untouched.
 func (q *request) plain() *Refusal {
 	q.msgs = []policies.Message{q.base}
-	return nil
+	return q.destination()
 }
 
 // add appends a message with what all of the request's messages share.

@@ -87,6 +87,9 @@ func (d *jsonReader) object(depth int) (any, error) {
 			return nil, err
 		}
 		k := t.(string)
+		if strings.Contains(k, "\x00") { // where text ends, for servers in C
+			return nil, fmt.Errorf("a NUL character in key %.40q", k)
+		}
 		if was, twice := seen[fold(k)]; twice {
 			return nil, fmt.Errorf("keys %.40q and %.40q in one object", was, k)
 		}

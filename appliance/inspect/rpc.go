@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"unicode"
 
 	"github.com/clawbox/clawbox/policies"
 )
@@ -99,6 +100,9 @@ func readCall(o object, mcp bool) (m policies.Message, id json.RawMessage, err e
 	}
 	if m.RPC, call = v.(string); !call || m.RPC == "" || strings.HasPrefix(m.RPC, "rpc.") {
 		return m, nil, fmt.Errorf(`"method": %.40v, want a name that does not begin with "rpc."`, v)
+	}
+	if strings.ContainsFunc(m.RPC, func(r rune) bool { return r == ' ' || !unicode.IsPrint(r) }) {
+		return m, nil, fmt.Errorf("method %.40q, with characters that no method has", m.RPC)
 	}
 	switch p := o["params"].(type) {
 	case nil, object, []any:

@@ -291,6 +291,9 @@ func readText(base policies.Message, text bool, b []byte) ([]policies.Message, *
 	}
 	payload, ok := subscription(v)
 	if !ok {
+		if text && lifecycle(v) {
+			m.Operation = policies.Control
+		}
 		return []policies.Message{m}, nil
 	}
 	c, err := readGraphQLCall(payload)
@@ -303,6 +306,26 @@ func readText(base policies.Message, text bool, b []byte) ([]policies.Message, *
 	}
 	m.Operation, m.OperationName, m.Fields = g.Operation, g.OperationName, g.Fields
 	return []policies.Message{m}, nil
+}
+
+// lifecycle says whether a message only opens, keeps alive or ends what
+// subscriptions need, in graphql-transport-ws or graphql-ws. Nothing that could
+// be a request may stand beside its type, spelled as the protocols do.
+func lifecycle(v any) bool {
+	o, _ := v.(object)
+	if known(o, true, "type", "id", "payload") != nil {
+		return false
+	}
+	switch o["type"] {
+	case "connection_init", "ping", "pong", "complete", "stop", "connection_terminate":
+	default:
+		return false
+	}
+	payload, ok := o["payload"].(object)
+	for k := range payload {
+		ok = ok && fold(k) != "query"
+	}
+	return ok || o["payload"] == nil
 }
 
 // looksJSON says whether some reader could take a message for a JSON object.
