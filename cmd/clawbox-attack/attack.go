@@ -123,7 +123,7 @@ func all() []attack {
 		theme   string
 		attacks []attack
 	}{
-		{"paths", paths}, {"exec", execs}, {"kernel", kernelCalls}, {"network", network}, {"load", loads}, {"operator", operators},
+		{"paths", paths}, {"exec", execs}, {"kernel", kernelCalls}, {"network", network}, {"messages", messages}, {"load", loads}, {"operator", operators},
 	} {
 		for _, a := range t.attacks {
 			a.theme = t.theme

@@ -114,7 +114,7 @@ func TestRecordMatches(t *testing.T) {
 
 // The policies of the suite are policies.
 func TestPolicies(t *testing.T) {
-	for name, text := range map[string]string{prey: preyPolicy, other: otherPolicy, waiter: waiterPolicy} {
+	for name, text := range map[string]string{prey: preyPolicy, other: otherPolicy, waiter: waiterPolicy, lone: lonePolicy} {
 		if _, err := policies.Parse(name+".yaml", []byte(text)); err != nil {
 			t.Error(err)
 		}

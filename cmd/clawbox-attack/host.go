@@ -27,11 +27,13 @@ import (
 )
 
 // The agents: prey runs the attacks, other is the neighbour whose data they
-// want, waiter's connections are held.
+// want, waiter's connections are held, lone
+// may start no process.
 const (
 	prey   = "prey"
 	other  = "other"
 	waiter = "waiter"
+	lone   = "lone"
 )
 
 // host is the installed appliance that is attacked.
@@ -110,7 +112,7 @@ func (h *host) files() error {
 		return err
 	}
 	for name, text := range map[string]string{
-		"recipe.yaml": recipe(h.opts.dist), "answers.yaml": answers, prey + ".yaml": preyPolicy, other + ".yaml": otherPolicy, waiter + ".yaml": waiterPolicy,
+		"recipe.yaml": recipe(h.opts.dist), "answers.yaml": answers, prey + ".yaml": preyPolicy, other + ".yaml": otherPolicy, waiter + ".yaml": waiterPolicy, lone + ".yaml": lonePolicy,
 	} {
 		if err := os.WriteFile(h.at(name), []byte(text), 0o644); err != nil {
 			return err
@@ -231,9 +233,9 @@ func (h *host) serve() error {
 	}
 }
 
-// agents launches the three agents and learns what attacks aim at.
+// agents launches the agents and learns what attacks aim at.
 func (h *host) agents() error {
-	for _, name := range []string{prey, other, waiter} {
+	for _, name := range []string{prey, other, waiter, lone} {
 		if err := h.launch(name); err != nil {
 			return fmt.Errorf("%w\n%s", err, h.log.Bytes())
 		}
@@ -252,9 +254,21 @@ func (h *host) agents() error {
 	}
 	h.words = strings.NewReplacer(
 		"$HOST", h.at("host"), "$DAEMON", fmt.Sprint(h.daemon.Process.Pid), "$OTHERPID", fmt.Sprint(st.PID),
-		"$PRIVATE", private, "$ECH", echList, "$REGISTRY", registryAddr,
+		"$SERVICES", h.services(), "$PRIVATE", private, "$ECH", echList, "$REGISTRY", registryAddr,
 	)
 	return nil
+}
+
+// services are the host's process ids of the appliance's own processes.
+func (h *host) services() string {
+	ids := fmt.Sprint(h.daemon.Process.Pid)
+	st, err := h.client.Status(h.ctx)
+	for _, s := range st.Services {
+		if err == nil && s.PID > 0 {
+			ids += fmt.Sprint(" ", s.PID)
+		}
+	}
+	return ids
 }
 
 // find gives the path of a file of an agent on the host.
@@ -269,6 +283,21 @@ func (h *host) find(name string) (found string, err error) {
 		found = h.at("host/var/lib/clawbox/agents", other, name)
 	}
 	return found, err
+}
+
+// usage adds up what an agent's files take of the host's disk.
+func (h *host) usage(agent string) (n int64, err error) {
+	err = filepath.WalkDir(h.at("host/var/lib/clawbox/agents", agent), func(_ string, d os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		st, err := d.Info()
+		if err == nil && d.Type().IsRegular() {
+			n += st.Sys().(*syscall.Stat_t).Blocks * 512
+		}
+		return nil
+	})
+	return n, err
 }
 
 func (h *host) launch(name string) error {
@@ -299,9 +328,13 @@ func (h *host) ready(agent string) (int64, error) {
 }
 
 func (h *host) expand(args []string) []string {
-	out := make([]string, len(args))
-	for i, a := range args {
-		out[i] = h.words.Replace(a)
+	var out []string
+	for _, a := range args {
+		if a == "$SERVICES" { // several arguments
+			out = append(out, strings.Fields(h.words.Replace(a))...)
+			continue
+		}
+		out = append(out, h.words.Replace(a))
 	}
 	return out
 }

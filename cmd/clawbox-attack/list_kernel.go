@@ -42,12 +42,15 @@ var kernelCalls = []attack{
 	{name: "memfd-secret", tries: "hide memory from the kernel", args: []string{"memfd-secret"}, want: errno("EPERM"), records: []record{refused("memfd_secret")}, control: unless("ENOSYS")},
 	{name: "fanotify", tries: "watch and hold other's file accesses", args: []string{"fanotify"}, want: errno("EPERM"), records: []record{refused("fanotify_init")}, control: unless("ENOSYS")},
 	{name: "swap", tries: "add swap space", args: []string{"swap"}, want: errno("EPERM"), records: []record{refused("swapon")}, control: unless("ENOSYS")},
+	{name: "spawn", tries: "start a process where the policy lets it have one only", agent: lone, args: []string{"clone-user"}, want: errno("EPERM"), records: []record{refused("clone")}},
+	{name: "strict-calls", tries: "netlink and System V memory under the strict profile", agent: lone, args: []string{"socket", "nl-route"}, want: errno("EPERM"), records: []record{refused("socket")}},
 	{
 		name: "x32", tries: "call by another ABI's numbers", args: []string{"x32"}, want: want{killed: true, errnos: []string{"SIGSYS", "EPERM", "ENOSYS"}},
 		records: []record{{Kind: "kernel"}}, control: unless("ENOSYS"),
 	},
 	{name: "kill-daemon", tries: "kill the appliance that governs it", args: []string{"kill", "$DAEMON", "1"}, want: errno("ESRCH", "EPERM"), records: []record{refused("kill")}, control: uncontrolled("the control has a process namespace of its own, and would end this run")},
 	{name: "stop-daemon", tries: "stop it, so that nothing is recorded", args: []string{"stop", "$DAEMON"}, want: errno("ESRCH", "EPERM"), records: []record{refused("kill")}, control: uncontrolled("as above")},
+	{name: "kill-services", tries: "kill the guard, the ledger and the other services", args: []string{"kill", "$SERVICES"}, want: errno("ESRCH", "EPERM"), records: []record{refused("kill")}, control: uncontrolled("as above")},
 	{name: "kill-neighbour", tries: "kill another agent", args: []string{"kill", "$OTHERPID"}, want: errno("ESRCH", "EPERM"), records: []record{refused("kill")}, control: uncontrolled("as above")},
 	{name: "kill-launcher", tries: "signal the launcher and the agent's own first process", args: []string{"signal-any", "1", "2"}, want: errno("ESRCH", "EPERM"), records: []record{refused("kill")}, control: uncontrolled("as above")},
 }

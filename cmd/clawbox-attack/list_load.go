@@ -11,5 +11,6 @@ var loads = []attack{
 	{name: "inodes-disk", tries: "300,000 files in the workspace", args: []string{"inodes", "/workspace", "300000"}, want: errno("ENOSPC", "EDQUOT"), records: []record{{Kind: "lifecycle", Reason: "budget."}}, control: uncontrolled("it takes minutes")},
 	{name: "descriptors", tries: "open 5,000 files", args: []string{"descriptors", "5000"}, want: errno("EMFILE"), silent: "a limit of the process itself, which it may also read"},
 	{name: "spin", tries: "two processors' time from half a one", args: []string{"spin"}, want: errno("EAGAIN"), silent: "slower is no refusal", control: uncontrolled("how much time there is depends on who else runs")},
+	{name: "deep-tree", tries: "folders deeper than a path can name", args: []string{"deep", "/workspace", "100000"}, want: errno("ENOSPC", "EDQUOT"), records: []record{{Kind: "lifecycle", Reason: "budget."}}, control: uncontrolled("it takes minutes")},
 	{name: "refusal-flood", tries: "fill the guard's queue, then try something", args: []string{"refusals", "/secret/flag", "100000"}, want: errno("EACCES"), records: []record{file("/secret/noise"), file("/secret/flag")}},
 }

@@ -47,3 +47,15 @@ var network = []attack{
 	{name: "other-model", tries: "a model that it was not given", args: []string{"infer", "gpt-5"}, want: says(`40[034]|503`), records: []record{{Kind: "model"}}, control: uncontrolled("there is no router outside")},
 	{name: "engine-direct", tries: "the model engine past the router", args: []string{"tcp", "127.0.0.1:11434", "127.0.0.1:11435"}, want: says(`403.*net\.`), records: []record{way("127.0.0.1")}, control: uncontrolled("this release has no engine")},
 }
+
+// messages are attacks on rules that judge each message of a connection.
+var messages = []attack{
+	{name: "http-method", tries: "POST where GET is allowed", args: []string{"raw-http", "api-post"}, want: says(`403.*call\.`), records: []record{{Reason: "call.", Host: "api.example"}}},
+	{name: "http-path", tries: "a path that is not allowed", args: []string{"raw-http", "api-path", "api-fragment"}, want: says(`40[03]`), records: []record{{Host: "api.example"}}},
+	{name: "path-tricks", tries: "dots, encodings, slashes, NUL, overlong UTF-8", args: []string{"raw-http", "api-dots", "api-encoded", "api-slash", "api-backslash", "api-semicolon", "api-nul", "api-double", "api-overlong"}, want: says(`40[03]`), records: []record{{Host: "api.example"}}},
+	{name: "header-override", tries: "another method and path by header", args: []string{"raw-http", "api-override"}, want: says(`.`), records: []record{{Host: "api.example"}}},
+	{name: "second-call", tries: "an unlisted call behind a listed one", args: []string{"raw-http", "api-second", "api-smuggled"}, want: says(`40[03]`), records: []record{{Host: "api.example"}}},
+	{name: "mcp-tool", tries: "a tool that is not listed, five spellings", args: []string{"raw-http", "mcp-tool", "mcp-batch", "mcp-twice", "mcp-escaped", "mcp-case", "mcp-behind"}, want: says(`40[03]`), records: []record{{Host: "tools.example"}}},
+	{name: "other-binary", tries: "a host that is another program's", args: []string{"tcp", "bound.example:80"}, want: says(`403.*net\.binary`), records: []record{{Kind: "connect", Reason: "net.binary", Host: "bound.example"}}},
+	{name: "rate", tries: "more connections than the rule's budget", args: []string{"repeat", "slow.example:80", "8"}, want: says(`request [2-7]: .*(429|403|503|EOF|reset)`), records: []record{{Kind: "connect", Host: "slow.example"}}},
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/clawbox/clawbox/appliance/control"
@@ -17,6 +18,10 @@ var operators = []attack{
 	{name: "approval-replay", tries: "use an answer twice", agent: waiter, drive: replay, records: []record{{Kind: "approval", Verdict: "allowed", Host: "allowed.example"}}},
 	{name: "approval-swap", tries: "have an answer taken for another question", agent: waiter, drive: swapDigest, records: []record{{Kind: "connect", Verdict: "held", Host: "allowed.example"}}},
 	{name: "approval-over-deny", tries: "have a denied host held and approved", agent: waiter, drive: overDeny, records: []record{{Host: "evil.example"}}},
+	{name: "pinned-content", tries: "run a program with other content than the policy pins", agent: other, drive: pinned, records: []record{}, silent: "the start is refused to the operator who asks for it"},
+	{name: "log-flood", tries: "fill the host's disk by output", agent: other, drive: logFlood, silent: "the log is bounded, nothing is refused"},
+	{name: "guard-killed", tries: "run something while the guard is dead", drive: serviceKilled("guard", "exec", "/bin/other"), records: []record{{Kind: "service", Verdict: "", Detail: "guard"}}},
+	{name: "egress-killed", tries: "connect while the way out is dead", drive: serviceKilled("egress", "tcp", publicAddr+":80"), records: []record{{Kind: "service", Detail: "egress"}}},
 	{name: "approval-flood", tries: "bury the operator in questions", agent: waiter, drive: questions, records: []record{{Kind: "connect", Verdict: "held"}}},
 }
 
@@ -161,4 +166,112 @@ func questions(h *host) error {
 		return errors.New("nothing was held, so the attack proves nothing")
 	}
 	return nil
+}
+
+// pinned launches an agent whose policy pins a program to a content that it has
+// not.
+func pinned(h *host) error {
+	src := strings.Replace(otherPolicy, "exec: [/bin/busybox,", `exec: [{path: /bin/busybox, sha256: "`+strings.Repeat("0", 64)+`"},`, 1)
+	_, err := h.client.Launch(h.ctx, control.LaunchRequest{
+		Name: "pinned", Image: "attack:0.1.0", Policy: "pinned.yaml", Source: []byte(src), Command: []string{"/bin/busybox", "sleep", "100"},
+	})
+	if err == nil {
+		return errors.New("it was launched")
+	}
+	if !strings.Contains(err.Error(), strings.Repeat("0", 64)) {
+		return fmt.Errorf("it was refused for another reason: %w", err)
+	}
+	return nil
+}
+
+// logFlood lets an agent write 300 MiB to its output.
+func logFlood(h *host) error {
+	const name = "shouter"
+	_, err := h.client.Launch(h.ctx, control.LaunchRequest{
+		Name: name, Image: "attack:0.1.0", Policy: "other.yaml", Source: []byte(otherPolicy), Command: []string{"/bin/attack", "shout", "300"},
+	})
+	if err != nil {
+		return err
+	}
+	defer h.client.Remove(h.ctx, name)
+	for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		st, err := h.client.Agent(h.ctx, name)
+		if err != nil {
+			return err
+		}
+		if st.State != "running" {
+			break
+		}
+		if time.Now().After(end) {
+			return h.client.Stop(h.ctx, name, control.StopRequest{})
+		}
+	}
+	n, err := h.usage(name)
+	if err != nil || n > 64<<20 {
+		return fmt.Errorf("its log takes %d MiB of the host's disk (%v)", n>>20, err)
+	}
+	if n == 0 {
+		return errors.New("there is no log, so the attack proves nothing")
+	}
+	return nil
+}
+
+// serviceKilled kills a service from outside, as a bug in it would, and tries
+// the attack until the appliance is whole again.
+func serviceKilled(service string, args ...string) func(*host) error {
+	return func(h *host) error {
+		before, err := h.service(service)
+		if err != nil {
+			return err
+		}
+		if err := syscall.Kill(before.PID, syscall.SIGKILL); err != nil {
+			return err
+		}
+		mark := fmt.Sprintf("leak%d", h.next())
+		for end := time.Now().Add(30 * time.Second); ; {
+			if o := h.inside(prey, mark, args); o.OK || h.saw(mark) {
+				return fmt.Errorf("the attack succeeded: %s", o)
+			}
+			if now, err := h.service(service); err == nil && now.PID > 0 && now.PID != before.PID {
+				return h.whole()
+			}
+			if time.Now().After(end) {
+				return errors.New("the service did not come back in 30 s")
+			}
+		}
+	}
+}
+
+// service asks how one of the appliance's own processes is.
+func (h *host) service(name string) (control.ServiceStatus, error) {
+	st, err := h.client.Status(h.ctx)
+	if err != nil {
+		return control.ServiceStatus{}, err
+	}
+	for _, s := range st.Services {
+		if s.Name == name {
+			return s, nil
+		}
+	}
+	return control.ServiceStatus{}, fmt.Errorf("there is no service %s", name)
+}
+
+// whole waits until the appliance takes work again, and starts what it stopped.
+func (h *host) whole() error {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		st, err := h.client.Status(h.ctx)
+		if err == nil && st.Error == "" {
+			for _, name := range []string{prey, other, waiter, lone} {
+				if _, rerr := h.ready(name); rerr != nil {
+					err = rerr
+				}
+			}
+			if err == nil {
+				return nil
+			}
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("the appliance takes no work: %q, %w", st.Error, err)
+		}
+	}
 }

@@ -40,6 +40,10 @@ network:
   default: deny
   allow:
     - {host: allowed.example, ports: [80, 443]}
+    - {host: api.example, ports: [80], protocol: http, inspect: false, calls: [{method: GET, path: "/public/**"}]}
+    - {host: tools.example, ports: [80], protocol: mcp, inspect: false, calls: [{rpc: initialize}, {tool: [search]}]}
+    - {host: bound.example, ports: [80], binaries: [/bin/busybox]}
+    - {host: slow.example, ports: [80], budget: {perMinute: 3}}
     - {host: inner.example, ports: [80]}
     - {host: meta.example, ports: [80]}
     - {host: zero.example, ports: [5918]}
@@ -71,5 +75,14 @@ metadata: {name: waiter}
 filesystem: {read: [/bin, /etc, /proc, /dev], write: [/workspace, /tmp], workdir: /workspace}
 process: {exec: [/bin/busybox, /bin/sh, /bin/attack], spawn: true, seccomp: default}
 network: {default: hold, deny: [{domain: evil.example}]}
+budgets: {processes: 32, memory: 64MiB, wallTime: 2h}
+`
+
+// lonePolicy is for a program that starts no other: the profile strict.
+const lonePolicy = `apiVersion: clawbox.io/v1
+kind: AgentPolicy
+metadata: {name: lone}
+filesystem: {read: [/bin, /etc, /proc, /dev], write: [/workspace, /tmp], workdir: /workspace}
+process: {exec: [/bin/busybox, /bin/sh, /bin/attack], spawn: false, seccomp: strict}
 budgets: {processes: 32, memory: 64MiB, wallTime: 2h}
 `

@@ -16,6 +16,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"sync"
@@ -43,6 +44,10 @@ var zone = map[string][]string{
 	"allowed.example.": {publicAddr},
 	"denied.example.":  {publicAddr},
 	"evil.example.":    {publicAddr},
+	"api.example.":     {publicAddr},
+	"tools.example.":   {publicAddr},
+	"bound.example.":   {publicAddr},
+	"slow.example.":    {publicAddr},
 	"inner.example.":   {vendorAddr},
 	"meta.example.":    {metadataAddr},
 	"local.example.":   {"127.0.0.1"},
@@ -234,8 +239,8 @@ func (v *vendor) web(c net.Conn) {
 			return
 		}
 		body, _ := io.ReadAll(r.Body)
-		whole := append([]byte(r.Host+" "+r.RequestURI+" "), body...)
-		if r.Host != "allowed.example" || strings.Contains(r.RequestURI, "leak") || ambiguous(r) {
+		whole := append([]byte(r.Host+" "+r.RequestURI+" "+r.Header.Get("X-Original-URL")+" "), body...)
+		if !harmless(r, body) || ambiguous(r) {
 			v.seen(whole)
 		} else {
 			whole = []byte("allowed")
@@ -243,6 +248,21 @@ func (v *vendor) web(c net.Conn) {
 		fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\nVENDOR %s", len(whole)+7, whole)
 		raw.Reset()
 	}
+}
+
+// harmless says whether the policy lets the agent send this request.
+func harmless(r *http.Request, body []byte) bool {
+	switch r.Host {
+	case "allowed.example":
+		return !strings.Contains(r.RequestURI, "leak")
+	case "api.example":
+		plain, err := url.PathUnescape(r.RequestURI)
+		return err == nil && r.Method == http.MethodGet && strings.HasPrefix(plain, "/public/") && !strings.Contains(plain, "..") &&
+			r.Header.Get("X-Original-URL") == ""
+	case "tools.example":
+		return !bytes.Contains(body, []byte("elete_all"))
+	}
+	return false
 }
 
 // ambiguous says whether another parser could see more than one request.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 )
@@ -20,13 +21,13 @@ const (
 )
 
 var _ = register(map[string]func([]string) error{
-	"raw-http":     func(a []string) error { return rawHTTP(a) },
-	"sni":          func(a []string) error { return handshake(a[0], a[1], nil) },
-	"ech":          func(a []string) error { return hidden(a[0]) },
-	"sni-split":    func([]string) error { return split() },
-	"infer":        func(a []string) error { return infer(a[0]) },
-	"fetch":        func(a []string) error { return fetch(a) },
-	"fetch-status": func(a []string) error { return fetch(a) },
+	"raw-http":  func(a []string) error { return rawHTTP(a) },
+	"sni":       func(a []string) error { return handshake(a[0], a[1], nil) },
+	"ech":       func(a []string) error { return hidden(a[0]) },
+	"sni-split": func([]string) error { return split() },
+	"infer":     func(a []string) error { return infer(a[0]) },
+	"fetch":     func(a []string) error { return fetch(a) },
+	"repeat":    func(a []string) error { return repeat(a[0], atoi(a[1])) },
 })
 
 // requests are what is sent to port 80 of the allowed host. MARK stands where
@@ -59,18 +60,80 @@ var requests = map[string]string{
 		"GET /MARK HTTP/1.1\r\nHost: denied.example\r\nConnection: close\r\n\r\n",
 }
 
+// calls are what is sent to hosts whose rule judges each message: of
+// api.example the policy allows GET below /public, of tools.example the MCP
+// tool search.
+var calls = map[string]string{
+	"api-post":      "POST /public/MARK HTTP/1.1\r\nHost: api.example\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+	"api-path":      get("/admin/MARK"),
+	"api-dots":      get("/public/../admin/MARK"),
+	"api-encoded":   get("/public/%2e%2e/admin/MARK"),
+	"api-slash":     get("/public/..%2fadmin/MARK"),
+	"api-backslash": get("/public/..%5cadmin/MARK"),
+	"api-semicolon": get("/public/..;/admin/MARK"),
+	"api-nul":       get("/public/%00/../../admin/MARK"),
+	"api-double":    get("//admin/MARK"),
+	"api-overlong":  get("/public/%c0%ae%c0%ae/admin/MARK"),
+	"api-fragment":  get("/admin/MARK#/public/x"),
+	"api-override":  "GET /public/x HTTP/1.1\r\nHost: api.example\r\nX-HTTP-Method-Override: DELETE\r\nX-Original-URL: /admin/MARK\r\nConnection: close\r\n\r\n",
+	"api-second":    "GET /public/x HTTP/1.1\r\nHost: api.example\r\n\r\n" + get("/admin/MARK"),
+	"api-smuggled":  "GET /public/x HTTP/1.1\r\nHost: api.example\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + get("/admin/MARK"),
+	"mcp-tool":      rpc(`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"delete_all","arguments":{"x":"MARK"}}}`),
+	"mcp-batch":     rpc(`[{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"search"}},{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"delete_all","arguments":{"x":"MARK"}}}]`),
+	"mcp-twice":     rpc(`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"search","name":"delete_all","arguments":{"x":"MARK"}}}`),
+	"mcp-escaped":   rpc(`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"\u0064elete_all","arguments":{"x":"MARK"}}}`),
+	"mcp-case":      rpc(`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"search","Name":"delete_all","arguments":{"x":"MARK"}}}`),
+	"mcp-behind":    rpc(`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"search"}}{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"delete_all","arguments":{"x":"MARK"}}}`),
+}
+
+func get(path string) string {
+	return "GET " + path + " HTTP/1.1\r\nHost: api.example\r\nConnection: close\r\n\r\n"
+}
+
+// rpc is a POST whose length is right once MARK is replaced.
+func rpc(body string) string {
+	body = strings.ReplaceAll(body, "MARK", mark())
+	return fmt.Sprintf("POST /mcp HTTP/1.1\r\nHost: tools.example\r\nContent-Type: application/json\r\nAccept: application/json, text/event-stream\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(body), body)
+}
+
+// find gives a request and where it goes.
+func find(name string) (addr, raw string, err error) {
+	if raw, ok := requests[name]; ok {
+		return allowed + ":80", raw, nil
+	}
+	raw, ok := calls[name]
+	switch {
+	case !ok:
+		return "", "", fmt.Errorf("no request is called %s", name)
+	case strings.HasPrefix(name, "mcp-"):
+		return "tools.example:80", raw, nil
+	}
+	return "api.example:80", raw, nil
+}
+
+// repeat asks for a page n times in a row, and wants it each time.
+func repeat(addr string, n int) error {
+	os.Setenv("MARK", "page") // the first ones may come out
+	for i := range n {
+		if err := tcp([]string{addr}); err != nil {
+			return fmt.Errorf("request %d: %w", i+1, err)
+		}
+	}
+	return nil
+}
+
 // rawHTTP sends each of the named requests. It succeeds when an answer that is
 // no refusal echoes the mark: the vendor repeats what it was asked.
 func rawHTTP(names []string) error {
 	var ways []func() error
 	for _, n := range names {
-		raw, ok := requests[n]
-		if !ok {
-			return fmt.Errorf("no request is called %s", n)
+		addr, raw, err := find(n)
+		if err != nil {
+			return err
 		}
 		ways = append(ways, func() error {
-			b, err := ask(allowed+":80", strings.ReplaceAll(raw, "MARK", mark()))
-			if bytes.Contains(b, []byte("VENDOR")) && bytes.Contains(b, []byte(mark())) {
+			b, err := ask(addr, strings.ReplaceAll(raw, "MARK", mark()))
+			if echoed(b) {
 				return nil
 			}
 			if err == nil || len(b) > 0 {
@@ -80,6 +143,13 @@ func rawHTTP(names []string) error {
 		})
 	}
 	return oneOf(ways...)
+}
+
+// echoed says whether the vendor, and not a refusal, repeats the mark.
+func echoed(b []byte) bool {
+	words, _, _ := bytes.Cut(b, []byte(`{"error"`))
+	_, said, ok := bytes.Cut(words, []byte("VENDOR "))
+	return ok && bytes.Contains(said, []byte(mark()))
 }
 
 // handshake speaks TLS to an address under a name, "" for none. The mark is in

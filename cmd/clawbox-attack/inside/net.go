@@ -59,6 +59,7 @@ var families = map[string][3]int{
 	"nl-filter":  {unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_NETFILTER},
 	"nl-xfrm":    {unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_XFRM},
 	"nl-diag":    {unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_SOCK_DIAG},
+	"nl-route":   {unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_ROUTE},
 	"nl-uevent":  {unix.AF_NETLINK, unix.SOCK_DGRAM, unix.NETLINK_KOBJECT_UEVENT},
 }
 
