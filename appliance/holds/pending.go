@@ -1,9 +1,6 @@
 package holds
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -56,7 +53,7 @@ const maxQuestion = 8 << 10
 // Ended it never changes.
 type Pending struct {
 	ID     string `json:"id"`     // random; works for one answer
-	Digest string `json:"digest"` // of every fact below but Waiting and Ended: "sha256:…"
+	Digest string `json:"digest"` // of every fact that is shown but Waiting and Ended: "sha256:…"; see Check
 	Subject
 	Ancestors    []string          `json:"ancestors,omitempty"`
 	Process      string            `json:"process,omitempty"` // who asked first; a hint, chosen by the process
@@ -166,15 +163,7 @@ func words(p Pending) string {
 }
 
 // digest binds an answer to what was shown.
-func (p Pending) digest() string {
-	p.Digest, p.Waiting, p.Ended = "", 0, false
-	b, err := json.Marshal(p)
-	if err != nil {
-		panic(err) // strings, numbers and times of this century always encode
-	}
-	s := sha256.Sum256(b)
-	return "sha256:" + hex.EncodeToString(s[:])
-}
+func (p Pending) digest() string { return shownDigest(p.shown()) }
 
 // key is who asks for what; one Pending answers for all that have the same.
 type key struct {
