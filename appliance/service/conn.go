@@ -11,8 +11,10 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 )
 
@@ -22,8 +24,14 @@ import (
 const (
 	maxCalls  = 512
 	maxServed = 1024
+	maxSent   = 2 * MaxBody // bytes, by weight; a caller waits
+	maxHeld   = 4 * MaxBody // bytes, by weight; who sends more is cut off
 	patience  = 10 * time.Second
 )
+
+// weight is what a call takes of its receiver until it is answered, in bytes:
+// a descriptor counts for as much as a small message.
+func (f *frame) weight() int64 { return 512 + int64(len(f.body)) + int64(f.files)<<14 }
 
 // ErrGone says that the other end is no longer there.
 var ErrGone = errors.New("the service is gone")
@@ -83,12 +91,14 @@ type Conn struct {
 	c      *net.UnixConn
 	handle Handler
 	slots  chan struct{}
+	room   *semaphore.Weighted // of what is sent and not answered
 	served chan struct{}
+	held   atomic.Int64    // weight of the calls being served
 	ctx    context.Context // ends with the connection
 	cancel context.CancelCauseFunc
 	closed chan struct{} // the reader has ended, all calls are answered
 
-	write sync.Mutex // one frame at a time
+	write chan struct{} // one frame at a time
 
 	mu    sync.Mutex // guards the rest
 	next  uint64
@@ -111,6 +121,7 @@ func NewConn(f *os.File, h Handler) (*Conn, error) {
 	}
 	c := &Conn{
 		c: uc, handle: h, slots: make(chan struct{}, maxCalls), served: make(chan struct{}, maxServed),
+		room: semaphore.NewWeighted(maxSent), write: make(chan struct{}, 1),
 		closed: make(chan struct{}), calls: map[uint64]chan frame{},
 	}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
@@ -157,12 +168,19 @@ func (c *Conn) Call(ctx context.Context, method string, in, out any, files ...*o
 	case <-ctx.Done():
 		return fmt.Errorf("%s: %w", method, ctx.Err())
 	}
+	call := frame{kind: kindCall, method: method, body: body, files: uint8(min(len(files), MaxFiles))}
+	w := min(call.weight(), maxSent)
+	if err := c.room.Acquire(ctx, w); err != nil {
+		return fmt.Errorf("%s: %w", method, err)
+	}
+	defer c.room.Release(w)
 	id, answer, err := c.begin()
 	if err != nil {
 		return fmt.Errorf("%s: %w", method, err)
 	}
 	defer c.finish(id)
-	if err := c.send(frame{kind: kindCall, id: id, method: method, body: body}, files); err != nil {
+	call.id = id
+	if err := c.send(ctx, call, files); err != nil {
 		return fmt.Errorf("%s: %w", method, err)
 	}
 	select {
@@ -219,8 +237,10 @@ func (c *Conn) finish(id uint64) {
 	delete(c.calls, id)
 }
 
-// send writes one frame. What can't be written whole ends the connection.
-func (c *Conn) send(f frame, files []*os.File) error {
+// send writes one frame. What can't be written whole ends the connection, and
+// so does a peer that leaves others unread for so long that this one can't
+// even begin: no end of ctx has to wait for what was queued before.
+func (c *Conn) send(ctx context.Context, f frame, files []*os.File) error {
 	if len(files) > MaxFiles {
 		return fmt.Errorf("%d descriptors, at most %d fit", len(files), MaxFiles)
 	}
@@ -229,19 +249,43 @@ func (c *Conn) send(f frame, files []*os.File) error {
 	if err != nil {
 		return err
 	}
+	if err := c.turn(ctx); err != nil {
+		return err
+	}
+	defer func() { <-c.write }()
 	var oob []byte
 	return borrow(files, nil, func(fds []int) error {
 		if len(fds) > 0 {
 			oob = unix.UnixRights(fds...)
 		}
-		c.write.Lock()
-		defer c.write.Unlock()
 		if err := c.put(b, oob); err != nil {
 			c.end(fmt.Errorf("%w: %w", ErrGone, err))
 			return c.Err()
 		}
 		return nil
 	})
+}
+
+// turn waits until it may write.
+func (c *Conn) turn(ctx context.Context) error {
+	select {
+	case c.write <- struct{}{}:
+		return nil
+	default:
+	}
+	t := time.NewTimer(patience)
+	defer t.Stop()
+	select {
+	case c.write <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-c.ctx.Done():
+		return c.Err()
+	case <-t.C:
+		c.end(fmt.Errorf("%w: it reads too slowly", ErrGone))
+		return c.Err()
+	}
 }
 
 // borrow calls f with the numbers of files, none of which can be closed
@@ -323,6 +367,10 @@ func (c *Conn) serve(r io.Reader, in *inbox) error {
 			}
 			continue
 		}
+		if c.held.Add(f.weight()) > maxHeld {
+			closeAll(files)
+			return fmt.Errorf("calls of more than %d bytes at once", maxHeld)
+		}
 		select {
 		case c.served <- struct{}{}:
 			go c.answer(f, files)
@@ -348,7 +396,7 @@ func (c *Conn) answered(f frame) bool {
 
 // answer runs the handler for one call.
 func (c *Conn) answer(f frame, files []*os.File) {
-	defer func() { <-c.served }()
+	defer func() { c.held.Add(-f.weight()); <-c.served }()
 	r := &Request{Method: f.method, Body: f.body, Files: files}
 	defer r.Close()
 	v, err := c.run(r)
@@ -367,7 +415,7 @@ func (c *Conn) answer(f frame, files []*os.File) {
 	if len(out.body) > MaxBody {
 		out.kind, out.body = kindError, []byte(`{"code":"","text":"the answer is too large to be sent"}`)
 	}
-	c.send(out, nil) // a failure has ended the connection
+	c.send(c.ctx, out, nil) // a failure has ended the connection
 }
 
 // run keeps a fault in one handler from ending the process.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -110,6 +111,80 @@ func TestFlood(t *testing.T) {
 	case <-c.Done():
 	case <-time.After(20 * time.Second):
 		t.Error("still connected")
+	}
+}
+
+// TestHeavyFlood: what a peer makes its receiver hold is bounded in bytes too,
+// also where each message is within its bound.
+func TestHeavyFlood(t *testing.T) {
+	const body = 1 << 20
+	var held atomic.Int64
+	c, peer := pair(t, func(ctx context.Context, r *Request) (any, error) {
+		held.Add(int64(len(r.Body)))
+		<-ctx.Done()
+		return nil, nil
+	})
+	msg := raw(kindCall, 0, 1, "x", strings.Repeat(" ", body))
+	peer.SetWriteDeadline(time.Now().Add(20 * time.Second))
+	for range 4 * maxHeld / body {
+		if _, err := peer.Write(msg); err != nil {
+			break
+		}
+	}
+	select {
+	case <-c.Done():
+	case <-time.After(20 * time.Second):
+		t.Error("still connected")
+	}
+	if n := held.Load(); n > maxHeld {
+		t.Errorf("%d bytes were held, want at most %d", n, maxHeld)
+	}
+}
+
+// TestHeavyCallersWait: honest callers of large messages are all answered.
+func TestHeavyCallersWait(t *testing.T) {
+	_, peer := pair(t, func(_ context.Context, r *Request) (any, error) { return len(r.Body), nil })
+	c, err := NewConn(dup(t, peer), nil)
+	must(t, err)
+	defer c.Close()
+	var wg sync.WaitGroup
+	for range 4 * maxHeld / MaxBody {
+		wg.Go(func() {
+			if err := c.Call(short(t), "x", Raw(make([]byte, MaxBody)), nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// TestSlowReader: a peer that has many answers coming and reads them drop by
+// drop does not hold up a call beyond its context.
+func TestSlowReader(t *testing.T) {
+	var begun atomic.Int64
+	c, peer := pair(t, func(context.Context, *Request) (any, error) {
+		begun.Add(1)
+		return strings.Repeat("x", 4<<20), nil
+	})
+	for range 8 {
+		_, err := peer.Write(raw(kindCall, 0, 1, "x", "{}"))
+		must(t, err)
+	}
+	for begun.Load() < 8 {
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(50 * time.Millisecond) // one is being written, the others wait
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	over := make(chan error, 1)
+	go func() { over <- c.Call(ctx, "x", nil, nil) }()
+	select {
+	case err := <-over:
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v", err)
+		}
+	case <-time.After(patience / 2):
+		t.Error("the call waits for a peer that does not read")
 	}
 }
 
@@ -217,6 +292,9 @@ func TestFilter(t *testing.T) {
 		{"other's thread", plain, call{unix.SYS_TGKILL, [4]uint32{1, 1, 9}}, eperm},
 		{"limits read", plain, call{unix.SYS_PRLIMIT64, [4]uint32{0, 7, 0}}, allow},
 		{"limits set", plain, call{unix.SYS_PRLIMIT64, [4]uint32{0, 7, 1}}, eperm},
+		{"datagram pair", plain, call{unix.SYS_SOCKETPAIR, [4]uint32{unix.AF_UNIX, unix.SOCK_DGRAM}}, eperm},
+		{"stream pair", plain, call{unix.SYS_SOCKETPAIR, [4]uint32{unix.AF_UNIX, unix.SOCK_STREAM | unix.SOCK_CLOEXEC}}, allow},
+		{"dumpable again", plain, call{unix.SYS_PRCTL, [4]uint32{unix.PR_SET_DUMPABLE, 1}}, eperm},
 		{"connect", plain, call{unix.SYS_CONNECT, [4]uint32{3}}, eperm},
 		{"connect out", net, call{unix.SYS_CONNECT, [4]uint32{3}}, allow},
 		{"tcp", net, call{unix.SYS_SOCKET, [4]uint32{unix.AF_INET6, unix.SOCK_STREAM | unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK, 0}}, allow},

@@ -92,6 +92,7 @@ func captive(*Self, *Request) (Handler, error) {
 			"execute":                unix.Exec("/bin/sh", []string{"sh"}, nil),
 			"fork":                   call(unix.SYS_CLONE, uintptr(unix.SIGCHLD)),
 			"unlimit":                call6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, 1),
+			"unlimit from afar":      unlimit(),
 			"key ring":               call(unix.SYS_KEYCTL, 0),
 			"io_uring":               call(unix.SYS_IO_URING_SETUP, 1),
 			"another filter":         call(unix.SYS_SECCOMP, 1),
@@ -106,6 +107,17 @@ func captive(*Self, *Request) (Handler, error) {
 		}
 		return out, nil
 	}, nil
+}
+
+// unlimit changes a limit by an address whose lower half is zero, which is all
+// that a filter of 32 bits sees of it.
+func unlimit() error {
+	const at = 0x7e << 32
+	p, _, e := unix.Syscall6(unix.SYS_MMAP, at, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED_NOREPLACE, ^uintptr(0), 0)
+	if e != 0 || p != at {
+		return fmt.Errorf("map %#x: got %#x, %w", uint64(at), p, e)
+	}
+	return call6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, at)
 }
 
 func call6(nr uintptr, a ...int) error {

@@ -43,12 +43,14 @@ var groups = map[string][]uint32{
 
 func (c *Cage) may(group string) bool { return slices.Contains(c.Calls, group) }
 
-// Offsets in struct seccomp_data (linux/seccomp.h); the low half of each
-// argument is enough because the kernel reads 32 bits of those tested here.
+// Offsets in struct seccomp_data (linux/seccomp.h). A test sees half an
+// argument; the low one is enough where the kernel reads 32 bits, pointers are
+// tested in both.
 const (
 	offNr   = 0
 	offArch = 4
 	offArgs = 16
+	upper   = 4 // of an argument, on little-endian machines
 )
 
 var (
@@ -63,6 +65,7 @@ type arg struct {
 	n    int
 	mask uint32
 	want []uint32
+	half uint32 // upper, or 0: the lower one
 }
 
 const (
@@ -82,30 +85,42 @@ type rule struct {
 // rules.
 func (c *Cage) rules(pid int) []rule {
 	rs := []rule{
-		{unix.SYS_CLONE, []arg{{0, namespaces | unix.CLONE_THREAD, []uint32{unix.CLONE_THREAD}}}}, // threads only
-		{unix.SYS_TGKILL, []arg{{0, all, []uint32{uint32(pid)}}}},                                 // Go stops its own threads that way
-		{unix.SYS_PRLIMIT64, []arg{{0, all, []uint32{0, uint32(pid)}}, {2, all, []uint32{0}}}},    // read only
-		{unix.SYS_SOCKETPAIR, []arg{{0, all, []uint32{unix.AF_UNIX}}}},
-		{unix.SYS_PRCTL, []arg{{0, all, []uint32{unix.PR_GET_NO_NEW_PRIVS, unix.PR_GET_SECCOMP, unix.PR_SET_NAME, unix.PR_SET_DUMPABLE, prSetVMA}}}},
+		// Threads only.
+		{unix.SYS_CLONE, []arg{{n: 0, mask: namespaces | unix.CLONE_THREAD, want: []uint32{unix.CLONE_THREAD}}}},
+		// Go stops its own threads that way.
+		{unix.SYS_TGKILL, []arg{{n: 0, mask: all, want: []uint32{uint32(pid)}}}},
+		// Read only: the address of a new limit is zero in both halves.
+		{unix.SYS_PRLIMIT64, []arg{
+			{n: 0, mask: all, want: []uint32{0, uint32(pid)}},
+			{n: 2, mask: all, want: []uint32{0}},
+			{n: 2, half: upper, mask: all, want: []uint32{0}},
+		}},
+		// A pair of datagram sockets could still send to any other one.
+		{unix.SYS_SOCKETPAIR, []arg{{n: 0, mask: all, want: []uint32{unix.AF_UNIX}}, {n: 1, mask: sockType, want: []uint32{unix.SOCK_STREAM}}}},
+		{unix.SYS_PRCTL, []arg{{n: 0, mask: all, want: []uint32{unix.PR_GET_NO_NEW_PRIVS, unix.PR_GET_SECCOMP, unix.PR_SET_NAME, prSetVMA}}}},
 	}
 	if c.may("bpf") {
 		// Which namespace a socket is of.
-		rs = append(rs, rule{unix.SYS_IOCTL, []arg{{1, all, []uint32{unix.SIOCGSKNS}}}})
+		rs = append(rs, rule{unix.SYS_IOCTL, []arg{{n: 1, mask: all, want: []uint32{unix.SIOCGSKNS}}}})
 	}
 	if c.may("interfaces") {
-		rs = append(rs, rule{unix.SYS_SOCKET, []arg{{0, all, []uint32{unix.AF_NETLINK}}, {1, sockType, []uint32{unix.SOCK_RAW}}, {2, all, []uint32{unix.NETLINK_ROUTE}}}})
+		rs = append(rs, rule{unix.SYS_SOCKET, []arg{
+			{n: 0, mask: all, want: []uint32{unix.AF_NETLINK}},
+			{n: 1, mask: sockType, want: []uint32{unix.SOCK_RAW}},
+			{n: 2, mask: all, want: []uint32{unix.NETLINK_ROUTE}},
+		}})
 	}
 	if c.may("connect") {
 		rs = append(rs,
 			rule{unix.SYS_SOCKET, []arg{
-				{0, all, []uint32{unix.AF_INET, unix.AF_INET6}},
-				{1, sockType, []uint32{unix.SOCK_STREAM, unix.SOCK_DGRAM}},
-				{2, all, []uint32{0, unix.IPPROTO_TCP, unix.IPPROTO_UDP}}, // no multipath TCP, which Landlock doesn't see
+				{n: 0, mask: all, want: []uint32{unix.AF_INET, unix.AF_INET6}},
+				{n: 1, mask: sockType, want: []uint32{unix.SOCK_STREAM, unix.SOCK_DGRAM}},
+				{n: 2, mask: all, want: []uint32{0, unix.IPPROTO_TCP, unix.IPPROTO_UDP}}, // no multipath TCP, which Landlock doesn't see
 			}},
 			// MSG_FASTOPEN connects without connect, past Landlock.
-			rule{unix.SYS_SENDTO, []arg{{3, unix.MSG_FASTOPEN, []uint32{0}}}},
-			rule{unix.SYS_SENDMSG, []arg{{2, unix.MSG_FASTOPEN, []uint32{0}}}},
-			rule{unix.SYS_SENDMMSG, []arg{{3, unix.MSG_FASTOPEN, []uint32{0}}}})
+			rule{unix.SYS_SENDTO, []arg{{n: 3, mask: unix.MSG_FASTOPEN, want: []uint32{0}}}},
+			rule{unix.SYS_SENDMSG, []arg{{n: 2, mask: unix.MSG_FASTOPEN, want: []uint32{0}}}},
+			rule{unix.SYS_SENDMMSG, []arg{{n: 3, mask: unix.MSG_FASTOPEN, want: []uint32{0}}}})
 	}
 	return rs
 }
@@ -147,7 +162,7 @@ func compile(tests []arg) []bpf.Instruction {
 	out := []bpf.Instruction{retAllow, bpf.LoadAbsolute{Off: offNr, Size: 4}}
 	// Built from the end, so that each test knows how far the way out is.
 	for _, t := range slices.Backward(tests) {
-		b := []bpf.Instruction{bpf.LoadAbsolute{Off: offArgs + 8*uint32(t.n), Size: 4}}
+		b := []bpf.Instruction{bpf.LoadAbsolute{Off: offArgs + 8*uint32(t.n) + t.half, Size: 4}}
 		if t.mask != all {
 			b = append(b, bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: t.mask})
 		}

@@ -84,7 +84,7 @@ func TestCaptive(t *testing.T) {
 		"read the ledger": eacces, "write the ledger": eacces, "add to the ledger": eacces, "remove from the ledger": eperm,
 		"read a key": eacces, "write what it may read": eacces, "make it writable": eperm,
 		"read memory": eacces, "read memory by a call": eperm, "trace": eperm, "take a descriptor": eperm,
-		"kill": eperm, "kill by thread": eperm, "execute": eperm, "fork": eperm, "unlimit": eperm,
+		"kill": eperm, "kill by thread": eperm, "execute": eperm, "fork": eperm, "unlimit": eperm, "unlimit from afar": eperm,
 		"key ring": eperm, "io_uring": eperm, "another filter": eperm, "abstract socket": eperm, "netlink": eperm, "inet": eperm,
 		"own": 0,
 	} {

@@ -131,7 +131,7 @@ func (p *Process) configure(ctx context.Context, s Spec) error {
 	if err != nil {
 		return err
 	}
-	if err := p.Conn.send(frame{kind: kindCall, method: callCage, body: cage}, nil); err != nil {
+	if err := p.Conn.send(ctx, frame{kind: kindCall, method: callCage, body: cage}, nil); err != nil {
 		return err
 	}
 	err = p.Conn.Call(ctx, callStart, s.Config, &p.Proof, s.Files...)
