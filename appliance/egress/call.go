@@ -175,14 +175,14 @@ func (k *call) judge() *refusal {
 func (s *session) ask(m *policies.Message) policies.Decision {
 	r := s.request(policies.Call)
 	r.Message = m
-	return s.box.agent.Policy().Decide(r)
+	return s.law().Decide(r)
 }
 
 // endpoint is the rule for a request's path.
 func (s *session) endpoint(m *policies.Message) (policies.HostRule, bool) {
 	r := s.request(policies.Call)
 	r.Message = m
-	return s.box.agent.Policy().Endpoint(r)
+	return s.law().Endpoint(r)
 }
 
 func (s *session) deniedCall(d policies.Decision, m *policies.Message) *refusal {
@@ -216,7 +216,7 @@ func (k *call) credentials() *refusal {
 	if mentions(k.q.URL.Path) || mentions(k.q.URL.RawQuery) {
 		return refuse("net.credential", remedy, "a placeholder for a credential stands in the request's path or query")
 	}
-	x := resolving{agent: k.s.box.agent.ID, policy: k.s.box.agent.Policy(), rule: k.rule, value: k.s.box.proxy.credential(k.s.box.agent.ID)}
+	x := resolving{agent: k.s.box.agent.ID, policy: k.s.law(), rule: k.rule, value: k.s.box.proxy.credential(k.s.box.agent.ID)}
 	names, err := x.headers(k.q.Header)
 	switch {
 	case err != nil:

@@ -40,6 +40,9 @@ type conn struct {
 	rule    policies.HostRule // that governs it; zero: an operator let it in
 	meter   *meter            // the rule's
 	once    bool              // admitted by an answer for this connection alone
+	let     bool              // admitted by an operator's answer
+	lawOf   *policies.Policy  // what lawful was made of
+	lawful  *policies.Policy
 	ended   *refusal          // why it was closed from here
 	closed  bool
 }
@@ -96,7 +99,7 @@ func (c *conn) carry() *refusal {
 
 // govern finds the rule that says how the connection is treated.
 func (c *conn) govern() {
-	r, _ := c.box.agent.Policy().Endpoint(c.request(policies.Connect))
+	r, _ := c.law().Endpoint(c.request(policies.Connect))
 	m := c.box.meter(r)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -230,7 +233,7 @@ func (c *conn) decide() *refusal {
 		}
 		c.by.Reason = "approval." + string(a.Scope)
 		c.mu.Lock()
-		c.once = a.Scope == holds.Once
+		c.let, c.once = true, a.Scope == holds.Once
 		c.mu.Unlock()
 		return nil
 	}
@@ -239,6 +242,22 @@ func (c *conn) decide() *refusal {
 // policy asks the policy of this moment.
 func (c *conn) policy() policies.Decision {
 	return c.box.agent.Policy().Decide(c.request(policies.Connect))
+}
+
+// law is the policy of this moment, with the rule that an operator's answer
+// stands for: what was let in is treated as that rule says, and inspected where
+// it says so.
+func (c *conn) law() *policies.Policy {
+	p := c.box.agent.Policy()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.let || p == nil || p.Decide(c.request(policies.Connect)).Verdict != policies.Hold {
+		return p
+	}
+	if c.lawOf != p {
+		c.lawOf, c.lawful = p, p.WithAllow(c.wanted(p))
+	}
+	return c.lawful
 }
 
 // request is a question to the policy about this connection.
@@ -260,14 +279,15 @@ func (c *conn) denied(d policies.Decision) *refusal {
 }
 
 // change is the policy change that would allow the connection.
-func (c *conn) change() string { return "network: {allow: [" + c.wanted().YAML() + "]}" }
+func (c *conn) change() string {
+	return "network: {allow: [" + c.wanted(c.box.agent.Policy()).YAML() + "]}"
+}
 
-// wanted is the rule that would allow the connection. Where rules name the
+// wanted is the rule that would allow the connection under p. Where rules name the
 // destination for other programs it is theirs for this one: a bare host and
 // port would let it past what they have inspected.
-func (c *conn) wanted() policies.HostRule {
+func (c *conn) wanted(p *policies.Policy) policies.HostRule {
 	bare := policies.HostRule{Host: c.host, Ports: []int{c.port}}
-	p := c.box.agent.Policy()
 	if p == nil {
 		return bare
 	}
@@ -298,11 +318,12 @@ func (c *conn) hold(d policies.Decision, changed <-chan struct{}) holds.Outcome 
 
 // question is what an operator would have to decide about the connection.
 func (c *conn) question() holds.Question {
+	p := c.box.agent.Policy()
 	q := holds.Question{
 		Subject:   holds.Subject{Agent: c.box.agent.ID, Host: c.host, Port: c.port, Binary: c.caller.Binary},
-		Ancestors: c.caller.Ancestors, Digest: c.box.digest(), Life: c.box.life, Process: c.proc, Change: c.wanted(),
+		Ancestors: c.caller.Ancestors, Digest: c.box.digest(), Life: c.box.life, Process: c.proc, Change: c.wanted(p),
 	}
-	if p := c.box.agent.Policy(); p != nil {
+	if p != nil {
 		q.Policy = p.Name
 	}
 	return q
