@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/clawbox/clawbox/appliance/config"
 	"github.com/clawbox/clawbox/appliance/guard"
 	"github.com/clawbox/clawbox/appliance/service"
 	"github.com/clawbox/clawbox/policies"
@@ -42,6 +43,7 @@ func (a *Appliance) startGuard() error {
 		return err
 	}
 	a.burrow, c.Cgroup = place, place.dir
+	place.pin = c.Pin
 	t := &part{role: "guard"}
 	t.spec = func(ctx context.Context) (service.Spec, error) {
 		w, err := a.openWriter(ctx, "guard")
@@ -108,6 +110,10 @@ func (a *Appliance) answerGuard(_ context.Context, r *service.Request) (any, err
 		var q dirAsked
 		if err := r.Decode(&q); err != nil {
 			return nil, err
+		}
+		// Of sandboxed processes only, whatever the guard has become.
+		if u := owner("/proc/" + strconv.Itoa(q.PID)); u < a.cfg.UIDBase || u >= a.cfg.UIDBase+config.UIDCount {
+			return "", nil
 		}
 		name := "cwd"
 		if q.FD != unix.AT_FDCWD {
@@ -231,6 +237,7 @@ func (a *Appliance) tierNow() guard.Tier {
 // burrow is a place in the cgroup v2 hierarchy where the guard may make groups:
 // it lives in the leaf, and its self-test beside it.
 type burrow struct {
+	pin  string // where it pins, "" for nowhere
 	dir  string
 	leaf *os.File
 }
@@ -262,10 +269,14 @@ func newBurrow(root string, uid int) (*burrow, error) {
 	return b, nil
 }
 
-// Close removes it. The guard has ended.
+// Close removes it, and the place for pins unless something is pinned there.
+// The guard has ended.
 func (b *burrow) Close() error {
 	if b == nil {
 		return nil
+	}
+	if b.pin != "" {
+		_ = os.Remove(b.pin)
 	}
 	b.leaf.Close() // nil is refused, no more
 	return errors.Join(os.Remove(filepath.Join(b.dir, "self")), os.Remove(b.dir))

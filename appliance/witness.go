@@ -33,7 +33,8 @@ type witness struct {
 	// program runs that should have been killed.
 	fail    func(error)
 	runaway func(agent string)
-	// dir finds out what a relative path was relative to; nil: nobody does.
+	// dir finds out what a relative path was relative to, where the kernel did
+	// not tell; nil: nobody does.
 	dir func(pid int, fd int32) string
 }
 

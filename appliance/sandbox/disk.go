@@ -219,6 +219,9 @@ func (d disk) attach() error {
 	if mounted, err := d.mounted(); err != nil || mounted {
 		return err
 	}
+	if err := d.idle(); err != nil {
+		return err
+	}
 	// 1 and 2: mended.
 	err := tool("e2fsck", "-p", d.image())
 	var e *exec.ExitError
@@ -239,6 +242,33 @@ func (d disk) attach() error {
 	}
 	// The agents' folders in it are walked to by root only.
 	return errors.Join(os.Chmod(d.mount(), 0o700), os.RemoveAll(filepath.Join(d.mount(), "lost+found")))
+}
+
+// idle waits until no loop device has the image. Another mount namespace that
+// is just ending, a killed sandbox's, keeps the file system alive and unwritten
+// for a moment after our own unmount; mounting the image a second time then
+// would lose what was written last.
+func (d disk) idle() error {
+	image, err := filepath.EvalSymlinks(d.image())
+	if err != nil {
+		return err
+	}
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		busy := ""
+		files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+		for _, f := range files {
+			// A device that is let go meanwhile has none any more.
+			if b, err := os.ReadFile(f); err == nil && strings.TrimSuffix(string(b), "\n") == image {
+				busy = f
+			}
+		}
+		if busy == "" {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("%s is still attached (%s): something of the agent's last sandbox lives; look for its processes", image, busy)
+		}
+	}
 }
 
 // detach unmounts the disk, if it is mounted.
