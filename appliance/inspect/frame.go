@@ -25,6 +25,7 @@ const (
 	closeUTF8     = 1007
 	closePolicy   = 1008
 	closeTooBig   = 1009
+	closeLater    = 1013 // IANA's registry of close codes
 )
 
 // closing is an error that ends a WebSocket with a code.

@@ -2,9 +2,9 @@ package inspect
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync"
 	"time"
@@ -22,6 +22,18 @@ type Socket struct {
 	// longer than ctx: that ends when a side is gone. Its error ends the
 	// connection with close code 1008, and its text is the reason.
 	Ask func(ctx context.Context, m policies.Message) error
+	// Room is asked for the bytes of each of the client's frames before they
+	// are read, and gets them back after the message; nil: there is enough.
+	Room Room
+	// Mask changes, in place, what the server's frames carry, at most 32 KiB at
+	// a time; nil: nothing.
+	Mask func([]byte)
+}
+
+// Room is memory that several connections share.
+type Room interface {
+	TryAcquire(n int64) bool
+	Release(n int64)
 }
 
 const (
@@ -37,6 +49,8 @@ const (
 // the server sends is checked for form and passes as it comes. Both ends are
 // read after their handshakes.
 //
+// A panic, of Ask too, is the caller's, after both ends were closed.
+//
 // The error is nil after an orderly end and when a side hangs up between
 // frames; a *Refusal says what a side did wrong; what Ask returned is wrapped.
 // The end of ctx ends the connection.
@@ -48,8 +62,8 @@ func Frames(ctx context.Context, client, server io.ReadWriteCloser, s Socket) er
 	ends := make(chan error, 2)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	go func() { ends <- p.up(ctx, bufio.NewReader(client)) }()
-	go func() { ends <- p.down(bufio.NewReader(server)) }()
+	go func() { ends <- caught(func() error { return p.up(ctx, bufio.NewReader(client)) }) }()
+	go func() { ends <- caught(func() error { return p.down(bufio.NewReader(server)) }) }()
 	shut := func() { _, _ = client.Close(), server.Close() }
 	defer context.AfterFunc(ctx, shut)()
 	err := <-ends
@@ -65,6 +79,11 @@ func Frames(ctx context.Context, client, server io.ReadWriteCloser, s Socket) er
 	late := <-ends
 	t.Stop()
 	shut()
+	for _, e := range []error{err, late} {
+		if f := (*fault)(nil); errors.As(e, &f) {
+			panic(f.v)
+		}
+	}
 	if err == nil && told(late) {
 		err = late
 	}
@@ -72,6 +91,22 @@ func Frames(ctx context.Context, client, server io.ReadWriteCloser, s Socket) er
 		return nil
 	}
 	return err
+}
+
+// fault is a panic on its way to another goroutine.
+type fault struct{ v any }
+
+func (f *fault) Error() string { return fmt.Sprint("internal fault: ", f.v) }
+
+// caught gives a panic of f as an error: in a goroutine of its own it would
+// end the process, and with it the connections of all.
+func caught(f func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = &fault{v}
+		}
+	}()
+	return f()
 }
 
 // told says whether an error is about what was sent, not about a connection
@@ -153,6 +188,8 @@ func (l *flow) next(f frame) error {
 // up carries what the client sends.
 func (p *pipe) up(ctx context.Context, r *bufio.Reader) error {
 	l, msg := flow{masked: true}, []byte(nil)
+	held := holding{room: p.Room}
+	defer held.free()
 	for {
 		f, err := readFrame(r)
 		if err == nil {
@@ -170,6 +207,9 @@ func (p *pipe) up(ctx context.Context, r *bufio.Reader) error {
 		if int64(len(msg))+f.n > int64(p.MaxMessage) {
 			return &closing{refuse(BadFrame, "send smaller ones", "got a message of more than %d bytes", p.MaxMessage), closeTooBig}
 		}
+		if err := held.take(f.n); err != nil {
+			return err
+		}
 		if msg, err = f.payload(r, msg); err != nil {
 			return err
 		}
@@ -183,7 +223,32 @@ func (p *pipe) up(ctx context.Context, r *bufio.Reader) error {
 			return err
 		}
 		l.open, msg = 0, nil
+		held.free()
 	}
+}
+
+// holding is what one message takes of a Room.
+type holding struct {
+	room Room
+	n    int64
+}
+
+func (h *holding) take(n int64) error {
+	if h.room == nil || n == 0 {
+		return nil
+	}
+	if !h.room.TryAcquire(n) {
+		return &closing{refuse(BadFrame, "try again when others have ended", "the messages on their way take all the room there is"), closeLater}
+	}
+	h.n += n
+	return nil
+}
+
+func (h *holding) free() {
+	if h.n > 0 {
+		h.room.Release(h.n)
+	}
+	h.n = 0
 }
 
 // control passes a control frame on and says whether it was the last frame.
@@ -216,7 +281,7 @@ func (p *pipe) down(r *bufio.Reader) error {
 			}
 			continue
 		}
-		if err := p.client.parts(f, r, buf); err != nil {
+		if err := p.client.parts(f, r, buf, p.Mask); err != nil {
 			return err
 		}
 		if f.fin {
@@ -227,11 +292,14 @@ func (p *pipe) down(r *bufio.Reader) error {
 
 // parts passes a data frame on in pieces of at most len(buf), so that no
 // frame of a slow server keeps control frames waiting.
-func (s *side) parts(f frame, r *bufio.Reader, buf []byte) error {
+func (s *side) parts(f frame, r *bufio.Reader, buf []byte, mask func([]byte)) error {
 	for op, left := f.op, f.n; ; op = opContinue {
 		b := buf[:min(left, int64(len(buf)))]
 		if _, err := io.ReadFull(r, b); err != nil {
 			return wholly(err)
+		}
+		if mask != nil {
+			mask(b)
 		}
 		left -= int64(len(b))
 		if err := s.send(frame{fin: f.fin && left == 0, op: op}, b); err != nil || left == 0 {
@@ -255,104 +323,4 @@ func (p *pipe) judge(ctx context.Context, op byte, b []byte) error {
 		}
 	}
 	return nil
-}
-
-// readMessage gives the meanings of one message, by the rule's protocol.
-func readMessage(base policies.Message, text bool, b []byte) (msgs []policies.Message, bad *Refusal) {
-	switch base.Protocol {
-	case "websocket":
-		return readText(base, text, b)
-	case "mcp", "json-rpc":
-		q := request{base: base}
-		if !text {
-			return nil, refuse(BadRPC, "send text", "got a binary message for %s", base.Protocol)
-		}
-		bad = q.calls(b)
-		return q.msgs, bad
-	}
-	return nil, refuse(BadFrame, "", "got a WebSocket for protocol %q", base.Protocol)
-}
-
-// readText looks into text for GraphQL over WebSocket (graphql-transport-ws,
-// and the older graphql-ws), whichever subprotocol was agreed on: the client
-// chooses that. Text that begins as JSON has to have one reading. Servers may
-// read binary messages as text, so they are looked into as well.
-func readText(base policies.Message, text bool, b []byte) ([]policies.Message, *Refusal) {
-	m := base
-	if m.Frame = "text"; !text {
-		m.Frame = "binary"
-	}
-	if !looksJSON(b, text) {
-		return []policies.Message{m}, nil
-	}
-	v, err := readJSON(b)
-	if err != nil {
-		return nil, refuse(BadFrame, "send JSON with one reading", "the message holds %v", err)
-	}
-	payload, ok := subscription(v)
-	if !ok {
-		if text && lifecycle(v) {
-			m.Operation = policies.Control
-		}
-		return []policies.Message{m}, nil
-	}
-	c, err := readGraphQLCall(payload)
-	var g policies.Message
-	if err == nil {
-		g, err = c.message()
-	}
-	if err != nil {
-		return nil, badGraphQL(err)
-	}
-	m.Operation, m.OperationName, m.Fields = g.Operation, g.OperationName, g.Fields
-	return []policies.Message{m}, nil
-}
-
-// lifecycle says whether a message only opens, keeps alive or ends what
-// subscriptions need, in graphql-transport-ws or graphql-ws. Nothing that could
-// be a request may stand beside its type, spelled as the protocols do.
-func lifecycle(v any) bool {
-	o, _ := v.(object)
-	if known(o, true, "type", "id", "payload") != nil {
-		return false
-	}
-	switch o["type"] {
-	case "connection_init", "ping", "pong", "complete", "stop", "connection_terminate":
-	default:
-		return false
-	}
-	payload, ok := o["payload"].(object)
-	for k := range payload {
-		ok = ok && fold(k) != "query"
-	}
-	return ok || o["payload"] == nil
-}
-
-// looksJSON says whether some reader could take a message for a JSON object.
-// Lenient ones take more than encoding/json does, so what begins like one has
-// to be one; of binary messages only what is text and also ends like one.
-func looksJSON(b []byte, text bool) bool {
-	b = bytes.Trim(b, " \t\r\n\v\f\x00\ufeff")
-	if len(b) == 0 || b[0] != '{' && b[0] != '[' {
-		return false
-	}
-	return text || utf8.Valid(b) && (b[len(b)-1] == '}' || b[len(b)-1] == ']')
-}
-
-// subscription finds the request in a message that starts an operation. Keys
-// and type count in any case: too much found is refused, too little passes.
-func subscription(v any) (object, bool) {
-	o, _ := v.(object)
-	var kind string
-	var payload object
-	for k, v := range o {
-		switch fold(k) {
-		case "type":
-			s, _ := v.(string)
-			kind = fold(s)
-		case "payload":
-			payload, _ = v.(object)
-		}
-	}
-	return payload, payload != nil && (kind == "subscribe" || kind == "start")
 }
