@@ -19,13 +19,55 @@ import (
 
 // narrow matches s against pattern; sep ends a "*" (0: nothing does).
 func narrow(pattern, s string, sep rune) bool {
+	if sep == 0 && simple(pattern, s) {
+		return pieces(pattern, s)
+	}
 	return run(pattern, s, sep, exactly)
 }
 
 func exactly(a, b rune) bool { return a == b }
 
 // wide matches names, values and methods.
-func wide(pattern, s string) bool { return run(pattern, s, 0, sameLetter) }
+func wide(pattern, s string) bool {
+	if len(s) > longText && simple(pattern, s) {
+		return pieces(folded(pattern), folded(s))
+	}
+	return run(pattern, s, 0, sameLetter)
+}
+
+// longText is where folding a whole text is cheaper than matching it letter by
+// letter, in bytes. What an agent sends is megabytes at times.
+const longText = 256
+
+// simple says whether runs of any characters are all that a pattern has.
+func simple(pattern, s string) bool {
+	return !strings.Contains(pattern, "?") && utf8.ValidString(pattern) && utf8.ValidString(s)
+}
+
+// pieces matches what stands between the stars, each as early as it can.
+func pieces(pattern, s string) bool {
+	ps := strings.Split(pattern, "*")
+	last := len(ps) - 1
+	if last == 0 {
+		return pattern == s
+	}
+	s, begins := strings.CutPrefix(s, ps[0])
+	s, ends := strings.CutSuffix(s, ps[last])
+	ok := begins && ends
+	for i := 1; ok && i < last; i++ {
+		_, s, ok = strings.Cut(s, ps[i])
+	}
+	return ok
+}
+
+// folded gives one text for all that sameLetter takes for the same: no letter
+// has a case that folds to another one (a test looks at all of Unicode).
+func folded(s string) string {
+	if strings.IndexFunc(s, func(r rune) bool { return r >= utf8.RuneSelf }) < 0 {
+		return strings.ToLower(s)
+	}
+	return strings.Map(func(r rune) rune { return unicode.ToLower(unicode.ToUpper(r)) }, s)
+}
 
 // widePath matches paths. An absolute pattern is asked again with each
 // "/**/" closed up, and without its end.

@@ -3,6 +3,7 @@ package policies
 import (
 	"strings"
 	"testing"
+	"unicode"
 )
 
 // narrow and wide against the obvious ones, on all short patterns and texts.
@@ -31,6 +32,9 @@ func TestGlobs(t *testing.T) {
 			if got, want := wide(p, s), refWide(p, s); got != want {
 				t.Fatalf("wide %q %q: got %v", p, s, got)
 			}
+			if simple(p, s) && (pieces(p, s) != run(p, s, 0, exactly) || pieces(folded(p), folded(s)) != run(p, s, 0, sameLetter)) {
+				t.Fatalf("pieces %q %q: not as run", p, s)
+			}
 			if got, want := widePath(p, s), refWidePath(p, s); got != want {
 				t.Fatalf("widePath %q %q: got %v", p, s, got)
 			}
@@ -55,6 +59,24 @@ func TestGlobPatience(t *testing.T) {
 	}
 }
 
+// Folding is as wide as comparing letters, for all of Unicode.
+func TestFolded(t *testing.T) {
+	for r := range unicode.MaxRune + 1 {
+		f := folded(string(r))
+		if low, up := folded(string(unicode.ToLower(r))), folded(string(unicode.ToUpper(r))); f != low || f != up {
+			t.Errorf("%U folds to %q, its cases to %q and %q", r, f, low, up)
+		}
+	}
+}
+
+// Megabytes of an argument cost milliseconds for each pattern.
+func BenchmarkWideLong(b *testing.B) {
+	long := strings.Repeat("a", 4<<20)
+	for b.Loop() {
+		wide("*rm*-rf*", long)
+	}
+}
+
 // FuzzGlobs holds both matchers to one answer, on any bytes.
 func FuzzGlobs(f *testing.F) {
 	f.Add("/a/**/b*", "/a/\xff/é")
@@ -66,6 +88,9 @@ func FuzzGlobs(f *testing.F) {
 			if run(p, s, sep, exactly) != thorough(p, s, sep, exactly) || run(p, s, sep, sameLetter) != thorough(p, s, sep, sameLetter) {
 				t.Errorf("%q %q %q: the two matchers differ", p, s, sep)
 			}
+		}
+		if simple(p, s) && (pieces(p, s) != run(p, s, 0, exactly) || run(p, s, 0, sameLetter) && !pieces(folded(p), folded(s))) {
+			t.Errorf("%q %q: matched in pieces it is another answer", p, s)
 		}
 		if narrow(p, s, '/') && !widePath(p, s) {
 			t.Errorf("%q in a denial matches less than in an allowance: %q", p, s)
