@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -239,6 +240,7 @@ var attempts = []attempt{
 	{"load BPF", unix.EPERM, func(c *Cage) bool { return !c.may("bpf") }, func() error { return call(unix.SYS_BPF, 0, 0, 0) }},
 	{"open a TCP socket", unix.EPERM, func(c *Cage) bool { return !c.may("connect") }, func() error { return call(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_STREAM, 0) }},
 	{"bind a TCP port", unix.EACCES, func(c *Cage) bool { return c.may("interfaces") && c.ABI >= 4 }, binding},
+	{"connect to another TCP port", unix.EACCES, (*Cage).ported, connecting},
 	{"open a packet socket", unix.EPERM, nil, func() error { return call(unix.SYS_SOCKET, unix.AF_PACKET, unix.SOCK_RAW, 0) }},
 }
 
@@ -249,7 +251,25 @@ func binding() error {
 		return err
 	}
 	defer unix.Close(fd)
-	return unix.Bind(fd, &unix.SockaddrInet4{Port: 5})
+	return unix.Bind(fd, &unix.SockaddrInet4{Port: strange})
+}
+
+// strange is a TCP port that no service has a use for.
+const strange = 5
+
+// ported says that the cage names ports, and the kernel keeps to them.
+func (c *Cage) ported() bool {
+	return c.may("connect") && c.ABI >= 4 && len(c.Ports) > 0 && !slices.Contains(c.Ports, strange)
+}
+
+// connecting is refused by Landlock before anybody is asked.
+func connecting() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: strange})
 }
 
 func call(nr uintptr, a ...uintptr) error {
@@ -307,6 +327,10 @@ func (c *Cage) readBack() (int, error) {
 	}
 	nnp, _, _ := unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0, 0)
 	mode, _, _ := unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_GET_SECCOMP, 0, 0, 0, 0, 0)
+	groups, err := os.Getgroups()
+	if err != nil || len(groups) > 0 {
+		return 0, fmt.Errorf("the kernel reports groups %v (%w), want none", groups, err)
+	}
 	if caps != c.mask() || !same || nnp != 1 || mode != unix.SECCOMP_MODE_FILTER || os.Getuid() != c.UID || os.Getgid() != c.GID {
 		return 0, fmt.Errorf("the kernel reports uid %d, gid %d, capabilities %#x, no_new_privs %d, seccomp mode %d; want %d, %d, %#x, 1, %d",
 			os.Getuid(), os.Getgid(), caps, nnp, mode, c.UID, c.GID, c.mask(), unix.SECCOMP_MODE_FILTER)

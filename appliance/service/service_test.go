@@ -58,6 +58,23 @@ func TestKeptCapabilities(t *testing.T) {
 	}
 }
 
+// TestPortsAreProved: a cage that names ports shows that others are closed.
+func TestPortsAreProved(t *testing.T) {
+	if abi, err := landlockABI(); err != nil || abi < 4 {
+		t.Skipf("needs Landlock ABI 4 for TCP ports; got %d, %v", abi, err)
+	}
+	const proof = "connect to another TCP port: EACCES"
+	c := cage(t, 64107)
+	c.Calls = []string{"connect"}
+	if p := start(t, Spec{Role: "echo", Cage: c}); slices.Contains(p.Proof.Refused, proof) {
+		t.Errorf("proof of a cage without ports is %v", p.Proof.Refused)
+	}
+	c.Ports = []uint16{443}
+	if p := start(t, Spec{Role: "echo", Cage: c}); !slices.Contains(p.Proof.Refused, proof) {
+		t.Errorf("proof is %v", p.Proof.Refused)
+	}
+}
+
 // TestCaptive: a service that was taken over gets nowhere, and each attempt
 // fails with the error that its barrier gives.
 func TestCaptive(t *testing.T) {
