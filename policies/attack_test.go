@@ -192,3 +192,25 @@ func TestImportNoWider(t *testing.T) {
 		}
 	}
 }
+
+// A rule that goes and held another one in check makes the policy wider.
+func TestDiffOfARestraint(t *testing.T) {
+	const head = "apiVersion: clawbox.io/v1\nkind: AgentPolicy\nmetadata: {name: d}\nnetwork:\n  allow:\n"
+	for _, c := range []struct{ stays, goes, kind string }{
+		{"{host: a.example, ports: [443]}", "{host: a.example, ports: [443], protocol: http, access: read-only}", Wider},
+		{"{domain: example, ports: [443]}", "{host: a.example, protocol: http, access: read-only}", Wider},
+		{"{host: \"*\", ports: [443]}", "{domain: a.example, ports: [443], protocol: http, access: read-only}", Wider},
+		{"{host: \"*.example\", protocol: http, access: full}", "{host: a.example, protocol: http, path: /admin, access: read-only}", Wider},
+		{"{cidr: 10.0.0.0/8}", "{cidr: 10.1.0.0/16, protocol: http, access: read-only, inspect: false}", Wider},
+		{"{cidr: 10.0.0.0/8}", "{host: 10.1.0.1, protocol: http, access: read-only, inspect: false}", Wider},
+		{"{host: b.example, ports: [443]}", "{host: a.example, protocol: http, access: read-only}", Narrower},
+		{"{domain: example, ports: [8443]}", "{host: a.example, protocol: http, access: read-only}", Narrower},
+		{"{domain: example}", "{host: a.example}", Narrower},
+	} {
+		before, after := mustParse(t, head+"    - "+c.stays+"\n    - "+c.goes+"\n"), mustParse(t, head+"    - "+c.stays+"\n")
+		ds := Diff(before, after)
+		if len(ds) != 1 || ds[0].Kind != c.kind {
+			t.Errorf("%s beside %s goes: got %+v, want %s", c.goes, c.stays, ds, c.kind)
+		}
+	}
+}

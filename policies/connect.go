@@ -167,6 +167,30 @@ func (h *HostRule) names(name string, addr netip.Addr) bool {
 	return h.Host != "" && name == h.Host
 }
 
+// touches says whether two rules could name one destination; where that is not
+// clear they could.
+func (h *HostRule) touches(o *HostRule) bool {
+	ports := func(r *HostRule) []int {
+		if len(r.Ports) == 0 {
+			return defaultPorts
+		}
+		return r.Ports
+	}
+	if !slices.ContainsFunc(ports(h), func(p int) bool { return slices.Contains(ports(o), p) }) {
+		return false
+	}
+	if h.CIDR != "" && o.CIDR != "" {
+		a, err := netip.ParsePrefix(h.CIDR)
+		b, err2 := netip.ParsePrefix(o.CIDR)
+		return err != nil || err2 != nil || a.Overlaps(b)
+	}
+	covers := func(a, b *HostRule) bool {
+		addr, _ := isAddr(b.Host)
+		return a.denies(b.Host+b.Domain, addr)
+	}
+	return strings.Contains(h.Host, "*") && strings.Contains(o.Host, "*") || covers(h, o) || covers(o, h)
+}
+
 func within(addr netip.Addr, cidr string) bool {
 	net, err := netip.ParsePrefix(cidr)
 	return err == nil && net.Contains(addr)

@@ -71,8 +71,19 @@ func (d *differ) rules(x, y []HostRule) {
 		d.say(Wider, "network.allow", "agent may now reach %s", r.words())
 	}
 	for _, r := range x {
-		d.say(Narrower, "network.allow", "agent may no longer reach %s", r.words())
+		d.gone(&r)
 	}
+}
+
+// gone says that a rule is there no more. One whose messages were judged also
+// held the others for its destination in check: the strictest governs.
+func (d *differ) gone(r *HostRule) {
+	others := func(o HostRule) bool { return o.touches(r) && o.YAML() != r.YAML() }
+	if i := slices.IndexFunc(d.b.Network.Allow, others); i >= 0 && r.Inspected() {
+		d.say(Wider, "network.allow", "agent reaches %s as the rule for %s says, which the one that is gone no longer holds in check", r.words(), d.b.Network.Allow[i].target())
+		return
+	}
+	d.say(Narrower, "network.allow", "agent may no longer reach %s", r.words())
 }
 
 // words says the whole rule.

@@ -208,22 +208,13 @@ func (s *shell) entry(name, n *yaml.Node) {
 func (s *shell) checked() {
 	for _, e := range s.dropped {
 		for _, r := range s.p.Network.Allow {
-			if overlap(&e.rule, &r) {
+			if e.rule.Host == "" || e.rule.touches(&r) {
 				s.fail(e.node, "an endpoint that can't be said here, beside "+r.String(), "an endpoint that the other one can do without",
 					"write its path and rules with * and ** only, or remove the other endpoint")
 				break
 			}
 		}
 	}
-}
-
-// overlap says whether two rules could name the same destination.
-func overlap(a, b *HostRule) bool {
-	if !slices.ContainsFunc(a.Ports, func(p int) bool { return slices.Contains(b.Ports, p) }) {
-		return false
-	}
-	x, y := a.Host, b.Host
-	return x == "" || y == "" || strings.Contains(x, "*") && strings.Contains(y, "*") || wide(x, y) || wide(y, x)
 }
 
 func (s *shell) binaries(n *yaml.Node) (out []string) {
