@@ -46,6 +46,7 @@ type host struct {
 	words  *strings.Replacer
 	marks  int
 	log    bytes.Buffer // of the daemon
+	locks  []*os.File   // held for life
 }
 
 func (h *host) at(names ...string) string {
@@ -72,12 +73,13 @@ func newHost(ctx context.Context, o options) (*host, error) {
 	return h, nil
 }
 
-// clean makes the folder anew. Only one that an earlier run made is deleted.
+// clean makes the folder anew. Only one that an earlier run made is deleted,
+// and none that a run is using.
 func (h *host) clean() error {
 	mark := h.at(".clawbox-attack")
 	if _, err := os.Stat(h.opts.dir); err == nil {
-		if _, err := os.Stat(mark); err != nil {
-			return fmt.Errorf("%s exists and is not an earlier run's; choose another -dir", h.opts.dir)
+		if err := h.own(mark, 0); err != nil {
+			return fmt.Errorf("%s exists and is not an earlier run's, or a run is using it; choose another -dir: %w", h.opts.dir, err)
 		}
 	}
 	if err := os.RemoveAll(h.opts.dir); err != nil {
@@ -86,7 +88,17 @@ func (h *host) clean() error {
 	if err := os.Mkdir(h.opts.dir, 0o755); err != nil {
 		return err
 	}
-	return os.WriteFile(mark, nil, 0o600)
+	return h.own(mark, os.O_CREATE|os.O_EXCL)
+}
+
+// own locks the mark for as long as this process lives.
+func (h *host) own(mark string, flags int) error {
+	f, err := os.OpenFile(mark, os.O_RDWR|flags, 0o600)
+	if err != nil {
+		return err
+	}
+	h.locks = append(h.locks, f)
+	return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 }
 
 // files writes the image, the recipe, the policies and the answers.

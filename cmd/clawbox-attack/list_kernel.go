@@ -1,5 +1,8 @@
 package main
 
+// elsewhereNoSuch is why signals to the host's processes have no control.
+const elsewhereNoSuch = "the control has a process namespace of its own; without it, it would end this run"
+
 // kernelCalls try interfaces of the kernel that an agent has no use for. Each
 // is refused with EPERM by the filter, or without a capability by the kernel.
 var kernelCalls = []attack{
@@ -48,9 +51,9 @@ var kernelCalls = []attack{
 		name: "x32", tries: "call by another ABI's numbers", args: []string{"x32"}, want: want{killed: true, errnos: []string{"SIGSYS", "EPERM", "ENOSYS"}},
 		records: []record{{Kind: "kernel"}}, control: unless("ENOSYS"),
 	},
-	{name: "kill-daemon", tries: "kill the appliance that governs it", args: []string{"kill", "$DAEMON", "1"}, want: errno("ESRCH", "EPERM"), records: []record{refused("kill")}, control: uncontrolled("the control has a process namespace of its own, and would end this run")},
-	{name: "stop-daemon", tries: "stop it, so that nothing is recorded", args: []string{"stop", "$DAEMON"}, want: errno("ESRCH", "EPERM"), records: []record{refused("kill")}, control: uncontrolled("as above")},
-	{name: "kill-services", tries: "kill the guard, the ledger and the other services", args: []string{"kill", "$SERVICES"}, want: errno("ESRCH", "EPERM"), records: []record{refused("kill")}, control: uncontrolled("as above")},
-	{name: "kill-neighbour", tries: "kill another agent", args: []string{"kill", "$OTHERPID"}, want: errno("ESRCH", "EPERM"), records: []record{refused("kill")}, control: uncontrolled("as above")},
-	{name: "kill-launcher", tries: "signal the launcher and the agent's own first process", args: []string{"signal-any", "1", "2"}, want: errno("ESRCH", "EPERM"), records: []record{refused("kill")}, control: uncontrolled("as above")},
+	{name: "kill-daemon", tries: "kill the appliance that governs it", args: []string{"kill", "$DAEMON", "1"}, want: errno("ESRCH", "EPERM"), records: []record{refused("kill")}, control: uncontrolled(elsewhereNoSuch)},
+	{name: "stop-daemon", tries: "stop it, so that nothing is recorded", args: []string{"stop", "$DAEMON"}, want: errno("ESRCH", "EPERM"), records: []record{refused("kill")}, control: uncontrolled(elsewhereNoSuch)},
+	{name: "kill-services", tries: "kill the guard, the ledger and the other services", args: []string{"kill", "$SERVICES"}, want: errno("ESRCH", "EPERM"), records: []record{refused("kill")}, control: uncontrolled(elsewhereNoSuch)},
+	{name: "kill-neighbour", tries: "kill another agent", args: []string{"kill", "$OTHERPID"}, want: errno("ESRCH", "EPERM"), records: []record{refused("kill")}, control: uncontrolled(elsewhereNoSuch)},
+	{name: "kill-launcher", tries: "signal the launcher and the agent's own first process", args: []string{"signal-any", "1", "2"}, want: errno("ESRCH", "EPERM"), records: []record{refused("kill")}, control: uncontrolled(elsewhereNoSuch)},
 }

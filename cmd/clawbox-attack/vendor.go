@@ -327,7 +327,7 @@ func (v *vendor) dns(b []byte) []byte {
 	m.Response, m.RecursionAvailable, m.Additionals = true, true, nil
 	h := dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: q.Class}
 	addrs := zone[name]
-	if len(addrs) > 1 {
+	if len(addrs) > 1 && q.Type == dnsmessage.TypeA {
 		addrs = []string{addrs[int(v.turn.Add(1))%len(addrs)]}
 	}
 	switch q.Type {

@@ -58,7 +58,7 @@ const limit = 25 * time.Minute
 func (g *guest) suite(ctx context.Context, h *host, s suite) error {
 	res := &result{pkg: s.pkg, excluded: s.not}
 	h.results = append(h.results, res)
-	args := []string{"./it.test", "-test.v=test2json", "-test.timeout=" + (limit - 30*time.Second).String()}
+	args := []string{"./it.test", "-test.v=test2json", "-test.short", "-test.timeout=" + (limit - 30*time.Second).String()}
 	if g.opts.run != "" {
 		args = append(args, "-test.run="+g.opts.run)
 	}
