@@ -50,4 +50,3 @@ func TestHeldProgramStaysInspected(t *testing.T) {
 		})
 	}
 }
-

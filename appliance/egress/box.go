@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/clawbox/clawbox/appliance/ledger"
 	"github.com/clawbox/clawbox/appliance/router"
@@ -45,10 +44,10 @@ type box struct {
 	hints   sync.Mutex // guards diag
 	diag    *netlink.Handle
 
-	models *queue              // connections for the router; nil: no models
-	web    *queue              // plain HTTP to named hosts
-	calls  *queue              // inspected connections
-	bodies *semaphore.Weighted // bytes of their requests' bodies in memory
+	models *queue // connections for the router; nil: no models
+	web    *queue // plain HTTP to named hosts
+	calls  *queue // inspected connections
+	room   *room  // what their requests may take
 
 	mu      sync.Mutex // guards the rest
 	conns   map[*conn]bool
@@ -63,7 +62,7 @@ type box struct {
 func newBox(p *Proxy, a Agent) *box {
 	b := &box{
 		proxy: p, agent: a, names: newNames(a.ID), slots: make(chan struct{}, maxConns),
-		conns: map[*conn]bool{}, changed: make(chan struct{}), web: newQueue(), calls: newQueue(), bodies: semaphore.NewWeighted(allBodies), meters: map[string]*meter{},
+		conns: map[*conn]bool{}, changed: make(chan struct{}), web: newQueue(), calls: newQueue(), room: newRoom(), meters: map[string]*meter{},
 	}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	return b

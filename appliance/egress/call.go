@@ -21,14 +21,15 @@ import (
 
 // call is one request on an inspected connection.
 type call struct {
-	s      *session
-	rule   policies.HostRule // that governs it
-	q      *http.Request     // canonical: what goes upstream
-	msgs   []policies.Message
-	by     policies.Decision
-	size   int64    // bytes taken of the box's memory for bodies
-	creds  []string // names of the credentials that were put in
-	values []string // what was put in
+	s       *session
+	rule    policies.HostRule // that governs it
+	q       *http.Request     // canonical: what goes upstream
+	msgs    []policies.Message
+	by      policies.Decision
+	size    int64           // bytes taken of the box's memory for bodies
+	entered bool            // counted in
+	creds   []string        // names of the credentials that were put in
+	mask    *inspect.Masker // of what was put in; nil: nothing
 
 	mu     sync.Mutex // guards the rest
 	cancel context.CancelFunc
@@ -41,12 +42,15 @@ func (s *session) serve(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	k := &call{s: s, cancel: cancel}
-	defer func() { s.box.bodies.Release(k.size) }()
+	defer k.leave()
 	defer s.fault()
 	if len(r.TransferEncoding) > 0 && r.ProtoMajor == 1 {
 		w.Header().Set("Connection", "close") // see heads
 	}
-	why := k.read(r.WithContext(ctx))
+	why := k.enter()
+	if why == nil {
+		why = k.read(r.WithContext(ctx))
+	}
 	if why == nil {
 		why = k.admit()
 	}
@@ -78,6 +82,17 @@ func (s *session) fault() {
 	panic(http.ErrAbortHandler)
 }
 
+// errFault stands for a panic in a goroutine that is not this package's, where
+// it would end the process and with it every sandbox's connections.
+var errFault = errors.New("a fault in the appliance")
+
+// caught makes a panic errFault; to be deferred.
+func caught(err *error) {
+	if v := recover(); v != nil {
+		*err = fmt.Errorf("%w: %v", errFault, v)
+	}
+}
+
 // read finds what the request means under the rule for its path.
 func (k *call) read(r *http.Request) *refusal {
 	if why := k.s.authority(r); why != nil {
@@ -102,32 +117,6 @@ func (k *call) read(r *http.Request) *refusal {
 	}
 	k.q, k.msgs = q, msgs
 	return nil
-}
-
-// What one sandbox's requests may take of this process's memory, in bytes.
-// Further ones are refused: if they waited, what HTTP/2 has received of them
-// would fill the window of the connection, and with it stop those that go on.
-const (
-	maxBody   = 4 << 20 // of a body that is read whole
-	allBodies = 64 << 20
-)
-
-// room takes memory for the body until the request is over.
-func (k *call) room(r *http.Request) *refusal {
-	k.size = maxBody
-	switch deep := k.rule.Inspected() && k.rule.Protocol != "http"; {
-	case r.ContentLength >= 0 && r.ContentLength < maxBody:
-		k.size = r.ContentLength
-	case !deep:
-		k.size = 0 // passes in small pieces
-	}
-	if k.s.box.bodies.TryAcquire(k.size) {
-		return nil
-	}
-	k.size = 0
-	why := refuse("http.busy", "try again when other requests have ended", "the bodies of this sandbox's requests take %d MiB already", allBodies>>20)
-	why.status = http.StatusServiceUnavailable
-	return why
 }
 
 // authority wants the request to be for the connection's host and port.
@@ -224,8 +213,9 @@ func (k *call) credentials() *refusal {
 	case len(names) > 0 && k.s.kind != tlsHello:
 		return refuse("net.credential", "use https, and inspect: true in the rule", "a credential would travel in clear")
 	}
-	k.creds, k.values = names, x.used
+	k.creds = names
 	if len(names) > 0 {
+		k.mask = inspect.NewMasker(x.used...)
 		k.q.Header.Set("Accept-Encoding", "identity") // an answer that repeats it can then be masked
 	}
 	return k.body(refuse("net.credential", remedy, "a placeholder for a credential stands in the request's body"))

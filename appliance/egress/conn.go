@@ -43,7 +43,7 @@ type conn struct {
 	let     bool              // admitted by an operator's answer
 	lawOf   *policies.Policy  // what lawful was made of
 	lawful  *policies.Policy
-	ended   *refusal          // why it was closed from here
+	ended   *refusal // why it was closed from here
 	closed  bool
 }
 

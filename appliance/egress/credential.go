@@ -2,6 +2,7 @@ package egress
 
 import (
 	"bytes"
+	"compress/gzip"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/clawbox/clawbox/appliance/inspect"
 	"github.com/clawbox/clawbox/policies"
 )
 
@@ -152,8 +154,9 @@ type spotter struct {
 
 var errSpotted = errors.New("a placeholder in the body")
 
-func (s *spotter) Read(b []byte) (int, error) {
-	n, err := s.ReadCloser.Read(b)
+func (s *spotter) Read(b []byte) (n int, err error) {
+	defer caught(&err) // net/http reads bodies in goroutines of its own
+	n, err = s.ReadCloser.Read(b)
 	seen := bytes.ToLower(append(s.tail, b[:n]...))
 	if bytes.Contains(seen, []byte(placeholderMark)) {
 		s.found()
@@ -163,96 +166,54 @@ func (s *spotter) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// masker overwrites secrets in a stream with as many asterisks: a server that
-// shows what it was sent must not show it to the agent. It holds back only
-// bytes that a secret may begin with.
-type masker struct {
-	io.ReadCloser
-	secrets [][]byte
-	buf     []byte // read, not yet given out
-	ready   int    // bytes of buf that may be given out
-	err     error
-	ended   func() // called when everything was read
-}
-
-func newMasker(r io.ReadCloser, secrets []string) *masker {
-	m := &masker{ReadCloser: r, ended: func() {}}
-	for _, s := range secrets {
-		m.secrets = append(m.secrets, []byte(s))
-	}
-	return m
-}
-
-// maskAnswer masks head, body and trailer.
-func maskAnswer(res *http.Response, secrets []string) {
+// maskAnswer masks head, body and trailer. A server that packs its body,
+// though it was asked not to, has it unpacked here, or is refused.
+func maskAnswer(res *http.Response, m *inspect.Masker) error {
 	head := func(h http.Header) {
 		for _, vs := range h {
 			for i := range vs {
-				vs[i] = maskText(vs[i], secrets)
+				vs[i] = m.Text(vs[i])
 			}
 		}
 	}
 	head(res.Header)
 	if res.StatusCode == http.StatusSwitchingProtocols {
-		return // a connection, not a body
+		return nil // its frames are masked one by one
 	}
-	m := newMasker(res.Body, secrets)
-	m.ended = func() { head(res.Trailer) }
-	res.Body = m
+	if err := unpack(res); err != nil {
+		return err
+	}
+	res.Body = m.Reader(res.Body, func() { head(res.Trailer) })
+	return nil
 }
 
-func (m *masker) Read(b []byte) (int, error) {
-	for m.ready == 0 && m.err == nil {
-		chunk := make([]byte, max(len(b), 512))
-		var n int
-		n, m.err = m.ReadCloser.Read(chunk)
-		m.buf = append(m.buf, chunk[:n]...)
-		mask(m.buf, m.secrets)
-		m.ready = len(m.buf)
-		if m.err == nil {
-			m.ready -= m.held()
-		} else {
-			m.ended()
+// unpack takes off an answer's content coding.
+func unpack(res *http.Response) error {
+	code := res.Header.Get("Content-Encoding")
+	switch {
+	case code == "" || strings.EqualFold(code, "identity") || res.Request != nil && res.Request.Method == http.MethodHead:
+		return nil
+	case res.StatusCode == http.StatusPartialContent || !strings.EqualFold(code, "gzip") || len(res.Header["Content-Encoding"]) > 1:
+		return refuse("net.credential", "ask for it without the credential", "the answer is packed (Content-Encoding %.40q), and what it repeats of the credential can't be hidden", code)
+	}
+	res.Header.Del("Content-Encoding")
+	res.Header.Del("Content-Length")
+	res.ContentLength, res.Uncompressed = -1, true
+	res.Body = &unzipped{ReadCloser: res.Body}
+	return nil
+}
+
+// unzipped reads gzip.
+type unzipped struct {
+	io.ReadCloser
+	z *gzip.Reader
+}
+
+func (u *unzipped) Read(b []byte) (n int, err error) {
+	if u.z == nil {
+		if u.z, err = gzip.NewReader(u.ReadCloser); err != nil {
+			return 0, err // io.EOF: there is nothing
 		}
 	}
-	n := copy(b, m.buf[:m.ready])
-	m.buf, m.ready = m.buf[n:], m.ready-n
-	if n == 0 && m.ready == 0 {
-		return 0, m.err
-	}
-	return n, nil
-}
-
-// held is the length of the longest end of buf that a secret begins with.
-func (m *masker) held() (most int) {
-	for _, s := range m.secrets {
-		for n := min(len(s)-1, len(m.buf)); n > most; n-- {
-			if bytes.HasSuffix(m.buf, s[:n]) {
-				most = n
-			}
-		}
-	}
-	return most
-}
-
-func mask(b []byte, secrets [][]byte) {
-	for _, s := range secrets {
-		for i := 0; ; {
-			n := bytes.Index(b[i:], s)
-			if n < 0 {
-				break
-			}
-			i += n
-			copy(b[i:], bytes.Repeat([]byte("*"), len(s)))
-			i += len(s)
-		}
-	}
-}
-
-// maskText is mask for a header's value.
-func maskText(s string, secrets []string) string {
-	for _, x := range secrets {
-		s = strings.ReplaceAll(s, x, strings.Repeat("*", len(x)))
-	}
-	return s
+	return u.z.Read(b)
 }

@@ -1,13 +1,17 @@
 package egress
 
 import (
+	"context"
+	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"os"
 	"strconv"
 
 	"github.com/clawbox/clawbox/appliance/inspect"
@@ -42,7 +46,7 @@ func (k *call) answer(w http.ResponseWriter, why *refusal) {
 // forward sends the request on and its answer back, as it comes.
 func (k *call) forward(w http.ResponseWriter) {
 	p := &httputil.ReverseProxy{
-		Transport: k.s.out, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0),
+		Transport: quiet{k.s.out}, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0),
 		Rewrite:        func(r *httputil.ProxyRequest) { k.address(r.Out) },
 		ModifyResponse: k.answered,
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
@@ -69,10 +73,44 @@ func (k *call) address(q *http.Request) {
 // that the server repeats, and other ways to reach it.
 func (k *call) answered(res *http.Response) error {
 	res.Header.Del("Alt-Svc") // would lead past here, to QUIC or another port
-	if len(k.values) > 0 {
-		maskAnswer(res, k.values)
+	if res.StatusCode == http.StatusSwitchingProtocols && k.q.Header.Get("Upgrade") == "" {
+		return refuse("net.protocol", "ask the server's owner", "the server switches protocols, and nobody asked for it")
+	}
+	if k.mask != nil {
+		return maskAnswer(res, k.mask)
 	}
 	return nil
+}
+
+// quiet sends requests and keeps to itself what comes before their answers:
+// informational responses would pass unmasked, and without end.
+type quiet struct{ *http.Transport }
+
+func (t quiet) RoundTrip(q *http.Request) (*http.Response, error) {
+	return t.Transport.RoundTrip(q.WithContext(mute{q.Context()}))
+}
+
+// mute is a context without values: httptrace's hooks among them.
+type mute struct{ context.Context }
+
+func (mute) Value(any) any { return nil }
+
+// trouble says what went wrong upstream. Errors of net/http quote the server,
+// which may repeat a credential, or fill the ledger: only what this side says
+// itself is passed on.
+func (k *call) trouble(err error) string {
+	var op *net.OpError
+	var cert *tls.CertificateVerificationError
+	var alert tls.AlertError
+	switch {
+	case errors.As(err, &cert), errors.As(err, &alert), errors.As(err, &op):
+		return fmt.Sprintf("%.300s", k.mask.Text(err.Error()))
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
+		return "the request was ended"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "the connection ended early"
+	}
+	return "what it sends is not well formed"
 }
 
 // unreached turns what went wrong upstream into an answer, which is recorded
@@ -83,10 +121,13 @@ func (k *call) unreached(err error) *refusal {
 	}
 	attrs := describeAll(map[string]any{"op": "traffic"}, k.msgs)
 	var why *refusal
+	if errors.Is(err, errFault) {
+		err = refuse("internal.panic", "tell the operator", "%.300v", err)
+	}
 	if errors.As(err, &why) && why.reason != "net.unreachable" {
 		k.s.record(why, attrs)
 	} else {
-		why = refuse("net.unreachable", "try again later", "%s port %d gave no answer: %v", k.s.host, k.s.port, err)
+		why = refuse("net.unreachable", "try again later", "%s port %d gave no answer: %v", k.s.host, k.s.port, k.trouble(err))
 		k.s.write(ledger.Allowed, why.reason, why.detail, attrs) // and yet it came to nothing
 	}
 	out := *why

@@ -28,7 +28,8 @@ type heads struct {
 	bad  error
 }
 
-func (h *heads) Read(b []byte) (int, error) {
+func (h *heads) Read(b []byte) (n int, err error) {
+	defer caught(&err) // net/http reads ahead in goroutines of its own
 	for !h.open && h.pass == 0 {
 		if err := h.next(); err != nil {
 			return 0, err
@@ -37,8 +38,6 @@ func (h *heads) Read(b []byte) (int, error) {
 	if !h.open && int64(len(b)) > h.pass {
 		b = b[:h.pass]
 	}
-	var n int
-	var err error
 	if len(h.buf) > 0 {
 		n = copy(b, h.buf)
 		h.buf = h.buf[n:]

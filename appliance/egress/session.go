@@ -54,8 +54,9 @@ func (s *session) transport(h2 bool) *http.Transport {
 		DialContext:     func(ctx context.Context, _, _ string) (net.Conn, error) { return s.reach(ctx) },
 		TLSClientConfig: &tls.Config{RootCAs: s.box.proxy.c.Roots, ServerName: s.host, MinVersion: tls.VersionTLS12},
 		MaxConnsPerHost: maxOutward, MaxIdleConnsPerHost: maxOutward, IdleConnTimeout: idleOutside, TLSHandshakeTimeout: tlsPatience,
-		DisableCompression: true, MaxResponseHeaderBytes: 1 << 20, ExpectContinueTimeout: time.Second,
+		DisableCompression: true, MaxResponseHeaderBytes: 256 << 10, ExpectContinueTimeout: time.Second,
 		Protocols: new(http.Protocols),
+		HTTP2:     &http.HTTP2Config{MaxReceiveBufferPerStream: answerWindow, MaxReceiveBufferPerConnection: answersWindow},
 	}
 	t.Protocols.SetHTTP1(true)
 	t.Protocols.SetHTTP2(h2)
@@ -63,21 +64,42 @@ func (s *session) transport(h2 bool) *http.Transport {
 }
 
 // reach makes one more connection to the destination, checked like the first.
-func (s *session) reach(ctx context.Context) (net.Conn, error) {
-	nc, to, why := s.dial(ctx)
+func (s *session) reach(ctx context.Context) (_ net.Conn, err error) {
+	defer caught(&err) // net/http dials in goroutines of its own
+	free, why := s.box.outwardRoom()
 	if why != nil {
 		return nil, why
 	}
+	nc, to, why := s.dial(ctx)
+	if why != nil {
+		free()
+		return nil, why
+	}
 	o := &outward{Conn: nc, c: s.conn, count: &s.sent, to: to.Addr()}
-	o.closed = func() { s.forget(o) }
+	o.closed = func() { s.forget(o); free() }
+	if !s.remember(o) {
+		o.Close()
+		return nil, net.ErrClosed
+	}
+	if s.name { // a reload may have come since the look-up, and not seen o
+		if why := s.leads(o.to); why != nil {
+			o.Close()
+			return nil, why
+		}
+	}
+	return o, nil
+}
+
+// remember makes o one that recheck and close know; not ok when the session
+// has ended.
+func (s *session) remember(o *outward) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.outs == nil {
-		nc.Close()
-		return nil, net.ErrClosed
+		return false
 	}
 	s.outs[o] = true
-	return o, nil
+	return true
 }
 
 func (s *session) forget(o *outward) {
@@ -94,6 +116,7 @@ func (s *session) close() {
 	s.mu.Unlock()
 	for o := range outs {
 		reset(o)
+		o.closed()
 	}
 	s.out.CloseIdleConnections()
 	s.old.CloseIdleConnections()
@@ -187,7 +210,7 @@ func (b *box) callServer() *http.Server {
 			r.Context().Value(sessionKey{}).(*session).serve(w, r)
 		}),
 		ReadHeaderTimeout: greeting, IdleTimeout: idleInside, MaxHeaderBytes: maxHead,
-		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReadFrameSize: 64 << 10},
+		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReadFrameSize: 64 << 10, MaxReceiveBufferPerStream: bodyWindow, MaxReceiveBufferPerConnection: bodiesWindow},
 		ErrorLog: log.New(io.Discard, "", 0),
 		ConnContext: func(ctx context.Context, nc net.Conn) context.Context {
 			return context.WithValue(ctx, sessionKey{}, sessionOf(nc))

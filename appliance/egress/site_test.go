@@ -181,3 +181,12 @@ func do(t testing.TB, c *http.Client, method, url, body string, head ...string) 
 	b, _ := io.ReadAll(res.Body)
 	return res.StatusCode, string(b), res
 }
+
+// tlsRaw ends TLS before f.
+func tlsRaw(cert tls.Certificate, f func(net.Conn)) func(net.Conn) {
+	return func(c net.Conn) {
+		t := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}})
+		defer t.Close()
+		f(t)
+	}
+}

@@ -76,7 +76,11 @@ func (k *call) frames(w http.ResponseWriter, res *http.Response, server io.ReadW
 	if gone {
 		return
 	}
-	err = inspect.Frames(ctx, near, server, inspect.Socket{Handshake: k.msgs[0], Ask: k.frame})
+	sock := inspect.Socket{Handshake: k.msgs[0], Ask: k.frame, Room: messages{k.s.box.room}}
+	if k.mask != nil {
+		sock.Mask = k.mask.Bytes
+	}
+	err = inspect.Frames(ctx, near, server, sock)
 	var no *inspect.Refusal
 	if errors.As(err, &no) {
 		k.s.record(refusedBy(err), describeAll(map[string]any{"op": "traffic"}, k.msgs))
