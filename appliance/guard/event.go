@@ -79,6 +79,15 @@ type Event struct {
 	SkippedMissing uint64 // names that do not exist; zero without ENOENT
 
 	Errno syscall.Errno
+
+	// Seq grows with the events of a kind, in steps of any size. It is the same
+	// where an event is delivered again, see Options.Acknowledge. It begins anew
+	// where Load makes new rings, which it does unless it takes pins over.
+	Seq uint64
+
+	n     uint64 // its place in the stream, from 1
+	place uint64 // its place in its queue
+	ring  int
 }
 
 // Access is what an open descriptor allows.

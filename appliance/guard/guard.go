@@ -170,10 +170,10 @@ type Guard struct {
 	links  []link.Link
 	hooks  *hooks // of T1 or T2, or nil
 	queues []*queue
+	stream stream
 	read   sync.WaitGroup
 
 	sent, dropped atomic.Int64 // events that went into the stream, or could not
-	detached      atomic.Bool  // nothing new comes into the rings
 	early         early
 
 	mu         sync.Mutex // guards the rest
@@ -196,6 +196,11 @@ type Options struct {
 	// Want is the best tier to try; empty is T1. Pins that are taken over keep
 	// theirs.
 	Want Tier
+
+	// Acknowledge leaves events in the rings until the receiver has called
+	// [Guard.Acknowledge] for them. With Pin, what it had not when it was killed
+	// the next Load delivers again. Without, an event is gone with its delivery.
+	Acknowledge bool
 
 	// Cgroup is a directory of the v2 hierarchy in which this process may make
 	// cgroups for its self-test. Empty: its own cgroup, or else the top.
@@ -309,11 +314,13 @@ func (g *Guard) load() error {
 // follows begins to read the rings.
 func (g *Guard) follows() error {
 	for i, m := range g.rings() {
-		q, err := newQueue(m, i)
+		r, err := newRing(m)
 		if err != nil {
-			return fmt.Errorf("open event ring: %w", err)
+			return err
 		}
-		g.queues = append(g.queues, q)
+		g.queues = append(g.queues, &queue{ring: r, which: i, first: 1})
+	}
+	for _, q := range g.queues {
 		g.read.Go(func() { g.follow(q) })
 	}
 	return nil
@@ -345,9 +352,7 @@ func (g *Guard) Close() error {
 	errs := []error{g.unhook()}
 	g.mu.Unlock()
 	g.drain()
-	for _, q := range g.queues {
-		errs = append(errs, q.r.Close())
-	}
+	g.hangUp()
 	close(g.events)
 	if n := g.dropped.Load(); n > 0 {
 		errs = append(errs, fmt.Errorf("guard: nobody received from Events for %v: %d events are lost", patience, n))

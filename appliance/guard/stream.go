@@ -1,14 +1,12 @@
 package guard
 
 import (
-	"errors"
+	"fmt"
 	"math"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
-
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/ringbuf"
 )
 
 // pause is how long a reader that has caught up lets events gather. The kernel
@@ -20,95 +18,134 @@ const pause = 5 * time.Millisecond
 // times as long as all the rest of an event.
 const backlog = 128 << 10
 
-// patience is how long a close waits for whoever should receive events.
+// patience is how long a close waits for whoever should receive events and does
+// not get on.
 var patience = 2 * time.Second
 
 // queue is one ring on its way to the stream.
 type queue struct {
-	r        *ringbuf.Reader
-	ring     int           // its number in memory.go
-	clock    clock         // for the goroutine that reads
-	late     bool          // so many events wait that there is no time for hints
-	asked    atomic.Uint64 // requests to hand over what is in the ring
-	answered atomic.Uint64 // the last of them that is done
+	*ring
+	which int   // its number in memory.go
+	clock clock // for the goroutine that reads
+	late  bool  // so many events wait that there is no time for hints
+
+	ended atomic.Bool // nothing new comes into the ring
+
+	// Guarded by stream.mu: what was read and not released, oldest first, and the
+	// number of the first of it.
+	out   []outgoing
+	first uint64
 }
 
-func newQueue(m *ebpf.Map, ring int) (*queue, error) {
-	r, err := ringbuf.NewReader(m)
-	return &queue{r: r, ring: ring}, err
+// outgoing is an event between its ring and the record.
+type outgoing struct {
+	end  uint64 // position behind it
+	n    uint64 // its place in the stream, or one of the two below
+	size uint32
+	slot uint16
 }
 
-// ask has the queue's reader hand over what is in the ring now.
-func (q *queue) ask() (n uint64) {
-	n = q.asked.Add(1)
-	q.r.Flush() // fails only where the reader is gone, which answers everything
-	return n
+const (
+	unsent = math.MaxUint64 // not in the stream yet
+	mine   = 0              // of the self-test: nobody waits for it
+)
+
+// stream is where all rings flow together.
+type stream struct {
+	sending sync.Mutex // held while an event goes into the channel
+	mu      sync.Mutex // guards the outgoing events of all queues
+	closed  bool       // the rings are gone
 }
 
 // follow copies one ring to the stream until the Guard closes. It blocks
 // while the stream is full; the kernel then kills what it can't report.
 func (g *Guard) follow(q *queue) {
-	defer q.answered.Store(math.MaxUint64)
-	var rec ringbuf.Record
 	for {
-		switch err := q.r.ReadInto(&rec); {
-		case err == nil:
-			g.deliver(q, &rec)
-			if rec.Remaining == 0 {
-				time.Sleep(pause)
-			}
-		case errors.Is(err, ringbuf.ErrFlushed):
-			// Whatever happened before the request was made, or the
-			// programs were detached, is in the ring by now.
-			n, last := q.asked.Load(), g.detached.Load()
-			g.empty(q)
-			q.answered.Store(n)
-			if last {
-				return
-			}
-		default:
-			return // os.ErrClosed
+		// Whatever happened before the programs were detached is in the ring by now.
+		last := q.ended.Load()
+		for b, end, ok := q.read(); ok; b, end, ok = q.read() {
+			g.deliver(q, b, end)
 		}
-	}
-}
-
-// empty delivers what is in the ring and does not wait for more.
-func (g *Guard) empty(q *queue) {
-	q.r.SetDeadline(time.Unix(1, 0))
-	defer q.r.SetDeadline(time.Time{})
-	var rec ringbuf.Record
-	for {
-		switch err := q.r.ReadInto(&rec); {
-		case err == nil:
-			g.deliver(q, &rec)
-		case !errors.Is(err, ringbuf.ErrFlushed): // os.ErrDeadlineExceeded
+		if last && q.left() == 0 {
 			return
 		}
+		q.wait(pause)
 	}
 }
 
-// deliver hands one event on and gives its room back.
-func (g *Guard) deliver(q *queue, rec *ringbuf.Record) {
-	q.late = rec.Remaining > backlog
-	e, err := g.decode(rec.RawSample, q)
+// record is an event as it lies in a ring.
+type record struct {
+	q     *queue
+	b     []byte
+	end   uint64 // position behind it
+	place uint64 // its number in the queue
+}
+
+func (r record) head() *witnessHead { return (*witnessHead)(unsafe.Pointer(&r.b[0])) }
+
+// deliver hands one event on. Its room is given back when it is acknowledged.
+func (g *Guard) deliver(q *queue, b []byte, end uint64) {
+	if len(b) < int(unsafe.Sizeof(witnessHead{})) {
+		panic(fmt.Sprintf("guard: object and package do not match, run go generate: an event of %d bytes", len(b)))
+	}
+	r := record{q: q, b: b, end: end}
+	h := r.head()
+	r.place = g.hold(q, outgoing{end, unsent, uint32(len(b)), h.Slot})
+	g.pace(h.Slot, q.which)
+	if g.divert(r) {
+		return
+	}
+	q.late = q.left() > backlog
+	g.send(g.event(r, q), h.Cgroup)
+}
+
+// event reads a record; q has the reader's clock.
+func (g *Guard) event(r record, q *queue) Event {
+	e, err := g.decode(r.b, q)
 	if err != nil {
 		panic("guard: object and package do not match, run go generate: " + err.Error())
 	}
-	h := (*witnessHead)(unsafe.Pointer(&rec.RawSample[0]))
-	g.mem.consumed(h.Slot, q.ring, len(rec.RawSample))
-	g.pace(h.Slot, q.ring)
-	if g.divert(e) {
-		return
-	}
-	g.send(e, h.Cgroup)
+	e.Seq, e.ring, e.place = r.end, r.q.which, r.place
+	return e
+}
+
+// hold notes an event that was read, and gives its number in the queue.
+func (g *Guard) hold(q *queue, o outgoing) uint64 {
+	g.stream.mu.Lock()
+	defer g.stream.mu.Unlock()
+	q.out = append(q.out, o)
+	return q.first + uint64(len(q.out)) - 1
+}
+
+// number says which place in the stream an event has.
+func (g *Guard) number(ring int, place, n uint64) {
+	g.stream.mu.Lock()
+	defer g.stream.mu.Unlock()
+	q := g.queues[ring]
+	q.out[place-q.first].n = n
 }
 
 // send puts one event into the stream, or counts it once nobody takes any.
 func (g *Guard) send(e Event, cgroup uint64) {
+	g.stream.sending.Lock()
+	defer g.stream.sending.Unlock()
+	e.n = uint64(g.sent.Load()) + 1
+	g.number(e.ring, e.place, e.n)
+	if !g.push(e) {
+		g.abandon(cgroup)
+		return
+	}
+	g.sent.Add(1)
+	if !g.opt.Acknowledge {
+		g.free(e.n)
+	}
+}
+
+// push waits for room in the stream, unless nobody receives any more.
+func (g *Guard) push(e Event) bool {
 	select {
 	case g.events <- e:
-		g.sent.Add(1)
-		return
+		return true
 	default:
 	}
 	tick := time.NewTicker(time.Millisecond)
@@ -116,14 +153,46 @@ func (g *Guard) send(e Event, cgroup uint64) {
 	for {
 		select {
 		case g.events <- e:
-			g.sent.Add(1)
-			return
+			return true
 		case <-g.done:
-			g.abandon(cgroup)
-			return
+			return false
 		case <-tick.C: // the rings fill while the receiver is busy
 			g.paceAll()
 		}
+	}
+}
+
+// Acknowledge says that e, and every event received before it, is where it
+// lasts: see Options.Acknowledge. Without that option it does nothing.
+func (g *Guard) Acknowledge(e Event) {
+	if g.opt.Acknowledge && e.n != mine {
+		g.free(e.n)
+	}
+}
+
+// free gives the room of all events up to the n-th of the stream back.
+func (g *Guard) free(n uint64) {
+	g.stream.mu.Lock()
+	defer g.stream.mu.Unlock()
+	if g.stream.closed {
+		return
+	}
+	for _, q := range g.queues {
+		k := 0
+		for k < len(q.out) && q.out[k].n <= n {
+			g.mem.consumed(q.out[k].slot, q.which, int(q.out[k].size))
+			k++
+		}
+		if k == 0 {
+			continue
+		}
+		q.release(q.out[k-1].end)
+		for i := range k { // whoever was frozen for want of room may go on
+			if i == 0 || q.out[i].slot != q.out[i-1].slot {
+				g.pace(q.out[i].slot, q.which)
+			}
+		}
+		q.out, q.first = q.out[k:], q.first+uint64(k)
 	}
 }
 
@@ -131,44 +200,80 @@ func (g *Guard) send(e Event, cgroup uint64) {
 // than the truth while a reader is at work, never more.
 func (g *Guard) taken() int64 { return g.sent.Load() - int64(len(g.events)) }
 
-// settle waits until all that is in the rings now was received, for patience
-// at most.
+// settle waits until all that is in the rings now was received, and acknowledged
+// where that is asked for. It gives up when nothing was for patience.
 func (g *Guard) settle() {
-	late := time.Now().Add(patience)
-	wait := func(ready func() bool) {
-		for !ready() && time.Now().Before(late) {
-			time.Sleep(time.Millisecond)
+	want := make([]uint64, len(g.queues))
+	for i, q := range g.queues {
+		want[i] = q.produced()
+		q.kick()
+	}
+	g.wait(func() bool {
+		for i, q := range g.queues {
+			if q.consumed() < want[i] {
+				return false
+			}
 		}
-	}
-	for _, q := range g.queues {
-		n := q.ask()
-		wait(func() bool { return q.answered.Load() >= n })
-	}
+		return true
+	})
 	n := g.sent.Load()
-	wait(func() bool { return g.taken() >= n })
+	g.wait(func() bool { return g.taken() >= n })
+}
+
+// wait waits until something is ready, and tells whether it is. It gives up
+// when the receiver did not get on for patience.
+func (g *Guard) wait(ready func() bool) bool {
+	n, since := g.progress(), time.Now()
+	for !ready() {
+		if m := g.progress(); m != n {
+			n, since = m, time.Now()
+		}
+		if time.Since(since) >= patience {
+			return false
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return true
+}
+
+// progress is a number that grows with what is received or acknowledged.
+func (g *Guard) progress() uint64 {
+	n := uint64(g.taken())
+	for _, q := range g.queues {
+		n += q.consumed()
+	}
+	return n
 }
 
 // drain ends the readers, after the programs were detached: each leaves with
 // its ring empty, or all when nothing was received for patience.
 func (g *Guard) drain() {
-	g.detached.Store(true)
 	for _, q := range g.queues {
-		q.ask()
+		q.ended.Store(true)
+		q.kick()
 	}
 	left := make(chan struct{})
 	go func() { g.read.Wait(); close(left) }()
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for n, since := g.taken(), time.Now(); time.Since(since) < patience; {
+	gone := func() bool {
 		select {
 		case <-left:
-			return
-		case <-tick.C:
-		}
-		if m := g.taken(); m != n {
-			n, since = m, time.Now()
+			return true
+		default:
+			return false
 		}
 	}
-	close(g.done)
-	<-left
+	if !g.wait(gone) {
+		close(g.done)
+		<-left
+	}
+}
+
+// hangUp lets the rings go; what is acknowledged later does no harm.
+func (g *Guard) hangUp() {
+	g.stream.mu.Lock()
+	defer g.stream.mu.Unlock()
+	g.stream.closed = true
+	for _, q := range g.queues {
+		q.close()
+	}
 }

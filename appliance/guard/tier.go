@@ -58,53 +58,55 @@ func (g *Guard) try(t Tier) error {
 }
 
 // early keeps events of others while the self-test reads its own: a scope that
-// was taken over goes on meanwhile.
+// was taken over goes on meanwhile. They stay where they are, in the rings, so
+// that however many there are, the self-test gets by.
 type early struct {
 	mu     sync.Mutex
 	live   bool // the self-test is over, and what waited is on its way
 	tests  chan Event
-	others []Event
+	others []record
 }
-
-// maxEarly bounds what waits for the end of the self-test.
-const maxEarly = 1 << 16
 
 // testScope is the ID of the self-test's scope, which no sandbox can have.
 const testScope = "self-test"
 
-// divert keeps an event from the stream until the self-test is over.
-func (g *Guard) divert(e Event) bool {
+// divert keeps an event from the stream: one of the self-test for ever, others
+// until it is over.
+func (g *Guard) divert(r record) bool {
+	ours := g.name(r.head().Cgroup) == testScope
 	g.early.mu.Lock()
 	defer g.early.mu.Unlock()
-	switch {
-	case g.early.live:
-		return e.Scope == testScope
-	case e.Scope == testScope:
+	if !ours {
+		if !g.early.live {
+			g.early.others = append(g.early.others, r)
+		}
+		return !g.early.live
+	}
+	if !g.early.live {
 		select {
-		case g.early.tests <- e:
+		case g.early.tests <- g.event(r, r.q):
 		default: // it looks for a few, and there is room for more
 		}
-	case len(g.early.others) == maxEarly:
-		return false // out of order rather than without bound
-	default:
-		g.early.others = append(g.early.others, e)
 	}
+	g.number(r.q.which, r.place, mine)
+	g.free(mine)
 	return true
 }
 
 // goLive lets events through, those first that came during the self-test.
 func (g *Guard) goLive() {
 	g.read.Go(func() {
+		q := &queue{late: true}
 		for {
 			g.early.mu.Lock()
-			es := g.early.others
-			g.early.others, g.early.live = nil, len(es) == 0
+			rs := g.early.others
+			g.early.others, g.early.live = nil, len(rs) == 0
 			g.early.mu.Unlock()
-			if len(es) == 0 {
+			if len(rs) == 0 {
 				return
 			}
-			for _, e := range es {
-				g.send(e, 0)
+			for _, r := range rs {
+				g.send(g.event(r, q), r.head().Cgroup)
 			}
 		}
 	})
