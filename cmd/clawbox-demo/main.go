@@ -14,13 +14,17 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -89,7 +93,7 @@ func newDemo(ctx context.Context, dist, host string) (*demo, error) {
 	if exists(host) && !exists(mark) {
 		return nil, fmt.Errorf("%s exists and is not an earlier demo's; choose another -host", host)
 	}
-	if err := os.RemoveAll(host); err != nil {
+	if err := errors.Join(unmountBelow(host), removeDemo(host, mark)); err != nil {
 		return nil, err
 	}
 	// Mkdir, not MkdirAll: in a folder that everybody may write to, somebody
@@ -98,6 +102,39 @@ func newDemo(ctx context.Context, dist, host string) (*demo, error) {
 		return nil, err
 	}
 	return d, os.WriteFile(mark, nil, 0o644)
+}
+
+// removeDemo removes an earlier run's folder. The mark goes last, so that what
+// could not be removed is still known as a demo's next time.
+func removeDemo(host, mark string) error {
+	all, err := os.ReadDir(host)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range all {
+		if f := filepath.Join(host, e.Name()); f != mark {
+			err = errors.Join(err, os.RemoveAll(f))
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return os.RemoveAll(host)
+}
+
+// unmountBelow takes away the agents' disks that a killed run left mounted.
+func unmountBelow(host string) error {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], host+"/") {
+			errs = append(errs, unix.Unmount(f[4], unix.MNT_DETACH))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // journey is the demo, phase by phase.
