@@ -6,11 +6,14 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/clawbox/clawbox/appliance/inspect"
 	"github.com/clawbox/clawbox/policies"
 )
 
@@ -30,6 +33,7 @@ type seen struct {
 	host string // SNI or Host, as sent; "" if absent
 	ech  bool   // TLS: an encrypted hello is inside
 	bad  error  // the greeting is not well formed
+	form error  // HTTP: the head can be read in two ways
 }
 
 const (
@@ -121,7 +125,11 @@ func classifyHTTP(b []byte) (seen, bool) {
 		return seen{kind: http1}, false
 	}
 	host, err := httpHost(string(line), string(rest[:end]))
-	return seen{kind: http1, host: host, bad: err}, true
+	whole := b[:len(b)-len(rest)+end+len("\r\n\r\n")]
+	if bytes.HasPrefix(rest, []byte("\r\n")) {
+		whole = b[:len(b)-len(rest)+len("\r\n")]
+	}
+	return seen{kind: http1, host: host, bad: err, form: inspect.Framing(whole)}, true
 }
 
 // methodByte says whether c may be part of a method: a tchar of RFC 9110, 5.6.2.
@@ -219,9 +227,11 @@ func (c *conn) same(s seen) *refusal {
 		return refuse("net.ech", "switch encrypted client hellos off, or ask the operator for inspect: true in the rule", "the client hello holds another, encrypted one, which may name another host than %s", c.host)
 	case s.kind == tlsHello:
 		return c.match("net.sni_mismatch", "the server name (SNI)", s.host, s.bad)
+	case s.kind == http1 && s.bad == nil && s.form != nil && !deep: // where it is inspected, each head is looked at as it comes
+		return refusedBy(s.form)
 	case s.kind == http1:
 		host := s.host
-		if h, _, err := net.SplitHostPort(host); err == nil {
+		if h, port, err := net.SplitHostPort(host); err == nil && port == strconv.Itoa(c.port) {
 			host = h
 		}
 		return c.match("net.host_mismatch", "the Host header", host, s.bad)
@@ -233,7 +243,7 @@ func (c *conn) same(s seen) *refusal {
 // policy did with the name.
 func (c *conn) match(reason, what, got string, bad error) *refusal {
 	name, err := policies.NormalizeHost(got)
-	if bad == nil && err == nil && name == c.host {
+	if bad == nil && err == nil && name == c.host && ascii(got) {
 		return nil
 	}
 	detail := fmt.Sprintf("%s is %.80q", what, got)
@@ -244,6 +254,11 @@ func (c *conn) match(reason, what, got string, bad error) *refusal {
 		detail = bad.Error()
 	}
 	return refuse(reason, "connect to the host that the request is for", "made to %s, but %s", c.host, detail)
+}
+
+// ascii: what this side folds to the same name, a server would not.
+func ascii(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return r >= utf8.RuneSelf })
 }
 
 // peek shows what has arrived to enough, without taking it, until enough is

@@ -10,8 +10,11 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/clawbox/clawbox/appliance/ledger"
 )
 
 // web carries plain HTTP to a named host. Request and answer are read and
@@ -23,6 +26,14 @@ type web struct {
 	net.Conn // the client's end
 	c        *conn
 	out      *counted
+	follow   follower
+	upgraded atomic.Bool
+}
+
+func (w *web) Read(b []byte) (int, error) {
+	n, err := w.Conn.Read(b)
+	w.follow.feed(b[:n])
+	return n, err
 }
 
 // counted counts the bytes of a connection.
@@ -62,8 +73,11 @@ func (b *box) webServer() *http.Server {
 
 // relay carries one request to out and its answer back.
 func (c *conn) relay(out net.Conn) (up, down int64) {
-	w := &web{c.in, c, &counted{Conn: out}}
+	w := &web{Conn: c.in, c: c, out: &counted{Conn: out}}
 	c.box.web.put(w)
+	if w.follow.more.Load() && !w.upgraded.Load() {
+		c.write(ledger.Denied, "net.pipelined", "what the client sent after its first request goes nowhere", nil)
+	}
 	return w.out.up.Load(), w.out.down.Load()
 }
 
@@ -78,10 +92,21 @@ func serveWeb(rw http.ResponseWriter, q *http.Request) {
 	defer tr.CloseIdleConnections()
 	to := &url.URL{Scheme: "http", Host: net.JoinHostPort(w.c.host, strconv.Itoa(w.c.port))}
 	p := &httputil.ReverseProxy{
-		Transport: tr, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0),
+		Transport: quiet{tr}, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0),
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.Out.URL.Scheme, r.Out.URL.Host, r.Out.URL.RawQuery = to.Scheme, to.Host, r.In.URL.RawQuery
-			r.Out.Host = r.In.Host
+			r.Out.Host = w.c.host // and nothing that only compares equal
+			if strings.Contains(r.Out.Host, ":") {
+				r.Out.Host = "[" + r.Out.Host + "]"
+			}
+			if _, _, err := net.SplitHostPort(r.In.Host); err == nil {
+				r.Out.Host = to.Host
+			}
+			onlyWebSocket(r.Out.Header)
+		},
+		ModifyResponse: func(res *http.Response) error {
+			w.upgraded.Store(res.StatusCode == http.StatusSwitchingProtocols)
+			return nil
 		},
 		ErrorHandler: func(rw http.ResponseWriter, _ *http.Request, _ error) {
 			why := refuse("net.unreachable", "try again later", "%s port %d gave no answer", w.c.host, w.c.port)
@@ -91,6 +116,16 @@ func serveWeb(rw http.ResponseWriter, q *http.Request) {
 		},
 	}
 	p.ServeHTTP(rw, q)
+}
+
+// onlyWebSocket takes the offer of any other protocol out: over HTTP/2 (h2c) a
+// client could go on to other hosts of the server.
+func onlyWebSocket(h http.Header) {
+	h.Del("Http2-Settings")
+	if u := h["Upgrade"]; len(u) > 0 && !(len(u) == 1 && strings.EqualFold(u[0], "websocket")) {
+		h.Del("Upgrade")
+		h.Del("Connection")
+	}
 }
 
 var errOnce = errors.New("one request for each connection")

@@ -16,7 +16,12 @@ const (
 // shows once it has parsed: bare line feeds, folded and malformed header
 // lines, blanks before the colon, and every doubt about where the body ends
 // (RFC 9112, sections 2.2, 5 and 6.1).
-func Head(raw []byte) error {
+func Head(raw []byte) error { return head(raw, checkMethod) }
+
+// Framing is Head for requests whose method nobody judges.
+func Framing(raw []byte) error { return head(raw, func(string) *Refusal { return nil }) }
+
+func head(raw []byte, method func(string) *Refusal) error {
 	if len(raw) > maxHead {
 		return refuse(BadHeader, "send less", "got a head of %d bytes, want at most %d", len(raw), maxHead).as(http.StatusRequestHeaderFieldsTooLarge)
 	}
@@ -28,7 +33,7 @@ func Head(raw []byte) error {
 	if len(lines) > maxLines {
 		return refuse(BadHeader, "send fewer", "got %d header lines, want at most %d", len(lines), maxLines).as(http.StatusRequestHeaderFieldsTooLarge)
 	}
-	to, old, bad := checkLine(lines[0])
+	to, old, bad := checkLine(lines[0], method)
 	if bad != nil {
 		return bad
 	}
@@ -52,7 +57,7 @@ func Head(raw []byte) error {
 }
 
 // checkLine wants METHOD SP target SP HTTP/1.x and says whether x is 0.
-func checkLine(l string) (to string, old bool, bad *Refusal) {
+func checkLine(l string, method func(string) *Refusal) (to string, old bool, bad *Refusal) {
 	f := strings.Split(l, " ")
 	if len(f) != 3 || f[2] != "HTTP/1.1" && f[2] != "HTTP/1.0" {
 		return "", false, refuse(BadTarget, "send METHOD /path HTTP/1.1", "got request line %.80q", l)
@@ -60,7 +65,7 @@ func checkLine(l string) (to string, old bool, bad *Refusal) {
 	if strings.ContainsFunc(f[1], func(r rune) bool { return r <= ' ' || r >= 0x7f }) || f[1] == "" {
 		return "", false, refuse(BadTarget, "encode the path", "got request target %.80q", f[1])
 	}
-	return f[1], f[2] == "HTTP/1.0", checkMethod(f[0])
+	return f[1], f[2] == "HTTP/1.0", method(f[0])
 }
 
 // framing gathers the headers that say whom a request is for and where it ends.
