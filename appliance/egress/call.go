@@ -22,8 +22,10 @@ import (
 // call is one request on an inspected connection.
 type call struct {
 	s       *session
-	rule    policies.HostRule // that governs it
-	q       *http.Request     // canonical: what goes upstream
+	rule    policies.HostRule   // that governs it, by its path
+	rules   []policies.HostRule // that its messages pass by
+	charges []charge            // the budgets of these
+	q       *http.Request       // canonical: what goes upstream
 	msgs    []policies.Message
 	by      policies.Decision
 	size    int64           // bytes taken of the box's memory for bodies
@@ -116,6 +118,7 @@ func (k *call) read(r *http.Request) *refusal {
 		return refusedBy(err)
 	}
 	k.q, k.msgs = q, msgs
+	k.bound()
 	return nil
 }
 
@@ -133,8 +136,10 @@ func (s *session) authority(r *http.Request) *refusal {
 
 // admit asks budget and policy, puts credentials in and records.
 func (k *call) admit() *refusal {
-	if why := k.s.box.meter(k.rule).turn(k.rule.Budget, time.Now()); why != nil {
-		return why
+	for _, c := range k.charges {
+		if why := c.m.turn(c.rule.Budget, time.Now()); why != nil {
+			return why
+		}
 	}
 	if why := k.judge(); why != nil {
 		return why
@@ -191,7 +196,7 @@ func describeCall(m *policies.Message) string {
 	case m.RPC != "":
 		return fmt.Sprintf("the method %.80q", m.RPC)
 	case m.Operation != "":
-		return fmt.Sprintf("the %s of %.80q", m.Operation, m.Fields)
+		return fmt.Sprintf("the %s of %.80q", m.Operation, m.Fields[:min(len(m.Fields), 10)])
 	case m.Frame != "":
 		return "a " + m.Frame + " frame"
 	}
@@ -205,7 +210,7 @@ func (k *call) credentials() *refusal {
 	if mentions(k.q.URL.Path) || mentions(k.q.URL.RawQuery) {
 		return refuse("net.credential", remedy, "a placeholder for a credential stands in the request's path or query")
 	}
-	x := resolving{agent: k.s.box.agent.ID, policy: k.s.law(), rule: k.rule, value: k.s.box.proxy.credential(k.s.box.agent.ID)}
+	x := resolving{agent: k.s.box.agent.ID, policy: k.s.law(), rules: k.rules, value: k.s.box.proxy.credential(k.s.box.agent.ID)}
 	names, err := x.headers(k.q.Header)
 	switch {
 	case err != nil:
@@ -271,7 +276,7 @@ func describeAll(a map[string]any, ms []policies.Message) map[string]any {
 	var calls []string
 	for _, m := range ms[:min(len(ms), 20)] {
 		if m.RPC != "" {
-			calls = append(calls, strings.TrimSpace(m.RPC+" "+m.Tool))
+			calls = append(calls, strings.TrimSpace(fmt.Sprintf("%.100s %.100s", m.RPC, m.Tool)))
 		}
 	}
 	if len(calls) > 0 {

@@ -52,7 +52,7 @@ func mentions(s string) bool { return strings.Contains(strings.ToLower(s), place
 type resolving struct {
 	agent  string
 	policy *policies.Policy
-	rule   policies.HostRule
+	rules  []policies.HostRule // that the request's messages pass by
 	value  func(name string) (string, bool)
 	used   []string // values put in
 }
@@ -137,7 +137,8 @@ func (x *resolving) text(key, s string) (out, name string, err error) {
 // credential finds what a placeholder stands for at this rule's endpoint.
 func (x *resolving) credential(ph string) (policies.Credential, bool) {
 	for _, c := range x.policy.Credentials {
-		if slices.Contains(x.rule.Credentials, c.Name) && placeholder(x.agent, c.Name) == ph {
+		lists := func(r policies.HostRule) bool { return slices.Contains(r.Credentials, c.Name) }
+		if placeholder(x.agent, c.Name) == ph && len(x.rules) > 0 && !slices.ContainsFunc(x.rules, func(r policies.HostRule) bool { return !lists(r) }) {
 			return c, true
 		}
 	}

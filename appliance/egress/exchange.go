@@ -53,6 +53,7 @@ func (k *call) forward(w http.ResponseWriter) {
 			k.answer(w, k.unreached(err))
 		},
 	}
+	k.q.Body = k.count(k.q.Body, true)
 	p.ServeHTTP(w, k.q)
 }
 
@@ -77,7 +78,12 @@ func (k *call) answered(res *http.Response) error {
 		return refuse("net.protocol", "ask the server's owner", "the server switches protocols, and nobody asked for it")
 	}
 	if k.mask != nil {
-		return maskAnswer(res, k.mask)
+		if err := maskAnswer(res, k.mask); err != nil {
+			return err
+		}
+	}
+	if res.StatusCode != http.StatusSwitchingProtocols {
+		res.Body = k.count(res.Body, false)
 	}
 	return nil
 }

@@ -80,7 +80,7 @@ func (k *call) frames(w http.ResponseWriter, res *http.Response, server io.ReadW
 	if k.mask != nil {
 		sock.Mask = k.mask.Bytes
 	}
-	err = inspect.Frames(ctx, near, server, sock)
+	err = inspect.Frames(ctx, near, k.countSocket(server), sock)
 	var no *inspect.Refusal
 	if errors.As(err, &no) {
 		k.s.record(refusedBy(err), describeAll(map[string]any{"op": "traffic"}, k.msgs))
@@ -90,7 +90,10 @@ func (k *call) frames(w http.ResponseWriter, res *http.Response, server io.ReadW
 // frame judges one message of the client.
 func (k *call) frame(_ context.Context, m policies.Message) error {
 	attrs := describeAll(map[string]any{"op": "traffic"}, []policies.Message{m})
-	why := k.s.box.meter(k.rule).turn(k.rule.Budget, time.Now())
+	var why *refusal
+	if r, ok := k.s.endpoint(&m); ok {
+		why = k.s.box.meter(r).turn(r.Budget, time.Now())
+	}
 	if why == nil {
 		d := k.s.ask(&m)
 		if d.Verdict == policies.Allow {
