@@ -28,6 +28,8 @@ var never = []struct {
 	{netip.MustParsePrefix("fe80::/10"), "link-local"},
 	{netip.MustParsePrefix("fec0::/10"), "site-local, withdrawn"},
 	{netip.MustParsePrefix("fd00:ec2::/32"), "metadata of AWS"},
+	{netip.MustParsePrefix("fd20:ce::/64"), "metadata of Google Cloud"},
+	{netip.MustParsePrefix("fd00:c1::/32"), "metadata of Oracle Cloud"},
 	{netip.MustParsePrefix("100.100.100.200/32"), "metadata of Alibaba Cloud"},
 	{netip.MustParsePrefix("168.63.129.16/32"), "metadata of Azure"},
 	{netip.MustParsePrefix("192.0.0.0/24"), "protocol assignments, and metadata of Oracle Cloud"},
@@ -37,6 +39,7 @@ var never = []struct {
 	{fakes, "the range of this appliance's own DNS answers; resolve the name again"},
 	// Forms of IPv6 that carry an IPv4 address past the lines above.
 	{netip.MustParsePrefix("::/96"), "an IPv4-compatible address"},
+	{netip.MustParsePrefix("::ffff:0:0:0/96"), "an address translated from IPv4"},
 	{netip.MustParsePrefix("64:ff9b::/96"), "a NAT64 address"},
 	{netip.MustParsePrefix("64:ff9b:1::/48"), "a NAT64 address"},
 	{netip.MustParsePrefix("2002::/16"), "a 6to4 address"},

@@ -23,6 +23,7 @@ type heads struct {
 	refuse  func(error) // told once what was wrong
 
 	buf  []byte // read, not yet passed on
+	seen int    // bytes of buf in which no head ends
 	pass int64  // bytes that may pass before the next head
 	open bool   // everything may
 	bad  error
@@ -56,12 +57,12 @@ func (h *heads) next() error {
 	if h.bad != nil {
 		return h.bad
 	}
-	n := headEnd(h.buf)
+	n := h.end()
 	if n < 0 && len(h.buf) <= maxHead {
 		b := make([]byte, 4<<10)
 		n, err := h.Conn.Read(b)
 		h.buf = append(h.buf, b[:n]...)
-		if err == io.EOF && len(h.buf) > 0 && headEnd(h.buf) < 0 {
+		if err == io.EOF && len(h.buf) > 0 && h.end() < 0 {
 			return io.ErrUnexpectedEOF
 		}
 		if n > 0 {
@@ -78,8 +79,20 @@ func (h *heads) next() error {
 		return err
 	}
 	body, chunked := announced(h.buf[:n])
-	h.pass, h.open = int64(n)+body, chunked
+	h.pass, h.open, h.seen = int64(n)+body, chunked, 0
 	return nil
+}
+
+// end is headEnd of buf. What was looked at is not looked at again: a client
+// may send its head in single bytes.
+func (h *heads) end() int {
+	from := max(0, h.seen-len("\n\r\n"))
+	n := headEnd(h.buf[from:])
+	if n < 0 {
+		h.seen = len(h.buf)
+		return n
+	}
+	return from + n
 }
 
 // headEnd is where a head ends in anybody's reading, -1 if it does not yet.

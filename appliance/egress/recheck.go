@@ -19,14 +19,22 @@ func (c *conn) settle() {
 func (c *conn) recheck() {
 	c.mu.Lock()
 	live, once, was, s := c.live, c.once, c.rule, c.session
+	_, counts := c.out.(*outward)
 	c.mu.Unlock()
 	if !live {
 		return // still being decided
 	}
 	why := c.standing(once)
 	c.govern()
-	if _, is := c.metered(); why == nil && inspected(is) && !inspected(was) {
-		why = refuse("net.policy_changed", "connect again", "connections to %s port %d are inspected from now on", c.host, c.port)
+	m, is := c.metered()
+	switch again := "connect again"; {
+	case why != nil:
+	case inspected(is) && !inspected(was):
+		why = refuse("net.policy_changed", again, "connections to %s port %d are inspected from now on", c.host, c.port)
+	case was.Protocol == "tcp" && is.Protocol != "tcp" && c.name:
+		why = refuse("net.policy_changed", again, "connections to %s port %d have to name their host from now on", c.host, c.port)
+	case s == nil && m != nil && !counts:
+		why = refuse("net.policy_changed", again, "connections to %s port %d have a budget from now on", c.host, c.port)
 	}
 	if why != nil {
 		c.end(why)
