@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/clawbox/clawbox/appliance/control"
+	"github.com/clawbox/clawbox/appliance/holds"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 )
@@ -32,7 +34,8 @@ policy. deny refuses it for a minute, deny-session until the sandbox stops. The
 answer is on the ledger before it takes effect, and nothing is restarted.
 
 An ID works once, for what was shown under it. A script that decides by the
-list's contents sends the digest that it saw with --digest.`,
+list's contents sends the digest that it saw with --digest; for always it is
+asked for, since that changes a policy.`,
 		Example: `  clawbox approve
   clawbox approve list --json
   clawbox approve x7mqd2kfw3nbt5ha --scope session
@@ -46,7 +49,7 @@ list's contents sends the digest that it saw with --digest.`,
 			case len(args) == 1:
 				return r.answer(cmd, a, cl, args[0])
 			case a.output == "text" && onScreen(cmd):
-				return approveScreen(cmd.Context(), cl, r.operator)
+				return approveScreen(cmd.Context(), watched{cl}, r.operator)
 			}
 			return listPending(cmd, a, cl)
 		}),
@@ -127,6 +130,10 @@ func (r *answerFlags) answer(cmd *cobra.Command, a *app, cl *control.Client, id 
 	if err != nil {
 		return err
 	}
+	if q.Digest == "" && q.Scope == "always" && p.ID != "" {
+		// The list that the operator read may be another than this one.
+		return usageError{fmt.Errorf("--scope always changes a policy: %s; if that is what you want, add --digest %s", printable(p.Words), p.Digest)}
+	}
 	if q.Digest == "" {
 		q.Digest = p.Digest // a request never changes under its id
 	}
@@ -146,10 +153,30 @@ func find(ctx context.Context, cl *control.Client, id string) (control.Pending, 
 	ps, err := cl.Approvals(ctx)
 	for _, p := range ps {
 		if p.ID == id {
-			return p, err
+			return p, errors.Join(err, genuine(p))
 		}
 	}
 	return control.Pending{}, err
+}
+
+// genuine refuses requests that are not what their digests say: they come from
+// the process that talks to the agents, which an agent may have taken over.
+func genuine(ps ...control.Pending) error {
+	for _, p := range ps {
+		if err := holds.Check(p); err != nil {
+			return fmt.Errorf("the way out shows something else than it asks for: %s; answer nothing, restart 'clawbox serve' and read 'clawbox audit replay'", printable(err.Error()))
+		}
+	}
+	return nil
+}
+
+// watched are the requests that the screen may show.
+type watched struct{ *control.Client }
+
+// Watch refuses what is not genuine.
+func (w watched) Watch(ctx context.Context, version string) (control.Held, error) {
+	h, err := w.Client.Watch(ctx, version)
+	return h, errors.Join(err, genuine(h.Pending...))
 }
 
 // done says what an answer did.
@@ -256,7 +283,7 @@ change of a policy is in that policy: 'clawbox agent policy' replaces it.`,
 
 func listPending(cmd *cobra.Command, a *app, cl *control.Client) error {
 	ps, err := cl.Approvals(cmd.Context())
-	if err != nil {
+	if err := errors.Join(err, genuine(ps...)); err != nil {
 		return err
 	}
 	return a.print(cmd.OutOrStdout(), ps, func(w io.Writer) {
@@ -268,7 +295,7 @@ func listPending(cmd *cobra.Command, a *app, cl *control.Client) error {
 		defer t.Flush()
 		fmt.Fprintln(t, "ID\tAGENT\tDESTINATION\tPROGRAM\tWAITING\tFOR\tALWAYS ADDS")
 		for _, p := range ps {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", p.ID, printable(p.Agent), destination(p), program(p),
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", printable(p.ID), printable(p.Agent), destination(p), program(p),
 				p.Waiting, time.Since(p.Since).Round(time.Second), printable(p.Change))
 		}
 	})
@@ -290,7 +317,7 @@ func listStanding(cmd *cobra.Command, a *app, cl *control.Client) error {
 		for _, s := range ss {
 			p := control.Pending{Host: s.Host, Port: s.Port, Call: s.Call, Binary: s.Binary}
 			word := map[bool]string{true: "allowed ", false: "denied "}[s.Allow] + s.Scope
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.ID, printable(s.Agent), word, destination(p), program(p),
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", printable(s.ID), printable(s.Agent), word, destination(p), program(p),
 				printable(s.Operator), s.Time.UTC().Format(time.RFC3339))
 		}
 	})

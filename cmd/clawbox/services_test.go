@@ -145,11 +145,16 @@ func (j *journey) always() {
 	before := j.status().Agents[0].Digest
 	id, out := j.ask("192.0.2.9")
 	// The guard tells egress which program asks, through the kernel's eyes.
-	if s := j.ok("approve", "list", "--json"); !strings.Contains(s, `"binary": "/bin/probe"`) {
+	s := j.ok("approve", "list", "--json")
+	if !strings.Contains(s, `"binary": "/bin/probe"`) {
 		j.t.Errorf("the request doesn't name the program:\n%s", s)
 	}
-	j.ok("approve", id, "--scope", "always", "--operator", "ada")
-	if s := <-out; strings.Contains(s, "403") {
+	var held []control.Pending
+	if err := json.Unmarshal([]byte(s), &held); err != nil || len(held) != 1 {
+		j.t.Fatalf("got %d held requests, want one: %v", len(held), err)
+	}
+	j.ok("approve", id, "--scope", "always", "--operator", "ada", "--digest", held[0].Digest)
+	if s = <-out; strings.Contains(s, "403") {
 		j.t.Errorf("the approved client said %q", s)
 	}
 	if now := j.status().Agents[0].Digest; now == before {
