@@ -1,7 +1,8 @@
 package confine
 
 import (
-	"encoding/json"
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -214,54 +215,75 @@ func TestApply(t *testing.T) {
 }
 
 func TestDecode(t *testing.T) {
-	type inner struct{ A int }
-	type doc struct {
-		A int
-		B []inner
+	whole := func(change func([]byte) []byte) []byte {
+		var out bytes.Buffer
+		if err := Send(&out, sample()); err != nil {
+			t.Fatal(err)
+		}
+		return change(out.Bytes()[8:])
 	}
-	tests := map[string]string{
-		`{"A":1,"B":[{"A":2}]}`:   "",
-		`{"A":1,"A":2}`:           `field "A" is given twice`,
-		`{"B":[{"A":1,"A":2}]}`:   `field "A" is given twice`,
-		`{"A":1,"C":2}`:           `unknown field "C"`,
-		`{"A":1} {"A":2}`:         "data after the end",
-		`{"A":1`:                  "EOF",
-		`{"A":"1"}`:               "cannot unmarshal",
-		`[]`:                      "cannot unmarshal",
-		`{"A":99999999999999999}`: "",
+	put := func(at int, v uint64) func([]byte) []byte {
+		return func(b []byte) []byte { binary.LittleEndian.PutUint64(b[at:], v); return b }
 	}
-	for in, want := range tests {
-		var d doc
-		err := decode([]byte(in), &d)
-		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: got %v, want %q", in, err, want)
+	for name, x := range map[string]struct {
+		change func([]byte) []byte
+		want   string
+	}{
+		"whole":         {func(b []byte) []byte { return b }, ""},
+		"longer":        {func(b []byte) []byte { return append(b, 0) }, "1 bytes behind the end"},
+		"version":       {put(0, Version+1), "one release"},
+		"huge number":   {put(0, 1<<40), "want one of 32 bits"},
+		"long text":     {put(8, 1<<62), "length 4611686018427387904"},
+		"long list":     {put(17, 1<<62), "length 4611686018427387904"},
+		"truth value 7": {func(b []byte) []byte { b[len(b)-8] = 7; return b }, "want 0 or 1"},
+		"empty":         {func([]byte) []byte { return nil }, "early"},
+	} {
+		var r Root
+		if err := decode(whole(x.change), &r); (err == nil) != (x.want == "") || err != nil && !strings.Contains(err.Error(), x.want) {
+			t.Errorf("%s: got %v, want %q", name, err, x.want)
 		}
 	}
-	var d doc
-	if err := receive(strings.NewReader(`{"A":1}`), &d); err == nil {
-		t.Error("a message without end was taken")
+	// Cut anywhere, it is never taken.
+	b := whole(func(b []byte) []byte { return b })
+	for n := range b {
+		if decode(b[:n], &Root{}) == nil {
+			t.Fatalf("the first %d of %d bytes were taken", n, len(b))
+		}
 	}
-	if err := receive(strings.NewReader(strings.Repeat("x", maxMessage+1)+"\n"), &d); err == nil || !strings.Contains(err.Error(), "limit") {
+	if err := receive(bytes.NewReader(append([]byte{200, 0, 0, 0, 0, 0, 0, 0}, b[:100]...)), &Root{}); err == nil {
+		t.Error("a message without its end was taken")
+	}
+	if err := receive(strings.NewReader(strings.Repeat("x", 100)), &Root{}); err == nil || !strings.Contains(err.Error(), "at most") {
 		t.Errorf("too long: %v", err)
 	}
 }
 
-// TestWire sends every field through, so that a tag that two fields share, or
-// a field that JSON cannot carry, is seen.
-func TestWire(t *testing.T) {
+// sample has no field at its zero value: TestWire holds that.
+func sample() *Root {
 	s := Spec{
 		Version: Version, Args: []string{"/a", "b"}, Env: []string{"C=d"}, Dir: "/e", UID: 1, GID: 2, Limits: []Limit{{"core", 1}},
-		Landlock: Landlock{3, []string{"/r"}, []string{"/w"}, []string{"/x"}, []string{"/d"}}, Seccomp: Filter{{Code: 6, Jt: 1, Jf: 2, K: 3}}, TTY: true,
+		Landlock: Landlock{3, []string{"/r"}, []string{"/w"}, []string{"/x"}, []string{"/d"}}, Seccomp: Filter{{Code: 6, Jt: 1, Jf: 2, K: 3}},
+		Capabilities: []string{"CHOWN"}, TTY: true,
 	}
-	want := Root{Version: Version, Hostname: "h", Layers: []string{"/1", "/2"}, Binds: []Bind{{"/s", "/t", true, false}}, Scratch: 1, Shm: 2, Supervisor: s}
-	b, err := json.Marshal(want)
-	if err != nil {
-		t.Fatal(err)
+	return &Root{Version: Version, Hostname: "h", Layers: []string{"/1", "/2"}, Binds: []Bind{{"/s", "/t", true, true}}, Scratch: 1, Shm: 2, Supervisor: s}
+}
+
+// TestWire sends every field through, so that one that walk forgets is seen.
+func TestWire(t *testing.T) {
+	want := sample()
+	for _, v := range []reflect.Value{reflect.ValueOf(*want), reflect.ValueOf(want.Supervisor), reflect.ValueOf(want.Supervisor.Landlock), reflect.ValueOf(want.Binds[0])} {
+		for i := range v.NumField() {
+			if v.Field(i).IsZero() {
+				t.Errorf("the sample lacks %s.%s", v.Type(), v.Type().Field(i).Name)
+			}
+		}
 	}
+	var b bytes.Buffer
 	var got Root
-	if err := decode(b, &got); err != nil || !reflect.DeepEqual(got, want) {
+	if err := errors.Join(Send(&b, want), receive(&b, &got)); err != nil || !reflect.DeepEqual(&got, want) {
 		t.Errorf("got %+v, %v; want %+v", got, err, want)
 	}
+	want.Binds[0].Exec = false
 	if err := want.Validate(); err != nil {
 		t.Error(err)
 	}
@@ -275,7 +297,7 @@ func TestValidate(t *testing.T) {
 		t.Fatal(err)
 	}
 	tests := map[string]func(*Root){
-		"root has version 2":           func(r *Root) { r.Version = 2 },
+		"root has version 3":           func(r *Root) { r.Version = Version + 1 },
 		"want at least 2":              func(r *Root) { r.Layers = r.Layers[:1] },
 		"sizes above 0":                func(r *Root) { r.Scratch = 0 },
 		"which the launcher mounts":    func(r *Root) { r.Binds = []Bind{{"/s", "/proc/sys", false, false}} },

@@ -10,10 +10,10 @@
 //	daemon                           launcher
 //	  | start in new namespaces and
 //	  | in the sandbox's cgroups ----> init: PID 1, blocks on fd 3
-//	  | Root (one JSON line) --------> mounts, pivots
+//	  | Root ------------------------> mounts, pivots
 //	  | <------------------- "mounted"
 //	  | attach guard, network
-//	  | Spec (one JSON line) --------> forks; the child confines itself and
+//	  | Spec ------------------------> forks; the child confines itself and
 //	  |                                becomes the program, PID 1 confines
 //	  |                                itself, waits and reaps
 //	  | <--------------- end of file   both are confined, the program runs

@@ -5,9 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"runtime"
-	"runtime/debug"
 	"sync"
 	"syscall"
 
@@ -25,9 +23,13 @@ const (
 // is confined itself.
 const Mounted = "mounted\n"
 
+// End is what the daemon writes to PID 1 to have it ask the agent to end
+// (SIGTERM).
+const End = "end\n"
+
 // Descriptors that the daemon and the launcher's stages hand to each other.
 const (
-	controlFD = 3 // init: Root in, Mounted or an error out; end of file ends the sandbox. join: child's pid or an error out
+	controlFD = 3 // init: Root in, Mounted or an error out, then End in; end of file ends the sandbox. join: child's pid or an error out
 	specFD    = 4 // Spec in, an error out; closed by the program's start
 	pidFD     = 5 // join: pidfd of the sandbox's PID 1
 )
@@ -69,7 +71,6 @@ var modes = map[string]func([]string) (int, error){"init": initBox, "join": join
 // initBox is the first process of a sandbox: root at first, its confined
 // supervisor before the agent begins. It returns with the agent.
 func initBox([]string) (int, error) {
-	debug.SetGCPercent(-1) // it reads two documents and then waits
 	ctl := os.NewFile(controlFD, "control")
 	r, err := stand(ctl)
 	if err != nil {
@@ -78,17 +79,14 @@ func initBox([]string) (int, error) {
 	if _, err := io.WriteString(ctl, Mounted); err != nil {
 		return 0, err
 	}
-	spareThreads(3)
-	// Before the agent exists: from then on a request to end is the agent's.
-	term := make(chan os.Signal, 4)
-	signal.Notify(term, unix.SIGTERM)
+	spareThreads(2)
 	pid, err := begin(r)
 	if err != nil {
 		// Whoever waits for the agent reads the other channel.
 		fmt.Fprintf(os.NewFile(specFD, "spec"), "error: init: %v\n", err)
 		return ExitFailed, nil
 	}
-	return supervise(ctl, term, pid)
+	return supervise(ctl, pid)
 }
 
 // spareThreads has the runtime make n threads, which it keeps. Later the agent
@@ -216,17 +214,19 @@ func spawn(self *os.File) (int, error) {
 	return pid, unix.Close(specFD)
 }
 
-// supervise is PID 1: it waits for everything, forwards SIGTERM, and ends with
-// the agent or the daemon.
-func supervise(ctl io.Reader, term <-chan os.Signal, child int) (int, error) {
+// supervise is PID 1: it waits for everything, asks the agent to end when the
+// daemon says so, and ends with the agent or the daemon. One goroutine and no
+// package os/signal: every thread that Go's runtime makes for them costs a
+// start as much as five mounts.
+func supervise(ctl io.Reader, child int) (int, error) {
 	go func() {
-		// The daemon never writes again; end of file means that it is gone,
-		// and a sandbox without its guardian must not run.
-		io.Copy(io.Discard, ctl)
-		os.Exit(exitSignal + int(unix.SIGKILL))
-	}()
-	go func() {
-		for range term {
+		b := make([]byte, len(End))
+		for {
+			// End of file means that the daemon is gone, and a sandbox without
+			// its guardian must not run.
+			if _, err := io.ReadFull(ctl, b); err != nil || string(b) != End {
+				os.Exit(exitSignal + int(unix.SIGKILL))
+			}
 			unix.Kill(child, unix.SIGTERM)
 		}
 	}()

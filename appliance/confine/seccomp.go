@@ -3,6 +3,7 @@ package confine
 import (
 	"fmt"
 	"slices"
+	"sync"
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
@@ -63,8 +64,24 @@ type profile struct {
 	denied []uint32            // EPERM
 }
 
+// compiled holds what Profile has compiled, by name. It stays empty in a
+// launcher, which gets its filters ready-made.
+var compiled sync.Map
+
 // Profile compiles the system call profile called name for this architecture.
+// All callers share one Filter and must leave it as it is.
 func Profile(name string) (Filter, error) {
+	if f, ok := compiled.Load(name); ok {
+		return f.(Filter), nil
+	}
+	f, err := compileProfile(name)
+	if err == nil {
+		compiled.Store(name, f)
+	}
+	return f, err
+}
+
+func compileProfile(name string) (Filter, error) {
 	p, ok := profiles()[name]
 	if !ok {
 		return nil, fmt.Errorf("no system call profile %q; want \"default\" or \"strict\"", name)

@@ -10,56 +10,56 @@ import (
 
 // Version is the version of Root and Spec that this package reads. A launcher
 // refuses any other: daemon and launcher come from one release.
-const Version = 1
+const Version = 2
 
 // Root describes the file system and identity of a sandbox. The paths of
 // Layers and of bind sources are the host's; all others are the sandbox's.
 type Root struct {
-	Version  int    `json:"version"`
-	Hostname string `json:"hostname"`
+	Version  int
+	Hostname string
 	// Layers are directories for one read-only overlay, topmost first, at
 	// least two: the kernel wants two where there is no upper layer. The
 	// first holds the mount points, and serves as the place to mount on.
-	Layers []string `json:"layers"`
-	Binds  []Bind   `json:"binds,omitempty"`
+	Layers []string
+	Binds  []Bind
 	// Scratch is the size of /tmp in bytes, Shm that of /dev/shm.
-	Scratch int64 `json:"scratch"`
-	Shm     int64 `json:"shm"`
+	Scratch int64
+	Shm     int64
 	// Supervisor confines PID 1; its Args are the launcher's own business.
-	Supervisor Spec `json:"supervisor"`
+	Supervisor Spec
 }
 
 // Bind shows a host directory in the sandbox, always nosuid and nodev.
 type Bind struct {
-	Source   string `json:"source"` // host directory
-	Target   string `json:"target"` // directory in the sandbox; must exist
-	Writable bool   `json:"writable,omitempty"`
-	Exec     bool   `json:"exec,omitempty"` // without it the mount is noexec
+	Source   string // host directory
+	Target   string // directory in the sandbox; must exist
+	Writable bool
+	Exec     bool // without it the mount is noexec
 }
 
 // Spec is everything that confines one process, and the program it becomes.
 type Spec struct {
-	Version  int      `json:"version"`
-	Args     []string `json:"args"` // Args[0] is an absolute path
-	Env      []string `json:"env,omitempty"`
-	Dir      string   `json:"dir"`
-	UID      int      `json:"uid"` // never 0
-	GID      int      `json:"gid"` // never 0; no other groups
-	Limits   []Limit  `json:"limits,omitempty"`
-	Landlock Landlock `json:"landlock"`
-	Seccomp  Filter   `json:"seccomp"` // never empty
+	Version  int
+	Args     []string // Args[0] is an absolute path
+	Env      []string
+	Dir      string
+	UID      int // never 0
+	GID      int // never 0; no other groups
+	Limits   []Limit
+	Landlock Landlock
+	Seccomp  Filter // never empty
 	// Capabilities, without "CAP_", are kept and handed on to what the program
 	// executes. Normally none.
-	Capabilities []string `json:"capabilities,omitempty"`
+	Capabilities []string
 	// TTY makes standard input the controlling terminal of a new session.
-	TTY bool `json:"tty,omitempty"`
+	TTY bool
 }
 
 // Limit is one resource limit, soft and hard alike. Names are those of the
 // limits table: "core", "fsize", "memlock", "nofile", "nproc", "stack".
 type Limit struct {
-	Name  string `json:"name"`
-	Value uint64 `json:"value"`
+	Name  string
+	Value uint64
 }
 
 // Landlock lists absolute paths, each for itself and all below it. A path
@@ -67,11 +67,11 @@ type Limit struct {
 type Landlock struct {
 	// ABI is the version whose rights are all handled. A kernel with a lower
 	// one refuses the Spec.
-	ABI    int      `json:"abi"`
-	Read   []string `json:"read,omitempty"`
-	Write  []string `json:"write,omitempty"`  // read, write, create, remove
-	Exec   []string `json:"exec,omitempty"`   // read, execute
-	Device []string `json:"device,omitempty"` // read, write, ioctl
+	ABI    int
+	Read   []string
+	Write  []string // read, write, create, remove
+	Exec   []string // read, execute
+	Device []string // read, write, ioctl
 }
 
 // Validate refuses a Root that the launcher could only misread.

@@ -77,7 +77,7 @@ func against(b *testing.B, warm int) {
 	for b.Loop() {
 		settle()
 		t, u := time.Now(), cpu()
-		c := exec.Command(bwrap, "--unshare-all", "--die-with-parent", "--ro-bind", programs.dir, "/bin", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "/bin/probe", "print=x")
+		c := exec.Command(bwrap, "--unshare-all", "--die-with-parent", "--ro-bind", filepath.Dir(programs.probe), "/bin", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "/bin/probe", "print=x")
 		if out, err := c.Output(); err != nil {
 			b.Fatalf("%v: %s", err, out)
 		}

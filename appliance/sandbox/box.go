@@ -186,12 +186,20 @@ func (b *Box) enclose(ctx context.Context, s *Spec, root *confine.Root) error {
 }
 
 func (b *Box) compile(s *Spec) (*compiled, error) {
+	key := compileKey(s, b.l.abi)
+	if c := b.l.recall(key); c != nil {
+		return c.again(s, b.id, b.l.abi)
+	}
 	v, err := lookInto(b.PID())
 	if err != nil {
 		return nil, err
 	}
 	defer v.close()
-	return compile(v, s, b.id, b.l.abi)
+	c, err := compile(v, s, b.id, b.l.abi)
+	if err == nil && !v.loose && len(s.Policy.Process.ExecHashes) == 0 {
+		b.l.remember(key, c)
+	}
+	return c, err
 }
 
 // attach connects the sandbox to the guard first, so that no moment exists in
@@ -222,15 +230,15 @@ func (b *Box) attach(ctx context.Context, s *Spec, c *compiled) error {
 
 func (b *Box) scope(s *Spec, exec []string) (guard.Scope, error) {
 	sc := guard.Scope{ID: b.name, CgroupID: b.cgroupID, Cgroup: b.g.dir()}
-	paths := map[guard.Inode]string{}
-	for _, p := range exec {
-		n, err := guard.Lookup(b.PID(), p)
-		if err != nil {
-			return sc, err
-		}
+	nodes, err := inodes(b.PID(), exec)
+	if err != nil {
+		return sc, err
+	}
+	paths := make(map[guard.Inode]string, len(nodes))
+	for i, n := range nodes {
 		if paths[n] == "" {
 			sc.Exec = append(sc.Exec, n)
-			paths[n] = p
+			paths[n] = exec[i]
 		}
 	}
 	if s.Programs != nil {
@@ -267,7 +275,7 @@ func (b *Box) Wait() (code int, why string) {
 // done it waits no longer and returns ctx's error: Wait tells of the end.
 func (b *Box) Stop(ctx context.Context, grace time.Duration) error {
 	b.because("stopped on request")
-	if err := b.p.signal(unix.SIGTERM); err != nil {
+	if err := b.p.end(); err != nil {
 		return err
 	}
 	t := time.NewTimer(grace)

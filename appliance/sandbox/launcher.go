@@ -104,7 +104,9 @@ func (l *Local) start(cmd *exec.Cmd, in *group, files ...*os.File) (_ *launcher,
 	}
 	defer spec.Close()
 	cmd.ExtraFiles = append([]*os.File{ctl, spec}, files...)
-	cmd.Env = []string{"GOMAXPROCS=1"} // fewer threads to start; nothing of the daemon's
+	// Fewer threads to start, and no collector for what reads two documents and
+	// then waits; nothing of the daemon's.
+	cmd.Env = []string{"GOMAXPROCS=1", "GOGC=off"}
 	cmd.Dir = "/"
 	cmd.WaitDelay = patience
 	if cmd.SysProcAttr == nil {
@@ -168,6 +170,20 @@ func (p *launcher) signal(sig unix.Signal) error {
 	}
 	err := unix.PidfdSendSignal(p.pidfd, sig, nil, 0)
 	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	return err
+}
+
+// end has PID 1 ask the agent to end. One that has ended needs no asking.
+func (p *launcher) end() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pidfd < 0 {
+		return nil
+	}
+	_, err := io.WriteString(p.control, confine.End)
+	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
 		return nil
 	}
 	return err

@@ -55,6 +55,7 @@ type Local struct {
 	boxes  map[string]bool // names in use: running, or being removed
 	live   map[string]*Box // those that run
 	uid    map[string]int
+	known  map[string]*compiled // see recall
 	closed bool
 }
 

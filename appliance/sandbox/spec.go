@@ -167,13 +167,10 @@ type compiler struct {
 // are followed here, so that the launcher can refuse any that appears later.
 func compile(v *view, s *Spec, id owner, abi int) (*compiled, error) {
 	c := &compiler{v: v, s: s, seen: map[string]bool{}}
-	filter, err := confine.Profile(profileName(s.Policy))
-	if err != nil {
+	v.own = writes(s.Policy)
+	var err error
+	if c.out.spec, err = frame(s, id, abi); err != nil {
 		return nil, err
-	}
-	c.out.spec = confine.Spec{
-		Version: confine.Version, Dir: s.Policy.Filesystem.Workdir, UID: id.uid, GID: id.gid, Env: environment(s), Seccomp: filter, Capabilities: s.Policy.Process.Capabilities,
-		Landlock: confine.Landlock{ABI: abi}, Limits: rlimits(s.Policy),
 	}
 	for _, step := range []func() error{c.files, c.entryPoint, c.programs, c.workdir} {
 		if err := step(); err != nil {
@@ -185,6 +182,15 @@ func compile(v *view, s *Spec, id owner, abi int) (*compiled, error) {
 		*ps = slices.Compact(slices.Sorted(slices.Values(*ps)))
 	}
 	return &c.out, nil
+}
+
+// frame is what of a Spec does not depend on the image's files.
+func frame(s *Spec, id owner, abi int) (confine.Spec, error) {
+	filter, err := confine.Profile(profileName(s.Policy))
+	return confine.Spec{
+		Version: confine.Version, Dir: s.Policy.Filesystem.Workdir, UID: id.uid, GID: id.gid, Env: environment(s), Seccomp: filter, Capabilities: s.Policy.Process.Capabilities,
+		Landlock: confine.Landlock{ABI: abi}, Limits: rlimits(s.Policy),
+	}, err
 }
 
 // profileName keeps processes from being made where the policy says so,
@@ -216,6 +222,10 @@ func (c *compiler) files() error {
 		l.Write = append(l.Write, "/tmp", "/dev/shm") // scratch memory, both
 	}
 	for _, r := range f.Read {
+		// The agent may read it anyway, and could make a link of it.
+		if underAny(r, l.Write) {
+			continue
+		}
 		e, err := c.v.resolve(r)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 			c.note("filesystem.read names %s, which image %s does not have", r, c.s.Image.Ref)
@@ -224,7 +234,6 @@ func (c *compiler) files() error {
 		if err != nil {
 			return err
 		}
-		// Below a writable folder the agent could move it, and may read it anyway.
 		if !underAny(e.path, l.Write) {
 			l.Read = append(l.Read, e.path)
 		}
@@ -275,6 +284,10 @@ func (c *compiler) entryPoint() error {
 // programs resolves the policy's list.
 func (c *compiler) programs() error {
 	for _, x := range c.s.Policy.Process.Exec {
+		if underAny(x, c.out.spec.Landlock.Write) {
+			c.note("process.exec names %s, where the agent can write; executables there never run", x)
+			continue
+		}
 		e, err := c.v.resolve(x)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 			c.note("process.exec names %s, which image %s does not have", x, c.s.Image.Ref)
@@ -324,6 +337,7 @@ func (c *compiler) pinned(x string, e entry) error {
 // program by itself for the guard.
 func (c *compiler) folder(e entry) error {
 	c.dirs = append(c.dirs, e.path)
+	c.v.loose = c.v.loose || slices.ContainsFunc(c.v.own, func(w string) bool { return under(w, e.path) })
 	c.out.spec.Landlock.Exec = append(c.out.spec.Landlock.Exec, e.path)
 	return c.v.walk(e.path, c.program)
 }

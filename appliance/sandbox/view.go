@@ -12,6 +12,8 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +24,10 @@ import (
 // host's files.
 type view struct {
 	root *os.File
+	// loose says that an answer has depended on something else than the
+	// image, such as a writable folder: it may be another one next time.
+	loose bool
+	own   []string // mount points of the writable folders
 }
 
 // lookInto opens the root of process pid, which must be held unreaped.
@@ -30,19 +36,27 @@ func lookInto(pid int) (*view, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &view{f}, nil
+	return &view{root: f}, nil
 }
 
 func (v *view) close() error { return v.root.Close() }
 
 func (v *view) open(p string, flags uint64) (*os.File, error) {
-	fd, err := unix.Openat2(int(v.root.Fd()), p, &unix.OpenHow{
-		Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
+	fd, err := v.openFD(p, flags, 0)
 	if err != nil {
-		return nil, &fs.PathError{Op: "open in sandbox", Path: p, Err: err}
+		return nil, err
 	}
 	return os.NewFile(uintptr(fd), p), nil
+}
+
+func (v *view) openFD(p string, flags, how uint64) (int, error) {
+	fd, err := unix.Openat2(int(v.root.Fd()), p, &unix.OpenHow{
+		Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | how,
+	})
+	if err != nil {
+		return -1, &fs.PathError{Op: "open in sandbox", Path: p, Err: err}
+	}
+	return fd, nil
 }
 
 // entry is a file of the sandbox, links resolved.
@@ -53,25 +67,47 @@ type entry struct {
 
 func (e entry) program() bool { return e.mode.IsRegular() && e.mode&0o111 != 0 }
 
+// launcherMounts are what the launcher fills anew for every sandbox.
+var launcherMounts = []string{"/proc", "/dev", "/tmp"}
+
 // resolve follows links in p and says what is there.
 func (v *view) resolve(p string) (entry, error) {
-	f, err := v.open(p, unix.O_PATH)
+	fd, err := v.openFD(p, unix.O_PATH, unix.RESOLVE_NO_XDEV)
+	crossed := errors.Is(err, unix.EXDEV)
+	if crossed {
+		fd, err = v.openFD(p, unix.O_PATH, 0)
+	}
 	if err != nil {
+		v.loose = v.loose || crossed
 		return entry{}, err
 	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
 		return entry{}, err
 	}
-	real, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	real, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
 	if err != nil {
 		return entry{}, err
 	}
 	if !path.IsAbs(real) || strings.HasSuffix(real, " (deleted)") {
 		return entry{}, fmt.Errorf("%s in the sandbox resolves to %q; want an absolute path", p, real)
 	}
-	return entry{real, st.Mode()}, nil
+	// What the launcher itself mounts is there every time.
+	v.loose = v.loose || crossed && !(real == path.Clean(p) && (underAny(real, launcherMounts) || slices.Contains(v.own, real)))
+	return entry{real, fileMode(st.Mode)}, nil
+}
+
+// fileMode is as much of stat(2)'s as is asked for here: kind and permissions.
+func fileMode(m uint32) fs.FileMode {
+	mode := fs.FileMode(m & 0o777)
+	switch m & unix.S_IFMT {
+	case unix.S_IFREG:
+		return mode
+	case unix.S_IFDIR:
+		return mode | fs.ModeDir
+	}
+	return mode | fs.ModeIrregular
 }
 
 // walk calls do for every program below dir. Links to programs count: what
@@ -104,7 +140,7 @@ func (v *view) visit(p string, mode uint32, do func(entry) error) error {
 	case unix.S_IFDIR:
 		return v.walk(p, do)
 	case unix.S_IFREG:
-		if e := (entry{p, fs.FileMode(mode & 0o777)}); e.program() {
+		if e := (entry{p, fileMode(mode)}); e.program() {
 			return do(e)
 		}
 	case unix.S_IFLNK:
