@@ -8,8 +8,10 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"strings"
 	"time"
 
+	inspects "github.com/clawbox/clawbox/appliance/inspect"
 	"github.com/clawbox/clawbox/appliance/ledger"
 )
 
@@ -45,10 +47,11 @@ func (h *handler) send(q *http.Request, c *call) (*http.Response, *refusal) {
 	if c.ep.shape == anthropic && out.Header.Get("Anthropic-Version") == "" {
 		out.Header.Set("Anthropic-Version", "2023-06-01")
 	}
-	if err := c.up.authorize(out.Header); err != nil {
+	key, err := c.up.authorize(out.Header)
+	if err != nil {
 		return nil, refuse(http.StatusBadGateway, "infer.credential", "the credential of upstream %q can't be used; the ledger says why", c.up.name).because(err)
 	}
-	resp, err := h.rt.RoundTrip(out)
+	resp, err := h.exchange(out, key)
 	if err != nil {
 		return nil, down.because(err)
 	}
@@ -56,6 +59,31 @@ func (h *handler) send(q *http.Request, c *call) (*http.Response, *refusal) {
 		resp.Body.Close()
 		return nil, refuse(http.StatusBadGateway, "infer.redirect", "upstream %q answered with a redirect, which is not followed", c.up.name).because(errors.New(resp.Status))
 	}
+	return resp, nil
+}
+
+// maxCause bounds what an upstream's failure puts on the ledger, in bytes.
+const maxCause = 300
+
+// exchange sends a request that carries a key. What the upstream repeats of
+// the key, also in a line so wrong that net/http quotes it in an error, is
+// masked; a packed answer can't be, and was not asked for.
+func (r *Router) exchange(q *http.Request, key string) (*http.Response, error) {
+	m := inspects.NewMasker(key)
+	resp, err := r.rt.RoundTrip(q)
+	if err != nil {
+		return nil, errors.New(strings.ToValidUTF8(fmt.Sprintf("%.*s", maxCause, m.Text(err.Error())), "\uFFFD"))
+	}
+	if ce := resp.Header.Get("Content-Encoding"); ce != "" && ce != "identity" {
+		resp.Body.Close()
+		return nil, fmt.Errorf("got an answer in Content-Encoding %.40q, and asked for none", ce)
+	}
+	for _, vs := range resp.Header {
+		for i := range vs {
+			vs[i] = m.Text(vs[i])
+		}
+	}
+	resp.Body = m.Reader(resp.Body, func() {})
 	return resp, nil
 }
 

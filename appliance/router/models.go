@@ -106,11 +106,15 @@ func (h *handler) ask(ctx context.Context, c *call, up upstream) ([]string, *ref
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	q, err := http.NewRequestWithContext(ctx, http.MethodGet, up.url("/models").String(), nil)
-	if err != nil || up.authorize(q.Header) != nil {
+	if err != nil {
+		return nil, nil
+	}
+	key, err := up.authorize(q.Header)
+	if err != nil {
 		return nil, nil
 	}
 	q.Header.Set("User-Agent", "clawbox")
-	resp, err := h.rt.RoundTrip(q)
+	resp, err := h.exchange(q, key)
 	if err != nil {
 		return nil, nil
 	}

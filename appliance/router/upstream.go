@@ -51,22 +51,22 @@ func upstreams(in map[string]config.Upstream, read func(string) (string, error))
 // keyHeader says how a host wants its credential; all others take a bearer token.
 var keyHeader = map[string]string{"api.anthropic.com": "X-Api-Key"}
 
-// authorize adds the credential. It is read for every call, so that it can be
-// rotated.
-func (u upstream) authorize(h http.Header) error {
+// authorize adds the credential and returns it. It is read for every call, so
+// that it can be rotated.
+func (u upstream) authorize(h http.Header) (string, error) {
 	if u.key == "" {
-		return nil
+		return "", nil
 	}
 	k, err := u.read(u.key)
 	if err != nil {
-		return err
+		return "", err
 	}
 	if name := keyHeader[u.base.Hostname()]; name != "" {
 		h.Set(name, k)
 	} else {
 		h.Set("Authorization", "Bearer "+k)
 	}
-	return nil
+	return k, nil
 }
 
 // ReadKey reads a credential from a file that others can't read.
