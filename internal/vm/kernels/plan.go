@@ -45,7 +45,7 @@ const prober = "internal/vm/kernels/probe"
 // lent are programs of the host that tests start. One that the host lacks is
 // missing in the guest, too, and the tests that want it say so.
 var lent = []string{
-	"bash", "busybox", "curl", "find", "git", "head", "ip", "ldd", "losetup", "mkfs.ext4", "mkfs.xfs", "mount", "touch", "true", "umount", "xfs_quota",
+	"bash", "busybox", "curl", "find", "git", "head", "ip", "ldd", "losetup", "mke2fs", "mkfs.ext4", "mkfs.xfs", "mount", "resize2fs", "e2fsck", "tune2fs", "xfs_growfs", "touch", "true", "umount", "xfs_quota",
 }
 
 // files are what a Debian host has in /etc.
