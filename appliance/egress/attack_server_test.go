@@ -11,8 +11,10 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/clawbox/clawbox/appliance/ledger"
 	"github.com/clawbox/clawbox/policies"
@@ -157,5 +159,47 @@ func TestSecretStaysOut(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Refused requests wait for their turn in this process, and so there is an end
+// to how many do.
+func TestRefusedFlood(t *testing.T) {
+	l, site := inspectLab(t, hello200)
+	r := ruleFor("http", policies.CallRule{Method: "GET", Path: "/ok"})
+	l.network(allow(r))
+	var wg sync.WaitGroup
+	var cs []*http.Client
+	for range 16 {
+		c := l.client(true)
+		c.Timeout = time.Minute
+		if st, body, _ := do(t, c, "GET", "https://a.example/ok", ""); st != 200 { // one connection for all that follows
+			t.Fatalf("got %d %s", st, body)
+		}
+		cs = append(cs, c)
+	}
+	for _, c := range cs {
+		for range 90 {
+			wg.Go(func() { do(t, c, "GET", "https://a.example/no", "") })
+		}
+	}
+	if st, body, _ := do(t, l.client(true), "GET", "https://a.example/ok", ""); st != 200 {
+		t.Errorf("what is allowed, meanwhile: got %d %s", st, body)
+	}
+	eventually(t, "a connection closed for it", func() bool { return contains(l.book.reasons(ledger.KindConnect), "denied http.flood") })
+	var box *box
+	for b := range l.proxy.boxes {
+		box = b
+	}
+	if n := box.waiting.Load(); n > maxWaiting+1 {
+		t.Errorf("%d wait", n)
+	}
+	for _, c := range box.open() {
+		c.abort()
+	}
+	box.cancel() // ends the waiting
+	wg.Wait()
+	if n := site.count(); n != 17 {
+		t.Errorf("%d requests reached the site", n)
 	}
 }

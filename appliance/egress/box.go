@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -56,7 +57,8 @@ type box struct {
 	digPol  *policies.Policy
 	dig     string // digest of digPol
 
-	denials, refused router.Pace // of connections, of DNS names: neither delays the other
+	waiting          atomic.Int64 // refused requests that wait for a turn of denials
+	denials, refused router.Pace  // of connections, of DNS names: neither delays the other
 }
 
 func newBox(p *Proxy, a Agent) *box {

@@ -183,7 +183,7 @@ func (c *conn) infer() *refusal {
 	}
 	if hand := c.box.proxy.c.Handoff; hand != nil {
 		if err := hand(c.in, c.box.agent, c.proc); err != nil {
-			return refuse("infer.unavailable", "try again later", "the model router does not take the connection: %v", err)
+			return refuse("infer.unavailable", "try again later", "the model router does not take the connection: %.200v", err)
 		}
 		return nil
 	}

@@ -20,7 +20,14 @@ import (
 
 // deny records a refusal and tells the client in its own protocol.
 func (k *call) deny(w http.ResponseWriter, why *refusal) {
+	k.leave() // who waits for a refusal keeps nobody else waiting
+	if n := k.s.box.waiting.Add(1); n > maxWaiting {
+		k.s.box.waiting.Add(-1)
+		k.s.end(refuse("http.flood", "wait for answers", "more than %d refused requests of this sandbox wait for their turn; the connection is closed", maxWaiting))
+		panic(http.ErrAbortHandler)
+	}
 	k.s.box.pace(&k.s.box.denials)
+	k.s.box.waiting.Add(-1)
 	if !k.s.record(why, describeAll(map[string]any{"op": "traffic", "rule": why.rule}, k.msgs)) {
 		why = noLedger()
 	}

@@ -16,6 +16,7 @@ const (
 	allBodies   = 128 << 20
 	maxCalls    = 256  // requests at once
 	maxOutwards = 1024 // connections to servers
+	maxWaiting  = 1000 // refused requests that wait for their turn
 
 	// A JSON document of small objects takes some 45 times its bytes once it is
 	// read, and inspect bounds how many values there are.
@@ -65,6 +66,7 @@ func (k *call) leave() {
 	if k.entered {
 		k.s.box.room.calls.Release(1)
 	}
+	k.size, k.entered = 0, false
 }
 
 // room takes memory for the body until the request is over.
