@@ -21,6 +21,7 @@ const (
 	cageEnv   = "CLAWBOX_CAGE"    // the Cage, in the second image's environment
 	callCage  = "service.cage"    // the supervisor's first message, to the first image
 	callStart = "service.start"   // its second, to the second image: the configuration
+	callAlive = "service.alive"   // asks for an answer
 	callEnd   = "service.end"     // its last
 	ended     = "service.ended:1" // what the answer to callEnd is
 )
@@ -166,6 +167,8 @@ func (s *Self) handle(ctx context.Context, role Role, r *Request) (any, error) {
 		return s.begin(role, r)
 	case callEnd:
 		return s.end()
+	case callAlive:
+		return nil, nil
 	}
 	s.mu.Lock()
 	h := s.handler

@@ -145,6 +145,13 @@ func (p *Process) configure(ctx context.Context, s Spec) error {
 	return err
 }
 
+// Alive asks whether the service still answers, within limit.
+func (p *Process) Alive(limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	return p.Conn.Call(ctx, callAlive, nil, nil)
+}
+
 // Done is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
@@ -177,6 +184,9 @@ func (p *Process) End(ctx context.Context) error {
 func (p *Process) Kill() {
 	if p.Conn != nil {
 		p.Conn.Close()
+	}
+	if p.PID <= 0 {
+		return // it never ran; and 0 would be our own process group
 	}
 	select {
 	case <-p.done:
