@@ -40,12 +40,14 @@ type agentSpec struct {
 // agent is one agent.
 type agent struct {
 	agentSpec
-	dir string
-	pol atomic.Pointer[governing] // replaced by Reload
+	dir   string
+	fresh bool                      // dir was made for it in this launch
+	pol   atomic.Pointer[governing] // replaced by Reload
 
 	mu      sync.Mutex // guards the rest
 	box     *sandbox.Box
 	outlet  *outlet       // its network, while there is one
+	uid     int           // host user id, from its start on
 	done    chan struct{} // closed when the box is gone; nil before the first start
 	started time.Time
 	tallies map[string]tally // budgets hit, see strike
@@ -134,7 +136,7 @@ func (a *Appliance) loadAgents() error {
 		}
 		a.agents[ag.Name] = ag
 	}
-	return nil
+	return a.nameAgents(context.Background())
 }
 
 func (a *Appliance) agentsDir() string { return filepath.Join(a.cfg.Paths.State, "agents") }
@@ -225,10 +227,11 @@ func (a *Appliance) Remove(ctx context.Context, name string) error {
 	if err := a.log.Record(ctx, a.lifecycle(ag, ledger.Allowed, "agent.removed", "")); err != nil {
 		return err
 	}
-	if err := a.boxes.Remove(name); err != nil {
-		return err
-	}
+	// Egress first: it may be down, and then nothing is half removed.
 	if err := a.part("egress").call(ctx, callRemove, ref{name}, nil); err != nil {
+		return control.Errorf("refused", "the answers that stand for agent %s could not be removed: %v; nothing was deleted, try again", name, err)
+	}
+	if err := a.boxes.Remove(name); err != nil {
 		return err
 	}
 	a.mu.Lock()
@@ -255,12 +258,33 @@ func (a *Appliance) Reload(ctx context.Context, name string, q control.PolicyReq
 	if part := lockedChange(old, p); part != "" {
 		return control.AgentStatus{}, control.Errorf("refused", "the %s rules are locked when a sandbox is created, and %s changes them; stop the agent, then 'clawbox agent launch %s --policy %s' starts it on its files", part, q.Name, name, q.Name)
 	}
+	if what := atStart(old, p); what != "" && ag.connected() != nil {
+		return control.AgentStatus{}, control.Errorf("refused", "%s; stop the agent, then 'clawbox agent launch %s --policy %s' starts it on its files", what, name, q.Name)
+	}
 	rec := a.lifecycle(ag, ledger.Allowed, "policy.reloaded", "network and inference rules replaced")
 	rec.Kind, rec.Policy, rec.Attrs = ledger.KindPolicy, p.Digest(), map[string]any{"previous": old.Digest()}
 	if err := a.log.Record(ctx, rec); err != nil {
 		return control.AgentStatus{}, err
 	}
 	return ag.status(), a.govern(ag, p, q.Name, q.Source)
+}
+
+// atStart says what a changed policy needs that an agent gets when it starts,
+// and never again: without it the new rules would be there and not work.
+func atStart(old, p *policies.Policy) string {
+	if inspects(p) && !inspects(old) {
+		return "the policy inspects TLS for the first time, and the agent doesn't trust the sandbox's own CA: its certificate is put in when the agent starts"
+	}
+	x, _ := json.Marshal(old.Credentials)
+	y, _ := json.Marshal(p.Credentials)
+	if !bytes.Equal(x, y) {
+		return "the policy changes which credentials there are, and the agent gets their placeholders in its environment when it starts"
+	}
+	return ""
+}
+
+func inspects(p *policies.Policy) bool {
+	return slices.ContainsFunc(p.Network.Allow, func(r policies.HostRule) bool { return r.Inspect })
 }
 
 // lockedChange names the first locked layer in which two policies differ.

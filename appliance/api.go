@@ -4,13 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
-	"path/filepath"
-	"time"
 
 	"github.com/clawbox/clawbox/appliance/control"
 )
@@ -41,11 +37,11 @@ func (a *Appliance) controlHandler() http.Handler {
 // work, 503 with the reason when it refuses to.
 func (a *Appliance) healthHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		st := a.Status()
-		if st.Error != "" {
+		h := a.health()
+		if h.Error != "" {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
-		json.NewEncoder(w).Encode(map[string]any{"release": st.Release, "sequence": st.Sequence, "error": st.Error})
+		json.NewEncoder(w).Encode(h)
 	})
 }
 
@@ -161,26 +157,4 @@ func (a *Appliance) handleLogs(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	t.follow(r.Context(), w, ag.gone())
-}
-
-// serveUnix answers on a Unix socket that only root may open.
-func serveUnix(path string, mode os.FileMode, h http.Handler) (*http.Server, net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, nil, err
-	}
-	// A socket of a daemon that died stays behind; Run holds the ledger's lock,
-	// so no living daemon can own this one.
-	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
-		return nil, nil, err
-	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, nil, fmt.Errorf("listen on %s (a socket's path may have 107 bytes): %w", path, err)
-	}
-	if err := os.Chmod(path, mode); err != nil {
-		l.Close()
-		return nil, nil, err
-	}
-	// No time-out for answers: logs and exec sessions take as long as they take.
-	return &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}, l, nil
 }

@@ -24,6 +24,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -96,7 +97,9 @@ func (a *Appliance) openStore() (err error) {
 // for status.
 func (a *Appliance) weaken(reason, detail string) error {
 	a.mu.Lock()
-	a.weakenings = append(a.weakenings, detail)
+	if !slices.Contains(a.weakenings, detail) {
+		a.weakenings = append(a.weakenings, detail)
+	}
 	a.mu.Unlock()
 	return a.log.Record(context.Background(), ledger.Record{Kind: ledger.KindWeakening, Verdict: ledger.Allowed, Reason: reason, Detail: detail})
 }
@@ -233,16 +236,12 @@ func (a *Appliance) listen(cancel context.CancelCauseFunc) (stop func(), err err
 			}
 		}()
 	}
-	sockets := []struct {
-		name string
-		mode os.FileMode
-		h    http.Handler
-	}{
-		{"control.sock", 0o600, a.controlHandler()},
-		{"health.sock", 0o666, a.healthHandler()},
+	sockets := []socket{
+		{name: "control.sock", mode: 0o600, h: a.controlHandler(), conns: controlConns, root: true},
+		{name: "health.sock", mode: 0o666, h: a.healthHandler(), conns: healthConns, answer: 5 * time.Second},
 	}
 	for _, so := range sockets {
-		s, l, err := serveUnix(filepath.Join(a.cfg.Paths.Run, so.name), so.mode, so.h)
+		s, l, err := serveUnix(a.cfg.Paths.Run, so)
 		if err != nil {
 			stop()
 			return nil, err

@@ -12,6 +12,8 @@ import (
 	"path"
 
 	"github.com/clawbox/clawbox/appliance/control"
+	"github.com/clawbox/clawbox/appliance/holds"
+	"github.com/clawbox/clawbox/appliance/ledger"
 	"github.com/clawbox/clawbox/appliance/service"
 )
 
@@ -28,11 +30,11 @@ func (a *Appliance) approvals() http.Handler {
 		// One connection a request: egress may have been started again.
 		Transport: &http.Transport{DisableKeepAlives: true, DialContext: a.dialEgress},
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
-			refuse(w, control.Errorf("refused", "egress does not answer: %v; what is held stays held, try again in a moment", err))
+			refuse(w, noEgress(err))
 		},
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method != http.MethodPost {
+		if r.Method == http.MethodGet {
 			to.ServeHTTP(w, r)
 			return
 		}
@@ -42,12 +44,48 @@ func (a *Appliance) approvals() http.Handler {
 			return
 		}
 		r.Body = io.NopCloser(bytes.NewReader(b))
-		if c, ok := a.wish(r.Context(), path.Base(r.URL.Path), b); ok {
+		c, ok, err := a.answered(r, b)
+		if err != nil {
+			refuse(w, err)
+			return
+		}
+		if ok {
 			a.asked.add(c, 1)
 			defer a.asked.add(c, -1) // if it was not made
 		}
 		to.ServeHTTP(w, r)
 	})
+}
+
+// answered puts on the ledger that an operator answers, or takes an answer
+// back, before egress hears of it: what egress records of approvals is worth
+// nothing once it has been taken over, and this can be held against it. It
+// returns the policy change that the answer asks for, if it asks for one.
+// While the answer is under way egress may ask for this change and no other.
+func (a *Appliance) answered(r *http.Request, body []byte) (c change, always bool, err error) {
+	id, who := path.Base(r.URL.Path), callerOf(r.Context())
+	rec := ledger.Record{
+		Kind: ledger.KindApproval, Verdict: ledger.Denied, Reason: "approval.taken_back", Process: ledger.Process{PID: int(who.Pid), UID: int(who.Uid)},
+		Attrs: map[string]any{"id": id, "operator": r.URL.Query().Get("operator")},
+	}
+	if r.Method != http.MethodPost {
+		return c, false, a.log.Record(r.Context(), rec)
+	}
+	var q control.AnswerRequest
+	if err := json.Unmarshal(body, &q); err != nil {
+		return c, false, control.Errorf("invalid", "request body: %v", err)
+	}
+	p, err := a.shown(r.Context(), id, q.Digest)
+	if err != nil {
+		return c, false, err
+	}
+	rec.Reason, rec.Agent, rec.Host, rec.Port = "approval.answered", p.Agent, p.Host, p.Port
+	rec.Attrs["operator"], rec.Attrs["scope"], rec.Attrs["digest"] = q.Operator, q.Scope, q.Digest
+	if q.Allow {
+		rec.Verdict = ledger.Allowed
+	}
+	c = change{p.Agent, p.Change, q.Operator}
+	return c, q.Allow && q.Scope == "always", a.log.Record(r.Context(), rec)
 }
 
 func (a *Appliance) dialEgress(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -58,40 +96,44 @@ func (a *Appliance) dialEgress(ctx context.Context, _, _ string) (net.Conn, erro
 	return dialThrough(ctx, c, callHTTP)
 }
 
-// wish is the policy change that an answer asks for, if it does: what the
-// request that it answers shows. While the answer is under way egress may ask
-// for this change, and for no other.
-func (a *Appliance) wish(ctx context.Context, id string, answer []byte) (change, bool) {
-	var q control.AnswerRequest
-	if json.Unmarshal(answer, &q) != nil || !q.Allow || q.Scope != "always" {
-		return change{}, false
-	}
+// shown is the request that an operator answers, as it was seen: its digest is
+// of all that was shown, and egress can't show one thing and mean another.
+func (a *Appliance) shown(ctx context.Context, id, digest string) (control.Pending, error) {
 	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: a.dialEgress}, Timeout: callTime}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://egress/v1/approvals", nil)
 	if err != nil {
-		return change{}, false
+		return control.Pending{}, err
 	}
 	resp, err := c.Do(req)
 	if err != nil {
-		return change{}, false
+		return control.Pending{}, noEgress(err)
 	}
 	defer resp.Body.Close()
 	var held control.Held
-	if json.NewDecoder(io.LimitReader(resp.Body, service.MaxBody)).Decode(&held) != nil {
-		return change{}, false
+	if err := json.NewDecoder(io.LimitReader(resp.Body, service.MaxBody)).Decode(&held); err != nil {
+		return control.Pending{}, noEgress(err)
 	}
 	for _, p := range held.Pending {
-		if p.ID == id && p.Digest == q.Digest {
-			return change{p.Agent, p.Change, q.Operator}, true
+		if p.ID != id {
+			continue
 		}
+		if err := holds.Check(p); err != nil {
+			return p, control.Errorf("refused", "egress shows a request that does not hold together: %v; nothing was answered", err)
+		}
+		if p.Digest != digest {
+			return p, control.Errorf("conflict", "request %s has changed since it was shown; look at it again with 'clawbox approve list'", id)
+		}
+		return p, nil
 	}
-	return change{}, false
+	return control.Pending{}, control.Errorf("not_found", "nothing is held under %q; 'clawbox approve list' lists what is", id)
+}
+
+func noEgress(err error) error {
+	return control.Errorf("refused", "egress does not answer: %v; what is held stays held, try again in a moment", err)
 }
 
 // held counts what waits for an operator.
 func (a *Appliance) held() (n int) {
-	ctx, cancel := context.WithTimeout(context.Background(), callTime)
-	defer cancel()
-	_ = a.part("egress").call(ctx, callPending, nil, &n) // none to be seen while it starts again
+	a.part("egress").look(callPending, &n)
 	return n
 }

@@ -173,27 +173,35 @@ func (rs *routerService) take(_ context.Context, r *service.Request) (any, error
 	if err != nil {
 		return nil, err
 	}
-	if err := rs.desk(ag).put(c); err != nil {
-		c.Close()
-		return nil, err
+	d, err := rs.desk(ag)
+	if err == nil {
+		err = d.put(c)
 	}
-	return nil, nil
+	if err != nil {
+		c.Close()
+	}
+	return nil, err
 }
 
-func (rs *routerService) desk(ag *listed) *desk {
+// desk is where an agent that is still on the list is served. One that went
+// meanwhile gets none: the next of its name would be served under its policy.
+func (rs *routerService) desk(ag *listed) (*desk, error) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
+	if now, err := rs.agents.get(ag.id); err != nil || now != ag {
+		return nil, fmt.Errorf("agent %q is gone", ag.id)
+	}
 	d := rs.desks[ag.id]
 	if d == nil {
 		d = newDesk(rs.router.Handler(router.Agent{ID: ag.id, UID: ag.uid, Policy: ag.policy}))
 		rs.desks[ag.id] = d
 	}
-	return d
+	return d, nil
 }
 
 func (rs *routerService) forget(id string) {
-	rs.agents.drop(id)
 	rs.mu.Lock()
+	rs.agents.drop(id)
 	d := rs.desks[id]
 	delete(rs.desks, id)
 	rs.mu.Unlock()

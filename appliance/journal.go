@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/clawbox/clawbox/appliance/ledger"
 	"github.com/clawbox/clawbox/appliance/service"
@@ -28,6 +29,9 @@ const (
 	callHead   = "head"   // → ledger.Head
 	callHealth = "health" // fails where the log does
 	callWriter = "writer" // writer, one socket: from now on it may write too
+	callNames  = "names"  // []string: agents, besides those known already
+	// callForeign (name) it asks of the supervisor: end that writer.
+	callForeign = "foreign"
 )
 
 // writer is who may write to the ledger, and what.
@@ -82,7 +86,7 @@ func (l *remoteLog) Append(ctx context.Context, rs ...ledger.Record) (at int64, 
 
 // Head is the last durable state, or the last that could be learnt.
 func (l *remoteLog) Head() ledger.Head {
-	ctx, cancel := context.WithTimeout(context.Background(), callTime)
+	ctx, cancel := context.WithTimeout(context.Background(), lookTime)
 	defer cancel()
 	var h ledger.Head
 	err := l.c.Call(ctx, callHead, nil, &h)
@@ -112,6 +116,11 @@ type ledgerConfig struct {
 // ledgerService owns the log. It has no socket, no capability, and one folder.
 type ledgerService struct {
 	log *ledger.Log
+	// tell is how the supervisor hears of a writer that was taken over.
+	tell func(w *writer)
+
+	mu     sync.Mutex // guards the rest
+	agents map[string]bool
 }
 
 func ledgerRole(s *service.Self, r *service.Request) (service.Handler, error) {
@@ -124,7 +133,13 @@ func ledgerRole(s *service.Self, r *service.Request) (service.Handler, error) {
 		return nil, err
 	}
 	s.OnEnd(l)
-	ls := &ledgerService{log: l}
+	ls := &ledgerService{log: l, agents: map[string]bool{}, tell: func(w *writer) {
+		ctx, cancel := context.WithTimeout(context.Background(), callTime)
+		defer cancel()
+		if err := s.Conn.Call(ctx, callForeign, w.Name, nil); err != nil {
+			s.Conn.Close() // nobody would end that writer: then all end
+		}
+	}}
 	return ls.supervisor, nil
 }
 
@@ -148,8 +163,23 @@ func (l *ledgerService) supervisor(ctx context.Context, r *service.Request) (any
 		return nil, l.log.Err()
 	case callWriter:
 		return nil, l.admit(r)
+	case callNames:
+		return nil, l.names(r)
 	}
 	return nil, fmt.Errorf("the ledger knows no %q", r.Method)
+}
+
+func (l *ledgerService) names(r *service.Request) error {
+	var names []string
+	if err := r.Decode(&names); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, n := range names { // what was an agent may still be told of
+		l.agents[n] = true
+	}
+	return nil
 }
 
 // admit takes a writer's end of a connection.
@@ -171,7 +201,10 @@ func (l *ledgerService) admit(r *service.Request) error {
 		}
 		v, err := l.append(ctx, r, &w)
 		if errors.Is(err, errForeign) {
-			go c.Close() // waits for this handler's connection
+			go func() {
+				c.Close()
+				l.tell(&w)
+			}()
 		}
 		return v, err
 	})
@@ -183,23 +216,64 @@ func (l *ledgerService) admit(r *service.Request) error {
 var errForeign = errors.New("not this service's record to write")
 
 // append writes records for w; nil is the supervisor. A writer that oversteps
-// has been taken over: that is recorded, and it is cut off.
+// has been taken over: that is recorded, it is cut off, and the supervisor ends
+// it, because what it does from then on nobody would record.
 func (l *ledgerService) append(ctx context.Context, r *service.Request, w *writer) (any, error) {
-	rs, err := ledger.UnmarshalRecords(r.Body)
+	most := 0
+	if w != nil {
+		most = maxRecords
+	}
+	rs, err := ledger.UnmarshalRecords(r.Body, most)
 	if err != nil {
 		return nil, err
 	}
+	if w == nil {
+		return l.log.Append(ctx, rs...)
+	}
 	for i := range rs {
-		if w != nil && !slices.Contains(w.Kinds, rs[i].Kind) {
+		if !slices.Contains(w.Kinds, rs[i].Kind) {
 			alarm := ledger.Record{
 				Kind: ledger.KindWeakening, Verdict: ledger.Denied, Reason: "ledger.forged",
-				Detail: fmt.Sprintf("service %s tried to write a record of kind %.20q, and is cut off", w.Name, rs[i].Kind),
+				Detail: fmt.Sprintf("service %s tried to write a record of kind %.20q, and is ended", w.Name, rs[i].Kind),
 			}
 			return nil, errors.Join(fmt.Errorf("%w: kind %.20q by %s", errForeign, rs[i].Kind, w.Name), l.log.Record(ctx, alarm))
 		}
+		l.stamp(&rs[i], w)
 	}
 	return l.log.Append(ctx, rs...)
 }
+
+// stamp adds to a service's record what the service can't: who wrote it; when
+// it came, if that is not about when the record says; and that there was no
+// such agent. None of these makes it foreign: a guard that was held up tells
+// late, a host's clock is set, an agent is removed before all is told of it.
+func (l *ledgerService) stamp(r *ledger.Record, w *writer) {
+	if r.Attrs == nil {
+		r.Attrs = map[string]any{}
+	}
+	for _, k := range []string{"came", "agent_unknown"} {
+		delete(r.Attrs, k)
+	}
+	r.Attrs["writer"] = w.Name
+	now := time.Now()
+	if d := now.Sub(r.Time); !r.Time.IsZero() && (d > late || d < -ahead) {
+		r.Attrs["came"] = now.UTC().Format(time.RFC3339Nano)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if r.Agent != "" && !l.agents[r.Agent] {
+		r.Attrs["agent_unknown"] = true
+	}
+}
+
+// How far what a record says of its time may be from when it came.
+const (
+	ahead = 5 * time.Second
+	late  = time.Minute
+)
+
+// maxRecords bounds those of one message by a writer.
+const maxRecords = 4096
 
 // openWriter makes a service's own way to the ledger: the descriptor is for
 // the service.

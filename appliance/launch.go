@@ -7,12 +7,14 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/clawbox/clawbox/appliance/config"
 	"github.com/clawbox/clawbox/appliance/control"
 	"github.com/clawbox/clawbox/appliance/guard"
 	"github.com/clawbox/clawbox/appliance/ledger"
+	"github.com/clawbox/clawbox/appliance/service"
 	"github.com/clawbox/clawbox/internal/durable"
 	"github.com/clawbox/clawbox/policies"
 )
@@ -36,12 +38,24 @@ func (a *Appliance) Launch(ctx context.Context, q control.LaunchRequest) (contro
 	old := a.agents[ag.Name]
 	a.agents[ag.Name] = ag
 	a.mu.Unlock()
-	if err := a.start(ctx, ag); err != nil {
+	crew := a.crew()
+	err = a.nameAgents(ctx)
+	if err == nil {
+		err = a.start(ctx, ag)
+	}
+	if err != nil {
 		return control.AgentStatus{}, errors.Join(err, a.forget(ag, old))
 	}
-	// Either stopAll has seen the sandbox, or this sees why it was called.
-	if err := a.refusal(); err != nil {
-		return control.AgentStatus{}, errors.Join(err, a.Stop(ctx, ag.Name, 0))
+	// Whoever stops all agents has seen the sandbox by now, or this sees why.
+	if err = a.refusal(); err == nil {
+		err = a.sameCrew(crew)
+	}
+	if err != nil {
+		var e *control.Error // "it does not run": somebody was faster
+		if serr := a.Stop(ctx, ag.Name, 0); serr != nil && !errors.As(serr, &e) {
+			err = errors.Join(err, serr)
+		}
+		return control.AgentStatus{}, err
 	}
 	return ag.status(), nil
 }
@@ -49,15 +63,21 @@ func (a *Appliance) Launch(ctx context.Context, q control.LaunchRequest) (contro
 // forget puts back what was there before a launch that failed.
 func (a *Appliance) forget(ag, old *agent) error {
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	if old != nil {
 		a.agents[ag.Name] = old
+	} else {
+		delete(a.agents, ag.Name)
+	}
+	a.mu.Unlock()
+	if old != nil {
 		return old.save()
 	}
-	delete(a.agents, ag.Name)
 	err := os.Remove(filepath.Join(ag.dir, specFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		err = nil
+	}
+	if ag.fresh && err == nil {
+		err = os.RemoveAll(ag.dir)
 	}
 	return err
 }
@@ -75,6 +95,9 @@ func (a *Appliance) prepare(q control.LaunchRequest) (*agent, error) {
 		return nil, err
 	}
 	ag := &agent{agentSpec: spec, dir: filepath.Join(a.agentsDir(), q.Name)}
+	// Files of an agent whose record was lost stay what they are.
+	_, err = os.Lstat(ag.dir)
+	ag.fresh = errors.Is(err, fs.ErrNotExist)
 	return ag, a.admit(ag)
 }
 
@@ -178,7 +201,27 @@ func (a *Appliance) admit(ag *agent) error {
 	if p.Audit.Files == "all" && a.tierNow() == guard.TierNone {
 		return control.Errorf("refused", "policy %s wants every opened file recorded (audit.files: all), and this host has no guard that could tell (%s); use audit.files: denied, knowingly", p.Name, a.tierWhy)
 	}
+	if err := a.strangers(p.Process); err != nil {
+		return err
+	}
 	ag.govern(p)
+	return nil
+}
+
+// strangers refuses to run an agent as a user of the appliance itself: it would
+// share the owner of the ledger's files, or of the approvals.
+func (a *Appliance) strangers(p policies.Process) error {
+	first := a.cfg.FirstServiceUID()
+	for field, text := range map[string]string{"user": p.User, "group": p.Group} {
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			continue // "own"; the sandbox refuses what is no number
+		}
+		if n >= first && n < first+config.ServiceCount || a.cfg.Engine.UID != 0 && n == a.cfg.Engine.UID {
+			return control.Errorf("refused", "process.%s: got %d, which belongs to the appliance (its services have %d to %d, the model engine %d); name another id, or \"own\"",
+				field, n, first, first+config.ServiceCount-1, a.cfg.Engine.UID)
+		}
+	}
 	return nil
 }
 
@@ -203,6 +246,11 @@ func (a *Appliance) start(ctx context.Context, ag *agent) error {
 	box, err := a.sandbox(ctx, ag, out)
 	if err != nil {
 		out.Close()
+		if ag.fresh {
+			rerr := a.boxes.Remove(ag.Name)
+			ag.fresh = rerr == nil // what can't be removed is not swept away
+			err = errors.Join(err, rerr)
+		}
 		rec := a.lifecycle(ag, ledger.Denied, "agent.launch_failed", err.Error())
 		return errors.Join(control.Errorf("refused", "agent %s did not start: %v", ag.Name, err), a.log.Record(ctx, rec))
 	}
@@ -210,5 +258,26 @@ func (a *Appliance) start(ctx context.Context, ag *agent) error {
 	ag.box, ag.done, ag.started = box, make(chan struct{}), time.Now().UTC()
 	ag.mu.Unlock()
 	go a.await(ag, box, func() { out.Close() })
+	return nil
+}
+
+// crew is who an agent that starts now is put in the care of.
+func (a *Appliance) crew() map[string]*service.Process {
+	m := map[string]*service.Process{}
+	for _, role := range []string{"guard", "router", "egress"} {
+		m[role] = a.part(role).process()
+	}
+	return m
+}
+
+// sameCrew refuses an agent in whose start a service ended: the guard that
+// began to watch it is the one that has to be there, and what the router and
+// egress were told went with them.
+func (a *Appliance) sameCrew(before map[string]*service.Process) error {
+	for role, p := range before {
+		if a.part(role).process() != p {
+			return control.Errorf("refused", "service %s ended while the agent started, so the agent was stopped; start it again", role)
+		}
+	}
 	return nil
 }

@@ -46,15 +46,15 @@ func (a *Appliance) startEgress() error {
 		return err
 	}
 	t := &part{role: "egress"}
-	t.spec = func(ctx context.Context) (service.Spec, error) {
+	t.spec = func(ctx context.Context) (order, error) {
 		w, err := a.openWriter(ctx, "egress")
 		if err != nil {
-			return service.Spec{}, err
+			return order{}, err
 		}
 		cage := a.cage("egress")
 		cage.Calls, cage.Files = []string{"connect", "interfaces", "write"}, 1<<16
 		cage.Read, cage.Write = append(outside(), "/proc/sys/kernel/random/boot_id"), []string{dir}
-		return service.Spec{Role: "egress", Cage: cage, Config: c, Files: []*os.File{w}, Handler: a.answerEgress}, nil
+		return order{service.Spec{Role: "egress", Cage: cage, Config: c, Files: []*os.File{w}, Handler: a.answerEgress}, []*os.File{w}}, nil
 	}
 	// The router and the guard before the agents: nothing is decided without
 	// them.
@@ -74,13 +74,18 @@ func (a *Appliance) startEgress() error {
 
 // resume lets a new egress serve a sandbox that runs.
 func (a *Appliance) resume(ctx context.Context, p *service.Process, ag *agent) error {
-	ag.mu.Lock()
-	o := ag.outlet
-	ag.mu.Unlock()
+	o := ag.connected()
 	if o == nil {
 		return nil
 	}
 	return p.Conn.Call(ctx, callServe, o.serving(ag), nil, o.files()...)
+}
+
+// connected is the agent's network, while there is one.
+func (ag *agent) connected() *outlet {
+	ag.mu.Lock()
+	defer ag.mu.Unlock()
+	return ag.outlet
 }
 
 func (o *outlet) serving(ag *agent) serving {
@@ -151,15 +156,20 @@ func (a *Appliance) credentials(p *policies.Policy) (map[string]string, error) {
 }
 
 // push tells a service something that it must not miss. One that can't be told
-// is ended: its next start learns everything anew.
+// is ended: its next start learns everything anew. One that starts now may have
+// been told what is no longer so, and is told again.
 func (a *Appliance) push(role, method string, v any) {
-	p := a.part(role).process()
+	t := a.part(role)
+	if t == nil {
+		return
+	}
+	t.starting.Lock()
+	p := t.process()
+	t.starting.Unlock()
 	if p == nil {
 		return // it learns when it starts
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), callTime)
-	defer cancel()
-	if err := p.Conn.Call(ctx, method, v, nil); err != nil {
+	if err := ask(context.Background(), p, method, v, nil); err != nil {
 		slog.Error("a service could not be told, and is started again", "service", role, "call", method, "error", err)
 		p.Kill()
 	}

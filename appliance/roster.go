@@ -12,7 +12,7 @@ import (
 // operator wrote it, so that every process names the same lines.
 type agentInfo struct {
 	ID     string `json:"id"`
-	UID    int    `json:"uid"`    // host user id; 0 while the sandbox is being made
+	UID    int    `json:"uid"`    // host user id; 0: it has none yet
 	Policy string `json:"policy"` // name of Source
 	Source []byte `json:"source"`
 }
@@ -49,7 +49,7 @@ func (r *roster) put(a agentInfo) (*listed, error) {
 		r.all = map[string]*listed{}
 	}
 	l := r.all[a.ID]
-	if l == nil {
+	if l == nil || l.uid != a.UID { // or of a start that came to nothing, under another user
 		l = &listed{id: a.ID, uid: a.UID}
 		r.all[a.ID] = l
 	}
@@ -78,9 +78,5 @@ func (r *roster) drop(id string) {
 func (ag *agent) info() agentInfo {
 	ag.mu.Lock()
 	defer ag.mu.Unlock()
-	a := agentInfo{ID: ag.Name, Policy: ag.Policy, Source: ag.Source}
-	if ag.box != nil {
-		a.UID = ag.box.UID()
-	}
-	return a
+	return agentInfo{ID: ag.Name, UID: ag.uid, Policy: ag.Policy, Source: ag.Source}
 }

@@ -29,18 +29,21 @@ func (a *Appliance) startRouter(ctx context.Context) error {
 		ups["local"] = config.Upstream{URL: "http://" + c.Engine + "/v1", Local: true}
 	}
 	t := &part{role: "router"}
-	t.spec = func(ctx context.Context) (service.Spec, error) {
+	t.spec = func(ctx context.Context) (order, error) {
 		w, err := a.openWriter(ctx, "router")
 		if err != nil {
-			return service.Spec{}, err
+			return order{}, err
 		}
 		cage := a.cage("router")
 		cage.Calls, cage.Files, cage.Read = []string{"connect"}, 8192, outside()
 		cage.Ports = upstreamPorts(c.Upstreams)
-		return service.Spec{Role: "router", Cage: cage, Config: c, Files: []*os.File{w}, Handler: a.answerRouter}, nil
+		return order{service.Spec{Role: "router", Cage: cage, Config: c, Files: []*os.File{w}, Handler: a.answerRouter}, []*os.File{w}}, nil
 	}
 	t.up = func(ctx context.Context, p *service.Process) error {
-		for _, ag := range a.runningAgents() {
+		for _, ag := range a.everyone() {
+			if ag.connected() == nil {
+				continue
+			}
 			if err := p.Conn.Call(ctx, callAgent, ag.info(), nil); err != nil {
 				return err
 			}
@@ -127,10 +130,10 @@ func (a *Appliance) startRelay(ctx context.Context) (err error) {
 	}
 	port := netip.MustParseAddrPort(a.cfg.Engine.Listen).Port() // config.Loopback has checked it
 	t := &part{role: "relay"}
-	t.spec = func(context.Context) (service.Spec, error) {
+	t.spec = func(context.Context) (order, error) {
 		cage := a.cage("relay")
 		cage.Calls, cage.Ports, cage.Files = []string{"connect"}, []uint16{port}, 8192
-		return service.Spec{Role: "relay", Cage: cage, Config: relayConfig{a.cfg.Engine.Listen}, NetNS: a.engineNet}, nil
+		return order{Spec: service.Spec{Role: "relay", Cage: cage, Config: relayConfig{a.cfg.Engine.Listen}, NetNS: a.engineNet}}, nil
 	}
 	t.up = func(ctx context.Context, p *service.Process) error { return a.join(ctx, p, "router") }
 	return a.employ(ctx, t)

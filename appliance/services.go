@@ -32,14 +32,17 @@ var Services = map[string]service.Role{
 const (
 	startTime = 30 * time.Second // a service's start: proof, configuration, its own set-up
 	callTime  = 10 * time.Second // a call that a healthy service answers at once
+	lookTime  = 2 * time.Second  // a call for what is only shown
 	endTime   = 10 * time.Second // its orderly end
+	pulse     = 5 * time.Second  // between two looks whether it still answers
+	lifeTime  = 20 * time.Second // without an answer it counts as dead
 )
 
 // part is one service under supervision.
 type part struct {
 	role string
 	// spec is made anew for each start.
-	spec func(ctx context.Context) (service.Spec, error)
+	spec func(ctx context.Context) (order, error)
 	// up is called after each start, before anyone else uses the service; down
 	// after each unexpected end. Either may be nil.
 	up   func(ctx context.Context, p *service.Process) error
@@ -47,12 +50,22 @@ type part struct {
 	// once: its end is the appliance's end.
 	once bool
 
+	// starting is held while it is brought up: who has something to tell it
+	// waits, or up could have read what is no longer so.
+	starting sync.Mutex
+
 	mu     sync.Mutex // guards the rest
 	p      *service.Process
 	starts int
 	since  time.Time
 	last   error // why it ended last
 	ending bool
+}
+
+// order is what to start. The descriptors given are the service's alone.
+type order struct {
+	service.Spec
+	given []*os.File
 }
 
 // process is the running service, or nil.
@@ -76,24 +89,57 @@ func (t *part) conn() (*service.Conn, error) {
 // errDown says that a service does not run now.
 var errDown = errors.New("the service does not run; it is started again in a moment")
 
-// call is Conn.Call on the running service.
+// call is Conn.Call on the running service, see ask.
 func (t *part) call(ctx context.Context, method string, in, out any, files ...*os.File) error {
-	c, err := t.conn()
-	if err != nil {
-		return fmt.Errorf("%s: %w", method, err)
+	p := t.process()
+	if p == nil {
+		return fmt.Errorf("%s: %w", method, errDown)
 	}
-	return c.Call(ctx, method, in, out, files...)
+	return ask(ctx, p, method, in, out, files...)
+}
+
+// ask gives a service callTime to answer, or until ctx ends. One that takes
+// longer is ended, so that what it may still be at dies with it.
+func ask(ctx context.Context, p *service.Process, method string, in, out any, files ...*os.File) error {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, callTime, errStuck)
+		defer cancel()
+	}
+	err := p.Conn.Call(ctx, method, in, out, files...)
+	if err != nil && errors.Is(context.Cause(ctx), errStuck) {
+		slog.Error("a service does not answer, and is ended", "service", p.Role, "call", method)
+		p.Kill()
+		return fmt.Errorf("%s: service %s: %w", method, p.Role, errStuck)
+	}
+	return err
+}
+
+var errStuck = errors.New("it does not answer, and is ended")
+
+// look asks a running service for what is only shown: no answer is none.
+func (t *part) look(method string, out any) {
+	ctx, cancel := context.WithTimeout(context.Background(), lookTime)
+	defer cancel()
+	if c, err := t.conn(); err == nil {
+		_ = c.Call(ctx, method, nil, out)
+	}
 }
 
 // start starts it once.
 func (t *part) start(ctx context.Context) error {
+	t.starting.Lock()
+	defer t.starting.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
 	s, err := t.spec(ctx)
 	if err != nil {
 		return fmt.Errorf("service %s: %w", t.role, err)
 	}
-	p, err := service.Start(ctx, s)
+	p, err := service.Start(ctx, s.Spec)
+	for _, f := range s.given {
+		f.Close()
+	}
 	if err != nil {
 		return err
 	}
@@ -161,6 +207,7 @@ func (a *Appliance) tend(t *part) {
 	pause := firstPause
 	for {
 		p := t.process()
+		go heed(p, pulse, lifeTime)
 		select {
 		case <-p.Done():
 		case <-p.Conn.Done(): // it lives, and has stopped talking
@@ -193,6 +240,25 @@ func (a *Appliance) tend(t *part) {
 			return
 		}
 		a.restarted(t)
+	}
+}
+
+// heed ends a service that answers nobody: stopped, or caught in a loop. What
+// it was there to decide or to record is done by nobody meanwhile.
+func heed(p *service.Process, every, limit time.Duration) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-p.Conn.Done():
+			return
+		case <-tick.C:
+		}
+		if err := p.Alive(limit); err != nil {
+			slog.Error("a service does not answer, and is ended", "service", p.Role, "error", err)
+			p.Kill()
+			return
+		}
 	}
 }
 

@@ -3,19 +3,28 @@ package appliance
 import (
 	"cmp"
 	"slices"
+	"sync"
 
 	"github.com/clawbox/clawbox/appliance/confine"
 	"github.com/clawbox/clawbox/appliance/control"
+	"github.com/clawbox/clawbox/appliance/ledger"
 )
 
 // Status is the appliance's account of itself.
 func (a *Appliance) Status() control.Status {
-	head := a.log.Head()
+	var head ledger.Head
+	var lost uint64
+	var held int
+	var wg sync.WaitGroup // a service that doesn't answer takes lookTime, all of them no more
+	wg.Go(func() { head = a.log.Head() })
+	wg.Go(func() { lost = a.lostEvents() })
+	wg.Go(func() { held = a.held() })
+	wg.Wait()
 	st := control.Status{
 		Version: a.version, Release: a.cfg.Release.Name + " " + a.cfg.Release.Version, Sequence: a.cfg.Release.Sequence,
-		Started: a.started, Lost: a.lostEvents(),
+		Started: a.started, Lost: lost,
 		Landlock: landlock(confine.LandlockABI()), Registry: a.cfg.Registry, Agents: a.agentStatuses(), Services: a.serviceStatuses(),
-		Pending: a.held(), LedgerSize: uint64(head.Size), LedgerRoot: head.Root.String(),
+		Pending: held, LedgerSize: uint64(head.Size), LedgerRoot: head.Root.String(),
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -29,6 +38,24 @@ func (a *Appliance) Status() control.Status {
 		st.Error = a.failure.Error()
 	}
 	return st
+}
+
+// health is what everybody on the host may know: whether work is done, and of
+// which release. It asks no service, so that asking costs nothing.
+func (a *Appliance) health() (h health) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	h.Release, h.Sequence = a.cfg.Release.Name+" "+a.cfg.Release.Version, a.cfg.Release.Sequence
+	if a.failure != nil {
+		h.Error = a.failure.Error()
+	}
+	return h
+}
+
+type health struct {
+	Error    string `json:"error"`
+	Release  string `json:"release"`
+	Sequence int64  `json:"sequence"`
 }
 
 // agentStatuses describes all agents, by name.

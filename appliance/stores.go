@@ -21,10 +21,10 @@ func (a *Appliance) startLedger(c ledgerConfig) (journal, error) {
 		return nil, err
 	}
 	t := &part{role: "ledger", once: true}
-	t.spec = func(context.Context) (service.Spec, error) {
+	t.spec = func(context.Context) (order, error) {
 		cage := a.cage("ledger")
 		cage.Write, cage.Calls = []string{c.Dir}, []string{"write"}
-		return service.Spec{Role: "ledger", Cage: cage, Config: c}, nil
+		return order{Spec: service.Spec{Role: "ledger", Cage: cage, Config: c, Handler: a.answerLedger}}, nil
 	}
 	t.down = func(why error) {
 		why = fmt.Errorf("the ledger's service ended: %w", why)
@@ -36,6 +36,34 @@ func (a *Appliance) startLedger(c ledgerConfig) (journal, error) {
 		return nil, err
 	}
 	return &remoteLog{c: t.process().Conn}, nil
+}
+
+// answerLedger ends a service that wrote what isn't its own to write.
+func (a *Appliance) answerLedger(_ context.Context, r *service.Request) (any, error) {
+	var name string
+	if err := r.Decode(&name); err != nil || r.Method != callForeign {
+		return nil, fmt.Errorf("the ledger may not ask for %q", r.Method)
+	}
+	p := a.part(name).process()
+	if _, ok := writers[name]; !ok || p == nil {
+		return nil, nil // it is gone already
+	}
+	slog.Error("a service wrote what isn't its own to write, and is ended", "service", name)
+	go p.Kill()
+	return nil, nil
+}
+
+// nameAgents tells the ledger whom services may write about.
+func (a *Appliance) nameAgents(ctx context.Context) error {
+	t := a.part("ledger")
+	if t == nil {
+		return nil // a test's, in this process
+	}
+	names := []string{}
+	for _, ag := range a.everyone() {
+		names = append(names, ag.Name)
+	}
+	return t.call(ctx, callNames, names, nil)
 }
 
 // registryConfig is what the registry's service is started with, besides its
@@ -88,10 +116,10 @@ func (a *Appliance) startRegistry(ctx context.Context) error {
 		return err
 	}
 	t := &part{role: "registry"}
-	t.spec = func(context.Context) (service.Spec, error) {
+	t.spec = func(context.Context) (order, error) {
 		cage := a.cage("registry")
 		cage.Read = []string{a.cfg.Paths.Store}
-		return service.Spec{Role: "registry", Cage: cage, Config: registryConfig{a.cfg.Paths.Store}, Files: []*os.File{a.registryPort}}, nil
+		return order{Spec: service.Spec{Role: "registry", Cage: cage, Config: registryConfig{a.cfg.Paths.Store}, Files: []*os.File{a.registryPort}}}, nil
 	}
 	return a.employ(ctx, t)
 }

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/clawbox/clawbox/appliance/config"
 	"github.com/clawbox/clawbox/appliance/guard"
@@ -45,10 +46,10 @@ func (a *Appliance) startGuard() error {
 	a.burrow, c.Cgroup = place, place.dir
 	place.pin = c.Pin
 	t := &part{role: "guard"}
-	t.spec = func(ctx context.Context) (service.Spec, error) {
+	t.spec = func(ctx context.Context) (order, error) {
 		w, err := a.openWriter(ctx, "guard")
 		if err != nil {
-			return service.Spec{}, err
+			return order{}, err
 		}
 		cage := a.cage("guard")
 		cage.Keep, cage.Calls, cage.Late, cage.Files = []string{"bpf", "perfmon", "net_admin"}, []string{"bpf", "write"}, true, 4096
@@ -56,50 +57,51 @@ func (a *Appliance) startGuard() error {
 		if c.Pin != "" {
 			cage.Write = append(cage.Write, c.Pin)
 		}
-		return service.Spec{Role: "guard", Cage: cage, Config: c, Files: []*os.File{w}, Cgroup: place.leaf, Handler: a.answerGuard}, nil
+		return order{service.Spec{Role: "guard", Cage: cage, Config: c, Files: []*os.File{w}, Cgroup: place.leaf, Handler: a.answerGuard}, []*os.File{w}}, nil
 	}
 	t.up = func(ctx context.Context, p *service.Process) error {
 		var st guardState
 		if err := p.Conn.Call(ctx, callState, nil, &st); err != nil {
 			return err
 		}
-		a.mu.Lock()
-		a.tier, a.tierWhy = st.Tier, st.Why
-		a.mu.Unlock()
+		if err := a.judgeTier(st); err != nil {
+			return err
+		}
 		return a.join(ctx, p, "egress")
 	}
 	t.down = func(why error) {
 		slog.Error("the guard ended: all agents are stopped", "error", why)
 		a.stopAll(0)
 	}
-	if err := a.employ(context.Background(), t); err != nil {
-		return err
-	}
-	return a.judgeTier()
+	return a.employ(context.Background(), t)
 }
 
-// judgeTier holds what the guard reaches against what the operator accepted.
-func (a *Appliance) judgeTier() error {
-	tier, accept := string(a.tier), a.cfg.AcceptTier
+// judgeTier holds what the guard reaches against what the operator accepted,
+// at each start of it: a second guard may reach less than the first.
+func (a *Appliance) judgeTier(st guardState) error {
+	tier, accept := string(st.Tier), a.cfg.AcceptTier
 	if accept == "" {
 		accept = "T3"
 	}
 	if tier > accept {
 		return fmt.Errorf("the guard reaches tier %s here (%s), and the operator accepted %s or better; use a kernel with BPF tracing, or install with 'accept: [tier-%s]'",
-			tier, a.tierWhy, accept, tier)
+			tier, st.Why, accept, tier)
 	}
 	if tier > "T3" {
-		return a.weaken("guard.tier", fmt.Sprintf("guard tier %s: %s", tier, a.tierWhy))
+		if err := a.weaken("guard.tier", fmt.Sprintf("guard tier %s: %s", tier, st.Why)); err != nil {
+			return err
+		}
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.tier, a.tierWhy = st.Tier, st.Why
 	return nil
 }
 
 // lostEvents asks the guard how many events found no room.
 func (a *Appliance) lostEvents() uint64 {
-	ctx, cancel := context.WithTimeout(context.Background(), callTime)
-	defer cancel()
 	var st guardState
-	_ = a.part("guard").call(ctx, callState, nil, &st) // none to be seen while it starts again
+	a.part("guard").look(callState, &st)
 	return st.Lost
 }
 
@@ -164,7 +166,7 @@ func (a *Appliance) watch(ctx context.Context, ag *agent, s guard.Scope, program
 		return nil, err
 	}
 	return closer(func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), callTime)
+		ctx, cancel := context.WithTimeoutCause(context.Background(), drainTime, errStuck)
 		defer cancel()
 		err := g.call(ctx, callUnwatch, ref{ag.Name}, nil)
 		if err == nil {
@@ -177,15 +179,20 @@ func (a *Appliance) watch(ctx context.Context, ag *agent, s guard.Scope, program
 	}), nil
 }
 
+// drainTime is what the guard has to tell all that a sandbox did, after a flood
+// and to a slow disk.
+const drainTime = time.Minute
+
 // dnsStub is where a sandbox's resolver asks (package egress).
 var dnsStub = netip.MustParseAddrPort("127.0.0.53:53")
 
-// looks are the folders in which a policy lets the agent look.
+// looks are the folders in which a policy lets the agent look. Not /proc: a name
+// there that does not exist may be another process, which is hidden.
 func looks(p *policies.Policy) (readable []string) {
 	for _, list := range [][]string{p.Filesystem.Read, p.Filesystem.Write, p.Process.Exec} {
 		for _, d := range list {
 			d = filepath.Clean(d)
-			if d != "/" && !strings.ContainsAny(d, "*?[") && visible(p, filepath.Join(d, "x")) {
+			if d != "/" && d != "/proc" && !strings.ContainsAny(d, "*?[") && visible(p, filepath.Join(d, "x")) {
 				readable = append(readable, d)
 			}
 		}
@@ -199,8 +206,7 @@ func (a *Appliance) steer(agent string) func(*os.File, syscall.RawConn) (io.Clos
 		return nil
 	}
 	return func(ns *os.File, tcp syscall.RawConn) (io.Closer, error) {
-		ctx, cancel := context.WithTimeout(context.Background(), callTime)
-		defer cancel()
+		ctx := context.Background()
 		var l *os.File
 		var err error
 		cerr := tcp.Control(func(fd uintptr) {
@@ -217,8 +223,6 @@ func (a *Appliance) steer(agent string) func(*os.File, syscall.RawConn) (io.Clos
 			return nil, err
 		}
 		return closer(func() error {
-			ctx, cancel := context.WithTimeout(context.Background(), callTime)
-			defer cancel()
 			err := a.part("guard").call(ctx, callUnsteer, ref{agent}, nil)
 			if errors.Is(err, errDown) || errors.Is(err, service.ErrGone) {
 				return nil // its end ended the steering

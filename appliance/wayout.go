@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -61,6 +60,10 @@ type egressService struct {
 	book   *holds.Book
 	agents roster
 	desk   *desk // the control socket's connections
+
+	// life is held while a sandbox's sockets are taken or given up: one that
+	// is given up while it is still being taken must not stay.
+	life sync.Mutex
 
 	mu     sync.Mutex // guards the rest
 	router *service.Conn
@@ -182,7 +185,7 @@ func (es *egressService) papers(id string) (pp papers, err error) {
 		return pp, err
 	}
 	p := ag.policy()
-	if slices.ContainsFunc(p.Network.Allow, func(r policies.HostRule) bool { return r.Inspect }) {
+	if inspects(p) {
 		if pp.CA, err = es.proxy.CA(id); err != nil {
 			return pp, err
 		}
@@ -212,6 +215,8 @@ func (es *egressService) serve(ctx context.Context, r *service.Request) error {
 	if n < 1 {
 		return fmt.Errorf("serve %s: got %d sockets, want at least one listener and DNS", v.ID, len(r.Files))
 	}
+	es.life.Lock()
+	defer es.life.Unlock()
 	ag, err := es.agents.put(v.agentInfo)
 	if err != nil {
 		return err
@@ -236,6 +241,8 @@ func (es *egressService) serve(ctx context.Context, r *service.Request) error {
 }
 
 func (es *egressService) forget(id string) error {
+	es.life.Lock()
+	defer es.life.Unlock()
 	es.mu.Lock()
 	b := es.boxes[id]
 	delete(es.boxes, id)

@@ -134,7 +134,7 @@ func (w *witness) observe(rs []ledger.Record, e guard.Event) []ledger.Record {
 	}
 	// What is no news may still tell of others that were left out, and a path
 	// that was not seen whole may lead anywhere.
-	if e.Errno == syscall.ENOENT && !e.Cut && p != nil && visible(p, r.Path) {
+	if e.Errno == syscall.ENOENT && !e.Cut && p != nil && visible(p, r.Path) && !ofProcess(r.Path) {
 		if e.Skipped+e.SkippedMissing == 0 {
 			return rs
 		}
@@ -258,6 +258,18 @@ func visible(p *policies.Policy, file string) bool {
 		}
 	}
 	return false
+}
+
+// ofProcess says whether a path names a process by its number. One that is not
+// there may be hidden: then it is another's, and the look at it is news.
+func ofProcess(file string) bool {
+	rest, ok := strings.CutPrefix(path.Clean(file), "/proc/")
+	if !ok {
+		return false
+	}
+	n, _, _ := strings.Cut(rest, "/")
+	_, err := strconv.ParseUint(n, 10, 32)
+	return err == nil
 }
 
 // budgetQuiet is how often a budget that is hit again and again is recorded:

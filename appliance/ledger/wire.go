@@ -53,11 +53,15 @@ func texts(r *Record) []*string {
 var errWire = errors.New("malformed records")
 
 // UnmarshalRecords reads what MarshalRecords wrote, from a peer that may be
-// hostile. It checks the form only; Append checks what records say.
-func UnmarshalRecords(b []byte) ([]Record, error) {
+// hostile, and at most the given number (0: any). It checks the form only;
+// Append checks what records say.
+func UnmarshalRecords(b []byte, most int) ([]Record, error) {
 	var rs []Record
 	w := &wire{b: b}
 	for len(w.b) > 0 {
+		if most > 0 && len(rs) == most {
+			return nil, fmt.Errorf("%w: more than %d at once", errWire, most)
+		}
 		rs = append(rs, w.record())
 		if w.err != nil {
 			return nil, w.err

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"bytes"
+	"errors"
 	"testing"
 	"time"
 )
@@ -20,7 +21,7 @@ func TestWire(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := UnmarshalRecords(b)
+	got, err := UnmarshalRecords(b, 0)
 	if err != nil || len(got) != 2 {
 		t.Fatalf("%v, %v", got, err)
 	}
@@ -49,7 +50,7 @@ func FuzzUnmarshalRecords(f *testing.F) {
 	f.Add(b)
 	f.Add([]byte{0x80})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		rs, err := UnmarshalRecords(b)
+		rs, err := UnmarshalRecords(b, 0)
 		if err != nil {
 			return
 		}
@@ -57,7 +58,7 @@ func FuzzUnmarshalRecords(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if rs2, err := UnmarshalRecords(again); err != nil || len(rs2) != len(rs) {
+		if rs2, err := UnmarshalRecords(again, 0); err != nil || len(rs2) != len(rs) {
 			t.Errorf("%d records became %d: %v", len(rs), len(rs2), err)
 		}
 	})
@@ -74,8 +75,23 @@ func BenchmarkWire(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if _, err := UnmarshalRecords(w); err != nil {
+		if _, err := UnmarshalRecords(w, 0); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// TestUnmarshalBound: a few bytes each make a record of hundreds, so there are
+// only so many in one message.
+func TestUnmarshalBound(t *testing.T) {
+	b, err := MarshalRecords(make([]Record, 5))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rs, err := UnmarshalRecords(b, 5); err != nil || len(rs) != 5 {
+		t.Errorf("five of five: %d, %v", len(rs), err)
+	}
+	if _, err := UnmarshalRecords(b, 4); !errors.Is(err, errWire) {
+		t.Errorf("five of four: %v", err)
 	}
 }
