@@ -68,6 +68,8 @@ func misbehave(how string, args []string) error {
 		return openLoop(args)
 	case "pins":
 		return holdPins(args)
+	case "forget":
+		return remember(args)
 	case "sleep":
 		_, err := os.Stdin.Read(make([]byte, 1))
 		if err != io.EOF {

@@ -60,31 +60,96 @@ func openPins(dir string, cgroups mount) (*pins, error) {
 	return p, nil
 }
 
-// PreparePins makes a directory for pins that uid may use. It mounts the BPF
-// file system where none is yet. It wants root; the guard itself need not be.
+// PreparePins makes a directory for pins that uid may use. It wants root; the
+// guard itself need not be. Where dir is below a BPF file system it is made
+// there. Anywhere else one of its own is mounted on dir, of mode 0700 and uid's:
+// systemd mounts /sys/fs/bpf so that nobody but root gets through, and then dir
+// must lie elsewhere, below the appliance's run directory for one. That mount
+// must be in the host's namespace to outlive a process that dies. What is there
+// already, after a crash, stays as it is. RemovePins is the other way.
 func PreparePins(dir string, uid int) error {
-	if err := mountBPF(filepath.Dir(dir)); err != nil {
-		return fmt.Errorf("guard: %w", err)
-	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("guard: directory for pins: %w", err)
-	}
-	if err := os.Chown(dir, uid, -1); err != nil {
+	if err := preparePins(dir, uid); err != nil {
 		return fmt.Errorf("guard: directory for pins: %w", err)
 	}
 	return nil
 }
 
-// mountBPF makes sure that dir is of a BPF file system.
-func mountBPF(dir string) error {
-	ok, err := onBPF(dir)
-	if err != nil || ok {
+func preparePins(dir string, uid int) error {
+	parent := filepath.Dir(dir)
+	below, err := onBPF(parent)
+	if err != nil {
 		return err
 	}
-	if err := unix.Mount("bpf", dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0755"); err != nil {
-		return fmt.Errorf("no BPF file system at %s, and mounting one failed (as root: mount -t bpf bpf %s): %w", dir, dir, err)
+	if below {
+		if err := passable(parent, uid); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	if ok, err := onBPF(dir); err != nil {
+		return err
+	} else if !ok {
+		if err := unix.Mount("bpf", dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+			return fmt.Errorf("mount a BPF file system at %s: %w", dir, err)
+		}
+	}
+	return os.Chown(dir, uid, -1)
+}
+
+// passable refuses a folder that uid can't go through.
+func passable(dir string, uid int) error {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	if uid == 0 || int(st.Uid) == uid && st.Mode&0o100 != 0 || st.Mode&0o001 != 0 {
+		return nil
+	}
+	return fmt.Errorf("uid %d can't go through %s (owner %d, mode %#o); choose a directory outside of it, where a BPF file system of its own is mounted: %w",
+		uid, dir, st.Uid, st.Mode&0o777, os.ErrPermission)
+}
+
+// RemovePins takes away what PreparePins made, and all that is pinned there: what
+// it enforced ends. It wants root, and the guard to have ended.
+func RemovePins(dir string) error {
+	if err := removePins(dir); err != nil {
+		return fmt.Errorf("guard: directory for pins: %w", err)
 	}
 	return nil
+}
+
+func removePins(dir string) error {
+	ok, err := onBPF(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	top, err := mounted(dir)
+	if err != nil {
+		return err
+	}
+	switch {
+	case top && ok:
+		if err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW); err != nil {
+			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
+	case ok:
+		return os.RemoveAll(dir)
+	}
+	return os.Remove(dir)
+}
+
+// mounted tells whether something is mounted on dir.
+func mounted(dir string) (bool, error) {
+	var in, out unix.Stat_t
+	if err := errors.Join(unix.Stat(dir, &in), unix.Stat(filepath.Dir(dir), &out)); err != nil {
+		return false, &os.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	return in.Dev != out.Dev, nil
 }
 
 func onBPF(dir string) (bool, error) {
@@ -105,7 +170,7 @@ func (p *pins) open() error {
 	case err != nil:
 		return err
 	case !ok:
-		return errors.New("not on a BPF file system; want a directory below /sys/fs/bpf")
+		return errors.New("not on a BPF file system; want a directory below /sys/fs/bpf, or one that PreparePins made")
 	}
 	f, err := os.Open(p.dir)
 	if err != nil {
@@ -119,7 +184,7 @@ func (p *pins) open() error {
 }
 
 // tidy removes what is incomplete or of the dead, and finds the set to take
-// over. A set of another version with living scopes can't be read and must
+// over. One of the dead is taken over, too, while it has events to tell. A set of another version with living scopes can't be read and must
 // not be dropped: it is all that still holds them.
 func (p *pins) tidy(cgroups mount) error {
 	es, err := os.ReadDir(p.dir)
@@ -129,13 +194,17 @@ func (p *pins) tidy(cgroups mount) error {
 	for _, e := range es {
 		set := filepath.Join(p.dir, e.Name())
 		alive := 0
-		if strings.HasPrefix(e.Name(), "set_") {
+		switch kind, _, _ := strings.Cut(e.Name(), "_"); kind {
+		case "set":
 			if alive, err = living(set, cgroups); err != nil {
 				return err
 			}
+		case "new":
+		default: // the kernel's own, maps.debug and progs.debug
+			continue
 		}
 		switch {
-		case alive == 0:
+		case alive == 0 && !(set == p.set() && untold(set)):
 			err = os.RemoveAll(set)
 		case set == p.set():
 			p.taken = true
@@ -267,8 +336,8 @@ func (p *pins) remove() error {
 		return nil
 	}
 	err := errors.Join(os.RemoveAll(p.next()), os.RemoveAll(p.set()))
-	// One that PreparePins made for another user stays: its parent is root's.
-	if e := os.Remove(p.dir); !errors.Is(e, os.ErrPermission) {
+	// What PreparePins mounted, or made for another user, is RemovePins's.
+	if e := os.Remove(p.dir); !errors.Is(e, os.ErrPermission) && !errors.Is(e, unix.EBUSY) {
 		err = errors.Join(err, e)
 	}
 	p.leave()

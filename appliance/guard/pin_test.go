@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -139,6 +140,98 @@ func TestPins(t *testing.T) {
 	}
 }
 
+// remembered is how many of its events the guard of remember puts on record.
+const remembered = 30
+
+// remember receives what happens in a scope, and puts a part of it on record: it
+// prints these events' numbers, and is killed when it has received them all.
+func remember(args []string) error {
+	g, err := Load(Options{Pin: args[0], Acknowledge: true})
+	if err != nil {
+		return err
+	}
+	s, err := pinnedScope(args[1])
+	if err != nil {
+		return err
+	}
+	if _, err := g.Watch(s); err != nil {
+		return err
+	}
+	fmt.Println("holding", g.Tier())
+	n := 0
+	for e := range g.Events() {
+		if e.Kind != Opened || e.Path != args[2] {
+			continue
+		}
+		if n++; n <= remembered {
+			fmt.Println(e.Seq)
+		}
+		if n == remembered {
+			g.Acknowledge(e)
+		}
+		if n == 100 {
+			fmt.Println("all")
+		}
+	}
+	return nil
+}
+
+// TestAcknowledge: what a guard had received and not put on record when it was
+// killed, the next one delivers again, and nothing else: with the numbers that
+// follow.
+func TestAcknowledge(t *testing.T) {
+	dir, cg := pinDir(t), cgroup(t, "")
+	file := t.TempDir() + "/opened"
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h := exec.Command("/proc/self/exe", "forget", dir, cg, file)
+	h.Env = append(os.Environ(), helperEnv+"=1")
+	h.Stderr = os.Stderr
+	out := bufio.NewScanner(must(h.StdoutPipe()))
+	if err := h.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if !out.Scan() || !strings.HasPrefix(out.Text(), "holding") {
+		t.Fatalf("the loader said %q", out.Text())
+	}
+	sleeper := sleepIn(t, cg)
+	if n, err := loop(t, cg, file, 100); n != 100 || err != nil {
+		t.Fatalf("opens: %d, %v", n, err)
+	}
+	var last uint64
+	for out.Scan() && out.Text() != "all" {
+		last = must(strconv.ParseUint(out.Text(), 10, 64))
+	}
+	h.Process.Kill()
+	h.Wait()
+	g := must(Load(Options{Pin: dir, Acknowledge: true}))
+	j := follow(g)
+	es := j.await(t, 100-remembered, func(e Event) bool { return e.Kind == Opened && e.Path == file })
+	if len(es) != 100-remembered || es[0].Seq <= last || g.Lost() != 0 {
+		t.Errorf("%d events are delivered again from %d on, want %d behind %d; lost %d", len(es), es[0].Seq, 100-remembered, last, g.Lost())
+	}
+	slot := g.Adopted()[0].slot
+	if n, _ := g.mem.filled(slot, ringOpens); n <= 0 {
+		t.Errorf("%d bytes of the ring are filled before an acknowledgement", n)
+	}
+	all := j.all(func(Event) bool { return true })
+	g.Acknowledge(all[len(all)-1])
+	for _, q := range g.queues {
+		if q.consumed() != q.next && len(q.out) == 0 {
+			t.Errorf("ring %d: released up to %d of %d", q.which, q.consumed(), q.next)
+		}
+	}
+	if n, _ := g.mem.filled(slot, ringOpens); n != 0 {
+		t.Errorf("%d bytes of the ring are filled after the acknowledgement", n)
+	}
+	sleeper()
+	if err := g.Close(); err != nil {
+		t.Fatal(err)
+	}
+	g.Acknowledge(all[0]) // does no harm
+}
+
 // sleepIn keeps a process in cg until the result is called.
 func sleepIn(t *testing.T, cg string) func() {
 	t.Helper()
@@ -153,7 +246,8 @@ func sleepIn(t *testing.T, cg string) func() {
 // TestStalePins: what holds nobody any more is cleared away, and so is what a
 // loader left half made. Another version that holds somebody is not touched.
 func TestStalePins(t *testing.T) {
-	dir, cg := pinDir(t), cgroup(t, "")
+	load(t).Close()
+	dir, cg := ownPins(t, os.Geteuid()), cgroup(t, "")
 	killedHolder(t, dir, cg)
 	if err := os.Mkdir(dir+"/new_0123", 0o700); err != nil {
 		t.Fatal(err)
@@ -189,8 +283,8 @@ func TestStalePins(t *testing.T) {
 		t.Fatal(err)
 	}
 	follow(g)
-	if err := g.Close(); err != nil || exists(dir) {
-		t.Errorf("Close: %v, left behind: %v", err, exists(dir))
+	if err := g.Close(); err != nil || len(pinned(dir)) > 0 {
+		t.Errorf("Close: %v, left behind: %v", err, pinned(dir))
 	}
 }
 

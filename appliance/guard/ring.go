@@ -153,7 +153,9 @@ func (r *ring) wait(pause time.Duration) {
 func (r *ring) poll(ep, ms int) bool {
 	var es [2]unix.EpollEvent
 	n, err := unix.EpollWait(ep, es[:], ms)
-	var b [8]byte
-	unix.Read(r.woken, b[:]) // EAGAIN where there was no kick
+	if n > 0 { // a kick that comes after the wait is for the next one
+		var b [8]byte
+		unix.Read(r.woken, b[:]) // EAGAIN where there was no kick
+	}
 	return n > 0 || err != nil
 }
