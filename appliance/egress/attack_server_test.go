@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/websocket"
+
 	"github.com/clawbox/clawbox/appliance/ledger"
 	"github.com/clawbox/clawbox/policies"
 )
@@ -201,5 +203,38 @@ func TestRefusedFlood(t *testing.T) {
 	wg.Wait()
 	if n := site.count(); n != 17 {
 		t.Errorf("%d requests reached the site", n)
+	}
+}
+
+// A server that repeats the handshake's credential in its frames shows it to
+// nobody.
+func TestSecretInFrames(t *testing.T) {
+	l, site := credentialLab(t, nil)
+	site.conns.Close()
+	cert, ca := issue(t, "a.example")
+	site.roots.AddCert(ca)
+	q := newQueue()
+	t.Cleanup(func() { q.Close() })
+	go http.Serve(q, websocket.Server{Handler: func(c *websocket.Conn) {
+		_ = websocket.Message.Send(c, "you are "+c.Request().Header.Get("Authorization"))
+	}})
+	l.serve(tlsRaw(cert, q.put))
+	r := ruleFor("websocket")
+	r.Credentials = []string{"key"}
+	l.mu.Lock()
+	l.pol = &policies.Policy{Name: "test", Credentials: []policies.Credential{{Name: "key"}}, Network: allow(r)}
+	l.mu.Unlock()
+	cfg, err := websocket.NewConfig("wss://a.example/", "https://a.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Header = http.Header{"Authorization": {"Bearer " + l.proxy.Placeholder("a1", "key")}}
+	c, err := websocket.NewClient(cfg, l.terminated("http/1.1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got string
+	if err := websocket.Message.Receive(c, &got); err != nil || got != "you are Bearer "+strings.Repeat("*", len(secret)) {
+		t.Errorf("got %q %v", got, err)
 	}
 }

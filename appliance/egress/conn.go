@@ -97,13 +97,15 @@ func (c *conn) carry() *refusal {
 	return nil
 }
 
-// govern finds the rule that says how the connection is treated.
-func (c *conn) govern() {
-	r, _ := c.law().Endpoint(c.request(policies.Connect))
+// govern finds the rule that says how the connection is treated; not ok when
+// there is none.
+func (c *conn) govern() bool {
+	r, ok := c.law().Endpoint(c.request(policies.Connect))
 	m := c.box.meter(r)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.rule, c.meter = r, m
+	return ok
 }
 
 // metered is the rule of this moment and what counts for it.
@@ -196,7 +198,9 @@ func (c *conn) admit() *refusal {
 	if why := c.decide(); why != nil {
 		return why
 	}
-	c.govern()
+	if !c.govern() {
+		return refuse("net.ungoverned", "connect again", "no rule says how to treat connections to %s port %d", c.host, c.port)
+	}
 	_, rule := c.metered()
 	if !inspected(rule) && (rule.Protocol == "tcp" || !c.name) {
 		return nil

@@ -57,8 +57,9 @@
 //
 // Any first line with " HTTP/" in it is HTTP, and one that is not exactly
 // right is refused. Plain HTTP to a name carries one request a connection,
-// which is read and written anew: keep-alive and pipelining end here, and
-// WebSockets pass once the server agrees.
+// which is read and written anew: keep-alive and pipelining end here, what
+// came after the request is recorded, and WebSockets, no other upgrade, pass
+// once the server agrees.
 //
 // # Inspected connections
 //
@@ -73,13 +74,21 @@
 // Credentials are placeholders to the agent (Proxy.Placeholder). In a header,
 // on TLS, to an endpoint whose rule lists the credential, the placeholder is
 // replaced by the value; anywhere else it is refused. What the server repeats
-// of the value is masked on its way back.
+// of the value is masked on its way back, also in WebSocket frames. Answers
+// that come before the answer (1xx) stay here, and what is wrong with a server
+// is told in this package's words.
+//
+// Who is let in by an operator is inspected as the rule says that was shown:
+// for once and for the session as for ever. Each sandbox has its share of this
+// process (room.go), and a fault in reading what somebody sent ends that
+// connection, recorded, and no other.
 //
 // Limits: what is inside TLS that no rule has inspected is not seen, so a host
 // that serves several names can be asked for another one there. HTTP/2 without
 // TLS and CONNECT are refused to names; request trailers are dropped, which
-// some gRPC servers miss. A value that a server repeats in compressed or
-// otherwise encoded form is not masked. Placeholders inside WebSocket messages
+// some gRPC servers miss. A value that a server repeats in pieces (an answer to
+// a Range), or in other spellings than those of JSON, URLs and HTML, is not
+// masked. Placeholders inside WebSocket messages
 // are not looked for; they stand for nothing there. A client whose first bytes
 // are text has to end the line within 10 s, or it is refused. UDP other than
 // DNS, and DNS over TCP, are refused by the empty namespace. Budgets count

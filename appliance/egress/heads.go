@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -59,9 +60,9 @@ func (h *heads) next() error {
 	}
 	n := h.end()
 	if n < 0 && len(h.buf) <= maxHead {
-		b := make([]byte, 4<<10)
-		n, err := h.Conn.Read(b)
-		h.buf = append(h.buf, b[:n]...)
+		h.buf = slices.Grow(h.buf, 4<<10)
+		n, err := h.Conn.Read(h.buf[len(h.buf):cap(h.buf)])
+		h.buf = h.buf[:len(h.buf)+n]
 		if err == io.EOF && len(h.buf) > 0 && h.end() < 0 {
 			return io.ErrUnexpectedEOF
 		}

@@ -41,6 +41,13 @@ const (
 	greeting = 10 * time.Second // for a greeting to be complete once it began
 )
 
+// A client that sends its greeting in single bytes has all of them looked at
+// each time: after so many times not at once.
+const (
+	maxWakes  = 100
+	wakeEvery = 5 * time.Millisecond
+)
+
 var errGreeting = errors.New("the first bytes are an incomplete TLS or HTTP greeting or line of text, or one longer than 32 KiB")
 
 // patience is how long a client may be silent before that means something.
@@ -278,8 +285,11 @@ func peek(c *net.TCPConn, wait time.Duration, enough func([]byte) bool) ([]byte,
 	}
 	defer c.SetReadDeadline(time.Time{})
 	buf := make([]byte, 4<<10)
-	n, bad := 0, error(nil)
+	n, bad, wakes := 0, error(nil), 0
 	err = raw.Read(func(fd uintptr) bool {
+		if wakes++; wakes > maxWakes {
+			time.Sleep(wakeEvery)
+		}
 		for {
 			ended := hungUp(int(fd)) // asked first: what came before the end is then seen below
 			n, _, bad = unix.Recvfrom(int(fd), buf, unix.MSG_PEEK|unix.MSG_DONTWAIT)
