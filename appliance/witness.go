@@ -36,15 +36,21 @@ type witness struct {
 	// dir finds out what a relative path was relative to, where the kernel did
 	// not tell; nil: nobody does.
 	dir func(pid int, fd int32) string
+	// spent is told what was recorded; nil: nobody paces the agents.
+	spent func([]ledger.Record)
+
+	broken bool // something could not be recorded
 }
 
 // run goes on until the guard closes.
 func (w *witness) run() {
 	var lost uint64
 	for e := range w.g.Events() {
-		rs := w.batch(e)
+		rs, last := w.batch(e)
 		rs, lost = w.losses(rs, lost)
-		w.keep(rs)
+		if w.keep(rs); !w.broken {
+			w.g.Acknowledge(last) // until then the kernel keeps it for the next guard
+		}
 	}
 	rs, _ := w.losses(nil, lost)
 	w.keep(rs)
@@ -74,27 +80,33 @@ func (w *witness) keep(rs []ledger.Record) {
 		return
 	}
 	if err := w.rec.Record(context.Background(), rs...); err != nil {
+		w.broken = true
 		w.fail(fmt.Errorf("an event could not be recorded: %w", err))
+		return
+	}
+	if w.spent != nil {
+		w.spent(rs)
 	}
 }
 
-// batch collects the events that are there already, or come at once.
-func (w *witness) batch(first guard.Event) []ledger.Record {
-	rs := w.observe(nil, first)
+// batch collects the events that are there already, or come at once, and
+// returns the last of them beside their records.
+func (w *witness) batch(first guard.Event) (rs []ledger.Record, last guard.Event) {
+	rs, last = w.observe(nil, first), first
 	after := time.NewTimer(linger)
 	defer after.Stop()
 	for len(rs) < maxBatch {
 		select {
 		case e, ok := <-w.g.Events():
 			if !ok {
-				return rs
+				return rs, last
 			}
-			rs = w.observe(rs, e)
+			rs, last = w.observe(rs, e), e
 		case <-after.C:
-			return rs
+			return rs, last
 		}
 	}
-	return rs
+	return rs, last
 }
 
 // observe turns an event into a record, and leaves out what is no news: names
@@ -106,7 +118,7 @@ func (w *witness) observe(rs []ledger.Record, e guard.Event) []ledger.Record {
 	r := ledger.Record{
 		Time: e.Time, Agent: e.Scope, Verdict: ledger.Denied,
 		Process: ledger.Process{PID: e.PID, PPID: e.PPID, UID: e.UID, Comm: e.Comm},
-		Path:    absolute(e.Dir, e.Path), Attrs: map[string]any{"parent": e.Parent},
+		Path:    absolute(e.Dir, e.Path), Attrs: map[string]any{"parent": e.Parent, "seq": e.Seq},
 	}
 	var p *policies.Policy
 	if now, ok := w.agents(e.Scope); ok {

@@ -96,7 +96,7 @@ func guardRole(s *service.Self, r *service.Request) (service.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	g, err := guard.Load(guard.Options{Pin: c.Pin, Cgroup: c.Cgroup})
+	g, err := guard.Load(guard.Options{Pin: c.Pin, Cgroup: c.Cgroup, Acknowledge: c.Pin != ""})
 	if err != nil {
 		return nil, err
 	}

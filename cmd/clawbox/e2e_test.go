@@ -32,8 +32,11 @@ type journey struct {
 	host string
 }
 
-// newJourney builds the two programs, an image around busybox, and a stick.
-func newJourney(t *testing.T) *journey {
+// newJourney builds the two programs, an image around busybox and a program
+// of testdata, and a stick.
+func newJourney(t *testing.T) *journey { return newRelease(t, "probe", policy) }
+
+func newRelease(t *testing.T, prog, policy string) *journey {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skipf("needs root for namespaces, cgroups and BPF; got uid %d", os.Geteuid())
@@ -55,8 +58,8 @@ func newJourney(t *testing.T) *journey {
 	j := &journey{t: t, dir: dir, host: filepath.Join(dir, "host")}
 	j.sh("go", "build", "-o", j.at("clawbox"), ".")
 	j.env("CGO_ENABLED=0", "go", "build", "-o", j.at("clawbox-launch"), "../clawbox-launch")
-	j.env("CGO_ENABLED=0", "go", "build", "-o", j.at("probe"), "./testdata/probe")
-	j.image(map[string]string{"bin/busybox": busybox, "bin/sh": busybox, "bin/other": busybox, "bin/probe": j.at("probe")})
+	j.env("CGO_ENABLED=0", "go", "build", "-o", j.at(prog), "./testdata/"+prog)
+	j.image(map[string]string{"bin/busybox": busybox, "bin/sh": busybox, "bin/other": busybox, "bin/" + prog: j.at(prog)})
 	j.write("recipe.yaml", recipe)
 	j.write("policy.yaml", policy)
 	j.write("answers.yaml", answersText)
@@ -198,8 +201,13 @@ func (j *journey) inside(script string) (string, int) {
 // serve starts the installed appliance and waits until it answers.
 func (j *journey) serve() *exec.Cmd {
 	j.t.Helper()
+	return j.start(exec.Command(filepath.Join(j.host, "usr/local/bin/clawbox"), "--root", j.host, "serve"))
+}
+
+// start runs a command that serves, until the test ends.
+func (j *journey) start(cmd *exec.Cmd) *exec.Cmd {
+	j.t.Helper()
 	var log bytes.Buffer
-	cmd := exec.Command(filepath.Join(j.host, "usr/local/bin/clawbox"), "--root", j.host, "serve")
 	cmd.Stdout, cmd.Stderr = &log, &log
 	j.check(cmd.Start())
 	done := make(chan struct{})
