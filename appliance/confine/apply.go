@@ -140,13 +140,16 @@ const (
 	atDescriptors
 	atSeccomp
 	atVerify
+	atJoin
+	atTerminal
 	atExecute
 )
 
 var stages = [...]string{
 	"limits", "securebits", "bounding set", "groups", "user", "capabilities", "directory", "no_new_privs", "dumpable", "landlock",
 	"landlock: listing / was not refused, this kernel does not enforce it", "descriptors", "seccomp",
-	"self-check: the kernel reports other capabilities, no_new_privs, seccomp mode or user than asked for", "execute",
+	"self-check: the kernel reports other capabilities, no_new_privs, seccomp mode or user than asked for",
+	"join", "controlling terminal", "execute",
 }
 
 var rootDir = [...]byte{'/', 0}

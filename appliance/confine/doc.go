@@ -22,9 +22,10 @@
 // system calls (fork.go). So after "mounted" the only programs that start in
 // the sandbox are the agent's, and the guard needs no exception.
 //
-// A process that joins later takes the same last step in a launcher of its
-// own: join enters the namespaces, its child (exec) blocks until the daemon
-// has put it in the cgroups, reads the Spec, confines itself and execs.
+// A process that joins later takes the same last step from a launcher of its
+// own: join enters the namespaces and reads the Spec; its child is born in the
+// cgroups, waits until the daemon holds a pidfd of it, confines itself and
+// becomes the program.
 //
 // PID 1 keeps Go's other threads, which have no part in its change of user;
 // the system call filter, which all threads get in one call, leaves them

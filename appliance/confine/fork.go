@@ -21,7 +21,19 @@ import (
 type child struct {
 	*final
 	report uintptr // takes one line when it isn't
+	// For a process that joins: it waits for Proceed on gate, makes itself a
+	// cgroup namespace, and takes standard input for its terminal.
+	gate       uintptr
+	joins, tty bool
+	args       [11]uint64 // struct clone_args (linux/sched.h)
 }
+
+// Indices of child.args.
+const (
+	cloneFlags  = 0
+	cloneSignal = 4
+	cloneCgroup = 10
+)
 
 // noSignals and allSignals are masks of the kernel's 64 signals.
 var (
@@ -38,6 +50,7 @@ func (c *child) fork() (int, error) {
 	if e := setMask(&allSignals, &old); e != 0 {
 		return 0, fmt.Errorf("block signals: %w", e)
 	}
+	c.args[cloneSignal] = uint64(unix.SIGCHLD)
 	pid, e := c.rawFork()
 	setMask(&old, nil)
 	runtime.KeepAlive(c)
@@ -51,7 +64,7 @@ func (c *child) fork() (int, error) {
 //go:norace
 //go:nosplit
 func (c *child) rawFork() (uintptr, syscall.Errno) {
-	pid, _, e := syscall.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+	pid, _, e := syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&c.args)), unsafe.Sizeof(c.args), 0)
 	if e != 0 || pid != 0 {
 		return pid, e
 	}
@@ -71,7 +84,10 @@ func (c *child) run() {
 	for s := uintptr(1); s <= 64; s++ {
 		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, s, uintptr(unsafe.Pointer(&def)), 0, 8, 0, 0) // SIGKILL and SIGSTOP refuse
 	}
-	at, e := c.commit()
+	at, e := c.enters()
+	if e == 0 {
+		at, e = c.commit()
+	}
 	if e == 0 {
 		setMask(&noSignals, nil)
 		at, e = atExecute, c.execute()
@@ -80,6 +96,32 @@ func (c *child) run() {
 	for {
 		syscall.RawSyscall(unix.SYS_EXIT_GROUP, ExitFailed, 0, 0)
 	}
+}
+
+// enters is what a process does first that joins a sandbox.
+//
+//go:norace
+//go:nosplit
+func (c *child) enters() (stage, syscall.Errno) {
+	if !c.joins {
+		return 0, 0
+	}
+	var b [len(Proceed)]byte
+	n, _, e := syscall.RawSyscall(unix.SYS_READ, c.gate, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+	if e != 0 || n != uintptr(len(b)) {
+		return atJoin, max(e, 1)
+	}
+	if _, _, e := syscall.RawSyscall(unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP, 0, 0); e != 0 {
+		return atJoin, e
+	}
+	if !c.tty {
+		return 0, 0
+	}
+	if _, _, e := syscall.RawSyscall(unix.SYS_SETSID, 0, 0, 0); e != 0 {
+		return atTerminal, e
+	}
+	_, _, e = syscall.RawSyscall(unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
+	return atTerminal, e
 }
 
 // tell reports in two bytes what no formatting can happen for: see Failure.

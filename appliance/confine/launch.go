@@ -4,10 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"runtime"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,14 +29,15 @@ const End = "end\n"
 
 // Descriptors that the daemon and the launcher's stages hand to each other.
 const (
-	controlFD = 3 // init: Root in, Mounted or an error out, then End in; end of file ends the sandbox. join: child's pid or an error out
+	controlFD = 3 // init: Root in, Mounted or an error out, then End in; end of file ends the sandbox. join: child's pid or an error out, then Proceed in
 	specFD    = 4 // Spec in, an error out; closed by the program's start
 	pidFD     = 5 // join: pidfd of the sandbox's PID 1
+	groupFD   = 6 // join: the sandbox's cgroup v2; behind it, for each v1 hierarchy, "tasks" of the sandbox's group and then of the daemon's
 )
 
 // Main is the launcher. args are the program's arguments without its name:
-// one of the modes "init", "join" and "exec". It returns the
-// exit status, unless the process has become another program.
+// one of the modes "init" and "join". It returns the exit
+// status.
 //
 // It must be called from the main goroutine of a program in which nothing
 // else runs: namespaces and restrictions are those of the main thread.
@@ -44,8 +45,9 @@ func Main(args []string) int {
 	// Everything below restricts this thread and then executes from it.
 	runtime.LockOSThread()
 	// What the daemon has handed over reaches a child only where a mode says so.
-	for fd := controlFD; fd <= pidFD; fd++ {
-		unix.CloseOnExec(fd)
+	if err := unix.CloseRange(controlFD, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		fmt.Fprintf(os.Stderr, "clawbox-launch: close_range: %v; want Linux 5.11 or newer\n", err)
+		return ExitFailed
 	}
 	mode := ""
 	if len(args) > 0 {
@@ -66,7 +68,7 @@ func Main(args []string) int {
 }
 
 // modes are the launcher's stages. Each has its channel at controlFD.
-var modes = map[string]func([]string) (int, error){"init": initBox, "join": join, "exec": execute}
+var modes = map[string]func([]string) (int, error){"init": initBox, "join": join}
 
 // initBox is the first process of a sandbox: root at first, its confined
 // supervisor before the agent begins. It returns with the agent.
@@ -150,7 +152,7 @@ func begin(r *Root) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("confine: %w", err)
 	}
-	c := child{f, ch.Fd()}
+	c := child{final: f, report: ch.Fd()}
 	pid, err := c.fork()
 	if err != nil {
 		return 0, err
@@ -179,39 +181,6 @@ func leaveDaemon() error {
 	}
 	unix.Umask(0o022)
 	return nil
-}
-
-// openSelf opens the launcher's file at a descriptor that no hand-over uses.
-func openSelf() (*os.File, error) {
-	f, err := os.OpenFile("/proc/self/exe", unix.O_PATH, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 64)
-	if err != nil {
-		return nil, fmt.Errorf("hold the launcher: %w", err)
-	}
-	return os.NewFile(uintptr(fd), "launcher"), nil
-}
-
-func selfPath(self *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", self.Fd()) }
-
-func keep(fd int) error {
-	_, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0)
-	return err
-}
-
-// spawn starts the launcher in exec mode as a child with the Spec channel,
-// and lets go of the channel.
-func spawn(self *os.File) (int, error) {
-	pid, err := syscall.ForkExec(selfPath(self), []string{"clawbox-launch", "exec"}, &syscall.ProcAttr{
-		Dir: "/", Env: []string{}, Files: []uintptr{0, 1, 2, specFD},
-	})
-	if err != nil {
-		return 0, fmt.Errorf("start the child: %w", err)
-	}
-	return pid, unix.Close(specFD)
 }
 
 // supervise is PID 1: it waits for everything, asks the agent to end when the
@@ -268,87 +237,4 @@ func status(ws unix.WaitStatus) int {
 		return exitSignal + int(ws.Signal())
 	}
 	return ws.ExitStatus()
-}
-
-// join enters a running sandbox. It stays outside the pid namespace and the
-// cgroups itself; its child goes in.
-func join([]string) (int, error) {
-	self, err := openSelf()
-	if err != nil {
-		return 0, err
-	}
-	if err := leaveDaemon(); err != nil {
-		return 0, err
-	}
-	// Threads share their root and directory, and a mount namespace can be
-	// entered only by one that does not.
-	if err := unix.Unshare(unix.CLONE_FS); err != nil {
-		return 0, fmt.Errorf("unshare fs: %w", err)
-	}
-	const all = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
-	if err := unix.Setns(pidFD, all); err != nil {
-		return 0, fmt.Errorf("enter namespaces: %w", err)
-	}
-	if err := unix.Chdir("/"); err != nil {
-		return 0, err
-	}
-	pid, err := spawn(self)
-	if err != nil {
-		return 0, err
-	}
-	ctl := os.NewFile(controlFD, "control")
-	if _, err := fmt.Fprintf(ctl, "child %d\n", pid); err != nil {
-		return 0, err
-	}
-	return reap(pid)
-}
-
-// execute reads a Spec, confines this process by it and becomes the program.
-// Its channel, at controlFD like every mode's, is the Spec's.
-func execute([]string) (int, error) {
-	ch := os.NewFile(controlFD, "spec")
-	var s Spec
-	if err := receive(ch, &s); err != nil {
-		return 0, fmt.Errorf("read spec: %w", err)
-	}
-	if err := s.Validate(); err != nil {
-		return 0, err
-	}
-	if s.TTY {
-		if err := ownTerminal(); err != nil {
-			return 0, err
-		}
-	}
-	if err := forgetLimit(&s); err != nil {
-		return 0, err
-	}
-	if _, err := apply(&s, extras{scope: true}); err != nil {
-		return 0, fmt.Errorf("confine: %w", err)
-	}
-	return 0, fmt.Errorf("execute %s: %w", s.Args[0], syscall.Exec(s.Args[0], s.Args, s.Env))
-}
-
-// forgetLimit goes through package syscall, because that is how Go forgets the
-// descriptor limit that it would otherwise restore at execve.
-func forgetLimit(s *Spec) error {
-	for _, l := range s.Limits {
-		if l.Name != "nofile" {
-			continue
-		}
-		if err := syscall.Setrlimit(unix.RLIMIT_NOFILE, &syscall.Rlimit{Cur: l.Value, Max: l.Value}); err != nil {
-			return fmt.Errorf("nofile to %d: %w", l.Value, err)
-		}
-	}
-	return nil
-}
-
-// ownTerminal makes standard input the terminal of a new session.
-func ownTerminal() error {
-	if _, err := unix.Setsid(); err != nil {
-		return fmt.Errorf("new session: %w", err)
-	}
-	if err := unix.IoctlSetInt(0, unix.TIOCSCTTY, 0); err != nil {
-		return fmt.Errorf("controlling terminal: %w", err)
-	}
-	return nil
 }

@@ -186,8 +186,9 @@ func (b *Box) enclose(ctx context.Context, s *Spec, root *confine.Root) error {
 }
 
 func (b *Box) compile(s *Spec) (*compiled, error) {
-	key := compileKey(s, b.l.abi)
-	if c := b.l.recall(key); c != nil {
+	// Pinned contents are compared at every start.
+	key, pinned := compileKey(s, b.l.abi), len(s.Policy.Process.ExecHashes) > 0
+	if c := b.l.recall(key); c != nil && !pinned {
 		return c.again(s, b.id, b.l.abi)
 	}
 	v, err := lookInto(b.PID())
@@ -196,7 +197,7 @@ func (b *Box) compile(s *Spec) (*compiled, error) {
 	}
 	defer v.close()
 	c, err := compile(v, s, b.id, b.l.abi)
-	if err == nil && !v.loose && len(s.Policy.Process.ExecHashes) == 0 {
+	if err == nil && !v.loose && !pinned {
 		b.l.remember(key, c)
 	}
 	return c, err

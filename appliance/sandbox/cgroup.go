@@ -278,14 +278,22 @@ func (g *group) id() (uint64, error) {
 // dir is the group's directory in the v2 hierarchy.
 func (g *group) dir() string { return filepath.Join(g.h.v2, g.path) }
 
-// add moves a process, with all its threads, into the group.
-func (g *group) add(pid int) error {
-	for _, r := range g.h.roots() {
-		if err := write(filepath.Join(r, g.path, "cgroup.procs"), strconv.Itoa(pid)); err != nil {
-			return fmt.Errorf("place process %d: %w", pid, err)
-		}
+// doors opens the group for a process that begins in it: the v2 node, and
+// "tasks" in each v1 hierarchy. On an error some may be open.
+func (g *group) doors() ([]*os.File, error) {
+	d, err := os.OpenFile(g.dir(), unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	out := []*os.File{d}
+	for _, r := range g.h.roots()[1:] {
+		f, err := os.OpenFile(filepath.Join(r, g.path, "tasks"), os.O_WRONLY, 0)
+		if err != nil {
+			return out, err
+		}
+		out = append(out, f)
+	}
+	return out, nil
 }
 
 // enter moves the calling thread, which must be locked, into the group in

@@ -50,19 +50,23 @@ func (b *Box) exec(ctx context.Context, e ExecSpec) (int, error) {
 	if err != nil {
 		return confine.ExitFailed, err
 	}
-	cmd := exec.Command(b.l.opt.Launcher, "join")
+	files, err := b.ways()
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	if err != nil {
+		return confine.ExitFailed, err
+	}
+	cmd := exec.Command(b.l.opt.Launcher, "join", strconv.Itoa(len(b.l.h.home)))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	st, err := b.streams(cmd, e)
 	if err != nil {
 		return confine.ExitFailed, err
 	}
 	defer st.close()
-	pidfd, err := b.p.handle()
-	if err != nil {
-		return confine.ExitFailed, err
-	}
-	p, err := b.l.start(cmd, nil, pidfd)
-	pidfd.Close()
+	p, err := b.l.start(cmd, nil, append(files, b.l.h.home...)...)
 	if err != nil {
 		return confine.ExitFailed, err
 	}
@@ -80,6 +84,17 @@ func (b *Box) exec(ctx context.Context, e ExecSpec) (int, error) {
 	<-p.done
 	st.drain()
 	return p.code(), nil
+}
+
+// ways are what a launcher needs to join, in the order that package confine
+// says, but for the daemon's own places. On an error some may be open.
+func (b *Box) ways() ([]*os.File, error) {
+	pidfd, err := b.p.handle()
+	if err != nil {
+		return nil, err
+	}
+	in, err := b.g.doors()
+	return append([]*os.File{pidfd}, in...), err
 }
 
 // joinSpec is the agent's Spec with another program.
@@ -123,9 +138,12 @@ func (b *Box) look() (*view, error) {
 	return v, h.Close()
 }
 
-// admit places the joining process in the cgroups before it may read its
-// Spec, and returns a pidfd of it.
+// admit lets the launcher's child become the program and returns a pidfd of
+// it.
 func (b *Box) admit(ctx context.Context, p *launcher, s *confine.Spec) (int, error) {
+	if err := confine.Send(p.spec, s); err != nil {
+		return -1, err
+	}
 	got, err := p.control.answer(ctx)
 	if err != nil {
 		return -1, err
@@ -134,13 +152,13 @@ func (b *Box) admit(ctx context.Context, p *launcher, s *confine.Spec) (int, err
 	if err != nil {
 		return -1, fmt.Errorf("launcher answered %q, want its child's number", got)
 	}
-	// The child waits for its Spec, so the number is still its own.
+	// The child waits for Proceed, so the number is still its own.
 	child, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return -1, err
 	}
-	if err = b.g.add(pid); err == nil {
-		err = p.launch(ctx, s)
+	if _, err = io.WriteString(p.control, confine.Proceed); err == nil {
+		err = p.began(ctx)
 	}
 	if err != nil {
 		unix.PidfdSendSignal(child, unix.SIGKILL, nil, 0)

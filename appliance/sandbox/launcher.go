@@ -256,6 +256,12 @@ func (p *launcher) launch(ctx context.Context, s *confine.Spec) error {
 	if err := confine.Send(p.spec, s); err != nil {
 		return err
 	}
+	return p.began(ctx)
+}
+
+// began waits for the end of the Spec's channel, which is closed by the
+// program's start.
+func (p *launcher) began(ctx context.Context) error {
 	got, err := p.spec.answer(ctx)
 	if err == nil && got != "" {
 		err = fmt.Errorf("launcher answered %q, want its end", got)
