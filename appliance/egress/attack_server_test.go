@@ -238,3 +238,16 @@ func TestSecretInFrames(t *testing.T) {
 		t.Errorf("got %q %v", got, err)
 	}
 }
+
+// What a server says before its answer stays here, as it would pass unmasked.
+func TestHintsStayHere(t *testing.T) {
+	l := hostileLab(t, func(q *http.Request) string {
+		return "HTTP/1.1 103 Early\r\nLink: " + q.Header.Get("Authorization") + "\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+	})
+	c := l.terminated("http/1.1")
+	fmt.Fprintf(c, "POST / HTTP/1.1\r\nHost: a.example\r\nAuthorization: %s\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", l.proxy.Placeholder("a1", "key"))
+	b, _ := io.ReadAll(c) // ends: after chunks nothing more is read
+	if s := string(b); !strings.HasPrefix(s, "HTTP/1.1 200 ") || !strings.HasSuffix(s, "ok") || strings.Contains(s, secret) || !strings.Contains(s, "Connection: close") {
+		t.Errorf("got %q", s)
+	}
+}
