@@ -385,3 +385,34 @@ func TestLooksAtProcesses(t *testing.T) {
 		}
 	}
 }
+
+// TestBurrow: a guard finds its place again when somebody swept it away, and
+// nobody sweeps away that of a living appliance.
+func TestBurrow(t *testing.T) {
+	root, err := guard.Cgroup2Dir()
+	if err != nil || os.Geteuid() != 0 {
+		t.Skipf("needs root and a cgroup v2 hierarchy: uid %d, %v", os.Geteuid(), err)
+	}
+	living, dead := filepath.Join(root, burrowPrefix+"1"), filepath.Join(root, burrowPrefix+"4194305")
+	for _, d := range []string{living, dead} {
+		must(t, os.MkdirAll(d, 0o755))
+		defer os.Remove(d)
+	}
+	b, err := newBurrow(root, 65534)
+	must(t, err)
+	if _, err := os.Stat(living); err != nil {
+		t.Errorf("that of a living one: %v", err)
+	}
+	if _, err := os.Stat(dead); err == nil {
+		t.Error("that of a dead one stays")
+	}
+	must(t, b.Close())
+	f, err := b.leaf()
+	must(t, err)
+	must(t, f.Close())
+	if owner(filepath.Join(b.dir, "self")) != 65534 {
+		t.Error("it is not the guard's")
+	}
+	must(t, b.Close())
+	must(t, b.Close())
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -27,7 +28,7 @@ import (
 // each start.
 func (a *Appliance) startGuard() error {
 	sum := sha256.Sum256([]byte(a.cfg.Paths.State))
-	c := guardConfig{Pin: fmt.Sprintf("/sys/fs/bpf/clawbox-%x", sum[:6])}
+	c := guardConfig{Records: a.cfg.RecordBytes(), Pin: fmt.Sprintf("/sys/fs/bpf/clawbox-%x", sum[:6])}
 	uid := a.cfg.UIDOf("guard")
 	if err := guard.PreparePins(c.Pin, uid); err != nil {
 		c.Pin = ""
@@ -57,7 +58,11 @@ func (a *Appliance) startGuard() error {
 		if c.Pin != "" {
 			cage.Write = append(cage.Write, c.Pin)
 		}
-		return order{service.Spec{Role: "guard", Cage: cage, Config: c, Files: []*os.File{w}, Cgroup: place.leaf, Handler: a.answerGuard}, []*os.File{w}}, nil
+		leaf, err := place.leaf()
+		if err != nil {
+			return order{}, errors.Join(err, w.Close())
+		}
+		return order{service.Spec{Role: "guard", Cage: cage, Config: c, Files: []*os.File{w}, Cgroup: leaf, Handler: a.answerGuard}, []*os.File{w, leaf}}, nil
 	}
 	t.up = func(ctx context.Context, p *service.Process) error {
 		var st guardState
@@ -133,6 +138,8 @@ func (a *Appliance) answerGuard(_ context.Context, r *service.Request) (any, err
 		}
 		go a.Stop(context.Background(), q.ID, 0)
 		return nil, nil
+	case callPaced:
+		return nil, a.paced(r)
 	}
 	return nil, fmt.Errorf("the guard may not ask for %q", r.Method)
 }
@@ -241,9 +248,9 @@ func (a *Appliance) tierNow() guard.Tier {
 // burrow is a place in the cgroup v2 hierarchy where the guard may make groups:
 // it lives in the leaf, and its self-test beside it.
 type burrow struct {
-	pin  string // where it pins, "" for nowhere
-	dir  string
-	leaf *os.File
+	pin string // where it pins, "" for nowhere
+	dir string
+	uid int
 }
 
 const burrowPrefix = "clawbox-guard."
@@ -252,25 +259,36 @@ const burrowPrefix = "clawbox-guard."
 func newBurrow(root string, uid int) (*burrow, error) {
 	old, _ := filepath.Glob(filepath.Join(root, burrowPrefix+"*"))
 	for _, d := range old {
-		os.Remove(filepath.Join(d, "self")) // one in use stays: it is busy
+		// An empty one may be another appliance's, whose guard is just being
+		// started again.
+		_, pid, _ := strings.Cut(filepath.Base(d), ".")
+		if _, err := os.Stat("/proc/" + pid); err == nil {
+			continue
+		}
+		os.Remove(filepath.Join(d, "self"))
 		os.Remove(d)
 	}
-	b := &burrow{dir: filepath.Join(root, burrowPrefix+strconv.Itoa(os.Getpid()))}
+	b := &burrow{dir: filepath.Join(root, burrowPrefix+strconv.Itoa(os.Getpid())), uid: uid}
+	f, err := b.leaf()
+	if err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
+	return b, f.Close()
+}
+
+// leaf is where a guard is born. It is made again if somebody swept it away
+// while no guard ran: without it none would ever run again.
+func (b *burrow) leaf() (*os.File, error) {
 	self := filepath.Join(b.dir, "self")
 	if err := os.MkdirAll(self, 0o755); err != nil {
 		return nil, fmt.Errorf("a cgroup for the guard: %w", err)
 	}
 	for _, p := range []string{b.dir, filepath.Join(b.dir, "cgroup.procs"), self, filepath.Join(self, "cgroup.procs")} {
-		if err := os.Chown(p, uid, uid); err != nil {
-			return nil, errors.Join(err, b.Close())
+		if err := os.Chown(p, b.uid, b.uid); err != nil {
+			return nil, err
 		}
 	}
-	f, err := os.Open(self)
-	if err != nil {
-		return nil, errors.Join(err, b.Close())
-	}
-	b.leaf = f
-	return b, nil
+	return os.Open(self)
 }
 
 // Close removes it, and the place for pins unless something is pinned there.
@@ -282,6 +300,10 @@ func (b *burrow) Close() error {
 	if b.pin != "" {
 		_ = os.Remove(b.pin)
 	}
-	b.leaf.Close() // nil is refused, no more
-	return errors.Join(os.Remove(filepath.Join(b.dir, "self")), os.Remove(b.dir))
+	for _, d := range []string{filepath.Join(b.dir, "self"), b.dir} {
+		if err := os.Remove(d); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
