@@ -211,7 +211,7 @@ func TestStartFails(t *testing.T) {
 	}{
 		"name":        {func(s *Spec) { s.Name = "../x" }, `name "../x"; want`},
 		"no policy":   {func(s *Spec) { s.Policy = nil }, "no policy"},
-		"landlock":    {func(s *Spec) { s.Policy.Require.Landlock = 99 }, "requires Landlock ABI 99, this kernel has"},
+		"landlock":    {func(s *Spec) { s.Policy.Require.Landlock = b.l.abi + 1 }, fmt.Sprintf("requires Landlock ABI %d, this kernel has %d", b.l.abi+1, b.l.abi)},
 		"no guard":    {func(s *Spec) { s.Policy.Require.Tier = "T3" }, "requires guard tier T3"},
 		"entry point": {func(s *Spec) { s.Image.Entrypoint = []string{"nope"} }, `no program "nope"`},
 		"no entry":    {func(s *Spec) { s.Image.Entrypoint, s.Args = nil, nil }, "no entry point"},

@@ -102,6 +102,7 @@ func (d disk) open(want size) error {
 		if err := d.rebuild(want); err != nil {
 			return fmt.Errorf("disk of %d bytes and %d inodes: %w", want.bytes, want.inodes, err)
 		}
+		return d.put() // mke2fs has just left it whole, and nobody has had it
 	}
 	return d.attach()
 }
@@ -231,6 +232,11 @@ func (d disk) attach() error {
 	if err != nil {
 		return fmt.Errorf("the agent's disk is damaged; restore a snapshot: %w", err)
 	}
+	return d.put()
+}
+
+// put mounts an image that is whole and free.
+func (d disk) put() error {
 	dev, err := loop(d.image())
 	if err != nil {
 		return err

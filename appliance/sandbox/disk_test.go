@@ -225,3 +225,25 @@ func TestStopReturns(t *testing.T) {
 	close(hang)
 	box.Wait()
 }
+
+// TestPromised: disks are sparse, and a host that has promised more than it
+// has says so.
+func TestPromised(t *testing.T) {
+	b := needDisks(t)
+	p := policy()
+	p.Budgets.Disk, p.Budgets.Inodes = 20<<30, 2_000_000
+	box, _ := b.start(Spec{Policy: p}, "sleep=60")
+	if n, err := allocated(box.disk.image()); err != nil || n > 4<<20 {
+		t.Errorf("an empty disk of 20 GiB takes %d bytes, %v; want less than 4 MiB", n, err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(b.state, &st); err != nil {
+		t.Fatal(err)
+	}
+	p.Budgets.Disk = 2 * int64(st.Blocks) * st.Bsize // twice the host
+	p.Budgets.Inodes = 1000
+	more, _ := b.start(Spec{Name: "more", Policy: p}, "sleep=60")
+	if !strings.Contains(strings.Join(more.Notes(), "\n"), "may still grow by") {
+		t.Errorf("notes: %q", more.Notes())
+	}
+}

@@ -49,8 +49,9 @@
 //
 // Snapshots. Snapshot copies the image of the agent's disk while its processes
 // (cgroup.freeze) and its file system (FIFREEZE) are held still: by reference
-// where the host's file system shares blocks (XFS, btrfs), which takes
-// milliseconds, and else block by block, which on ext4 took 0.4 s for 230 MB.
+// where the host's file system shares blocks (XFS, btrfs), and else block by
+// block. Measured on a busy host: 0.1 s by reference for 26 MB, 0.6 s on ext4
+// for 228 MB in 50,000 files.
 // Being one file system image, it keeps whatever the agent made: hard links,
 // holes, attributes, odd names. Restore puts a copy in the place of the disk by
 // one rename. Both are whole or not at all, whenever the machine stops.
@@ -59,7 +60,9 @@
 // two messages each way; BenchmarkStartSteps shows each step, and
 // BenchmarkAgainstBubblewrap the whole beside bubblewrap's. The launcher is
 // born in its cgroups, because moving a process waits for a grace period of
-// RCU. Options.Warm keeps launchers waiting in fresh namespaces.
+// RCU. What a policy becomes in an image is kept (known.go). Options.Warm keeps
+// launchers waiting in fresh namespaces. The first start of an agent with a
+// disk makes it, which takes some 20 ms more and no room to speak of.
 //
 // When the daemon dies its sandboxes die: the launcher watches a socket and
 // has the kernel's parent death signal besides. Open removes what is left.

@@ -36,6 +36,17 @@ func TestKnown(t *testing.T) {
 	if other.spec.UID == first.spec.UID || slices.Equal(other.spec.Landlock.Exec, first.spec.Landlock.Exec) {
 		t.Errorf("another agent got %+v", other.spec)
 	}
+	// A pinned content is compared, whatever is known.
+	r := *p
+	r.Process.ExecHashes = map[string]string{"/bin/probe": "sha256:" + strings.Repeat("0", 64)}
+	r.Process.Exec = []string{"/bin/", "/tools/", "/bin/probe"}
+	plain := r
+	plain.Process.ExecHashes = nil
+	ok, _ := b.start(Spec{Policy: &plain}, "exit=0")
+	ok.Wait()
+	if _, err := b.l.Start(t.Context(), Spec{Name: "agent", Image: b.image, Policy: &r}); err == nil || !strings.Contains(err.Error(), "policy test wants sha256:000") {
+		t.Errorf("pinned: %v", err)
+	}
 	// Where the agent has made the link, it leads nowhere.
 	q.Filesystem.Read = append(slices.Clone(p.Filesystem.Read), "/workspace/door")
 	if err := os.Symlink("/private", filepath.Join(b.l.Files("agent", "/workspace"), "door")); err != nil {

@@ -35,7 +35,42 @@ func (b *Box) openDisk(s *Spec, writes bool) error {
 		return nil
 	}
 	b.note("budgets.disk: an ext4 file system of its own, %d bytes and %d inodes, on a loop device", want.bytes, want.inodes)
-	return b.disk.open(want)
+	if mounted, err := b.disk.mounted(); err != nil || mounted {
+		return errors.Join(err, b.disk.open(want))
+	}
+	if err := b.disk.open(want); err != nil {
+		return err
+	}
+	rest, free, err := b.l.promised()
+	if rest > free {
+		b.note("budgets.disk: the agents' disks may still grow by %d bytes, the host's file system has %d left; when it is full, their disks become read-only", rest, free)
+	}
+	return err
+}
+
+// promised is how much all agents' disks may still take from the host, and
+// what it has left for them, in bytes. The images are sparse: they take what
+// is in them.
+func (l *Local) promised() (rest, free int64, err error) {
+	es, err := os.ReadDir(filepath.Join(l.opt.State, "agents"))
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, e := range es {
+		d := disk{l.agentDir(e.Name())}
+		made, err := d.madeFor()
+		if err != nil || made.bytes == 0 {
+			continue // it says so itself when it starts
+		}
+		if has, err := allocated(d.image()); err == nil {
+			rest += max(made.total()-has, 0)
+		}
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(l.opt.State, &st); err != nil {
+		return 0, 0, fmt.Errorf("room for the agents' disks: %w", err)
+	}
+	return rest, int64(st.Bavail) * st.Bsize, nil
 }
 
 func (b *Box) note(format string, a ...any) { b.notes = append(b.notes, fmt.Sprintf(format, a...)) }
