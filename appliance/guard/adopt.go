@@ -164,6 +164,7 @@ func (g *Guard) adoptScope(id uint64, l witnessLabel) (*Watch, error) {
 // setFlags are those that this process acts by.
 func (s *Scope) setFlags(word uint64) {
 	s.AuditOpens = word&flagAuditOpens != 0
+	s.Connects = word&flagAuditConnects != 0
 	s.NoRefusals = word&flagNoRefusals != 0
 }
 
@@ -191,7 +192,7 @@ func (o *witnessObjects) all() map[string]*ebpf.Map {
 // progs are the programs by name.
 func (o *witnessObjects) progs() map[string]*ebpf.Program {
 	return map[string]*ebpf.Program{
-		witnessProgOnExec: o.OnExec, witnessProgOnExit: o.OnExit, witnessProgOnSocket: o.OnSocket,
+		witnessProgOnExec: o.OnExec, witnessProgOnSignal: o.OnSignal, witnessProgOnExit: o.OnExit, witnessProgOnSocket: o.OnSocket,
 		witnessProgOnConnect4: o.OnConnect4, witnessProgOnConnect6: o.OnConnect6,
 		witnessProgOnSendmsg4: o.OnSendmsg4, witnessProgOnSendmsg6: o.OnSendmsg6, witnessProgOnTcp: o.OnTcp,
 	}

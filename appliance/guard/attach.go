@@ -22,6 +22,7 @@ func (g *Guard) attachments() []attachment {
 	o := &g.objs
 	return []attachment{
 		{"on_exec", o.OnExec, 0},
+		{"on_signal", o.OnSignal, 0},
 		{"on_socket", o.OnSocket, ebpf.AttachCGroupInetSockCreate},
 		{"on_connect4", o.OnConnect4, ebpf.AttachCGroupInet4Connect},
 		{"on_connect6", o.OnConnect6, ebpf.AttachCGroupInet6Connect},

@@ -24,6 +24,7 @@ const (
 	Refused Kind = "refused" // a system call failed with EACCES, EPERM, EROFS, ENOENT or ESRCH
 	Opened  Kind = "opened"  // a file was opened, see Scope.AuditOpens
 	Connect Kind = "connect" // a connection or datagram was begun or refused, see Scope.Connects
+	Trapped Kind = "trapped" // seccomp sent SIGSYS for a system call, which ends the process unless it has a handler and the filter lets it
 )
 
 // Event is one thing that happened in a scope.
@@ -56,14 +57,16 @@ type Event struct {
 	// Exec and Connect.
 	Denied bool // the guard refused it with EPERM: nothing ran, nothing was sent
 
-	// Connect only: "tcp", "udp", or the numbers of another kind of socket.
+	// Connect only: "tcp", "udp", "unix" (where Errno tells how it ended, and Addr is
+	// the caller's own and a hint), or the numbers of another kind of socket.
 	Protocol string
 
 	// Opened only.
 	Access Access
 
 	// Refused and Opened; of Connect "socket", "connect" or "sendto", for the kind
-	// of request. Empty with Opened at T1 and T2: then Path is the kernel's own,
+	// of request. Of Trapped the name or, where the table has none, "call:NR"; Args[0]
+	// is then the instruction's address. Empty with Opened at T1 and T2: then Path is the kernel's own,
 	// absolute and without links, whatever call or ring opened the file.
 	Syscall string    // its name, or "foreign:NR" for another architecture's
 	Args    [6]uint64 // numbers of processes are those of the caller's pid namespace
@@ -128,6 +131,7 @@ const (
 	kindRefused = 2
 	kindOpened  = 3
 	kindConnect = 4
+	kindTrapped = 5
 )
 
 func (g *Guard) decode(b []byte, q *queue) (Event, error) {
@@ -164,7 +168,11 @@ func (g *Guard) decode(b []byte, q *queue) (Event, error) {
 		e.file(&h, two)
 	case kindConnect:
 		e.Kind, e.Denied, e.Errno = Connect, h.Flags&flagDenied != 0, syscall.Errno(-h.Ret)
-		e.connection(&h)
+		e.connection(&h, one)
+	case kindTrapped:
+		e.Kind = Trapped
+		e.trapped(&h)
+		e.skipped(h.Skipped)
 	default:
 		return Event{}, fmt.Errorf("event kind %d", h.Kind)
 	}
@@ -214,8 +222,12 @@ var protocols = map[[2]uint64]string{
 }
 
 // connection fills in what net.h says of one.
-func (e *Event) connection(h *witnessHead) {
+func (e *Event) connection(h *witnessHead, name []byte) {
 	e.Syscall = requests[h.Nr]
+	if len(name) > 0 {
+		e.Protocol, e.Addr = "unix", sockaddr(name)
+		return
+	}
 	kind := [2]uint64{h.Args[3], h.Args[4]}
 	if e.Protocol = protocols[kind]; e.Protocol == "" {
 		e.Protocol = fmt.Sprintf("type:%d protocol:%d", kind[0], kind[1])
@@ -225,6 +237,21 @@ func (e *Event) connection(h *witnessHead) {
 		binary.NativeEndian.PutUint64(ip[:], h.Args[0])
 		binary.NativeEndian.PutUint64(ip[8:], h.Args[1])
 		e.Addr = netip.AddrPortFrom(netip.AddrFrom16(ip).Unmap(), uint16(h.Args[2])).String()
+	}
+}
+
+// trapped fills in what seccomp told. Numbers of another architecture, x32 among
+// them, are not in the table.
+func (e *Event) trapped(h *witnessHead) {
+	nr := uint32(h.Args[0])
+	e.Args = [6]uint64{h.Args[2]}
+	switch c, ok := calls[int(nr)]; {
+	case h.Args[1] != auditArch || nr&x32Bit != 0:
+		e.Syscall = "foreign:" + strconv.FormatUint(uint64(nr), 10)
+	case ok:
+		e.Syscall = c.name
+	default:
+		e.Syscall = "call:" + strconv.FormatUint(uint64(nr), 10)
 	}
 }
 

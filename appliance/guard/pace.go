@@ -22,8 +22,8 @@ var paced = [...]int{ringExecs, ringOpens, ringConnects}
 // brake is the freezer of one scope.
 type brake struct {
 	mu   sync.Mutex
-	f    *os.File // cgroup.freeze; nil once closed
-	full [ringCount]bool
+	f    *os.File            // cgroup.freeze; nil once closed
+	full [ringCount + 1]bool // by ring; the last one is Pause
 	on   bool
 }
 

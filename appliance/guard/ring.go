@@ -23,6 +23,7 @@ import (
 // kick are safe beside it.
 type ring struct {
 	next uint64 // position of the first record not read
+	seen uint64 // position up to which records were there when last asked
 
 	cons, prod *uint64 // positions, shared with the kernel
 	data       []byte
@@ -111,7 +112,7 @@ func (r *ring) consumed() uint64 { return atomic.LoadUint64(r.cons) }
 // read gives the next complete record, which is good until it is released, and
 // the position behind it.
 func (r *ring) read() (b []byte, end uint64, ok bool) {
-	for r.next < r.produced() {
+	for r.more() {
 		at := r.next & uint64(len(r.data)/2-1)
 		// The kernel clears the flag when the bytes are there, in this order.
 		n := atomic.LoadUint32((*uint32)(unsafe.Pointer(&r.data[at])))
@@ -125,6 +126,15 @@ func (r *ring) read() (b []byte, end uint64, ok bool) {
 		}
 	}
 	return nil, 0, false
+}
+
+// more tells whether there is a record. To look where the kernel writes costs
+// both sides, so it looks when all that it knows of is read.
+func (r *ring) more() bool {
+	if r.next >= r.seen {
+		r.seen = r.produced()
+	}
+	return r.next < r.seen
 }
 
 // left is how many bytes are not read yet.

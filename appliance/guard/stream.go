@@ -18,6 +18,10 @@ const pause = 5 * time.Millisecond
 // times as long as all the rest of an event.
 const backlog = 128 << 10
 
+// batch is after how many events the memory is touched that the programs write
+// to, too: every time it costs both sides the way to the other's cache.
+const batch = 32
+
 // patience is how long a close waits for whoever should receive events and does
 // not get on.
 var patience = 2 * time.Second
@@ -25,9 +29,10 @@ var patience = 2 * time.Second
 // queue is one ring on its way to the stream.
 type queue struct {
 	*ring
-	which int   // its number in memory.go
-	clock clock // for the goroutine that reads
-	late  bool  // so many events wait that there is no time for hints
+	which int    // its number in memory.go
+	clock clock  // for the goroutine that reads
+	late  bool   // so many events wait that there is no time for hints
+	slot  uint16 // of the last event
 
 	ended atomic.Bool // nothing new comes into the ring
 
@@ -66,6 +71,7 @@ func (g *Guard) follow(q *queue) {
 		for b, end, ok := q.read(); ok; b, end, ok = q.read() {
 			g.deliver(q, b, end)
 		}
+		g.gone()
 		if last && q.left() == 0 {
 			return
 		}
@@ -91,11 +97,13 @@ func (g *Guard) deliver(q *queue, b []byte, end uint64) {
 	r := record{q: q, b: b, end: end}
 	h := r.head()
 	r.place = g.hold(q, outgoing{end, unsent, uint32(len(b)), h.Slot})
-	g.pace(h.Slot, q.which)
+	if r.place%batch == 0 || h.Slot != q.slot {
+		q.late, q.slot = q.left() > backlog, h.Slot
+		g.pace(h.Slot, q.which)
+	}
 	if g.divert(r) {
 		return
 	}
-	q.late = q.left() > backlog
 	g.send(g.event(r, q), h.Cgroup)
 }
 
@@ -136,8 +144,15 @@ func (g *Guard) send(e Event, cgroup uint64) {
 		return
 	}
 	g.sent.Add(1)
+	if e.n%batch == 0 {
+		g.gone()
+	}
+}
+
+// gone gives back what was delivered, where nobody acknowledges it.
+func (g *Guard) gone() {
 	if !g.opt.Acknowledge {
-		g.free(e.n)
+		g.free(uint64(g.sent.Load()))
 	}
 }
 

@@ -18,6 +18,7 @@ type call struct {
 	missing bool     // ENOENT is reported too where the scope asks
 	unseen  bool     // ESRCH is reported too, but for what the caller sends to itself
 	file    bool     // returns the descriptor of a file
+	socket  bool     // with Scope.Connects, addresses of AF_UNIX are reported however the call ends
 }
 
 // Bits of shape.flags in witness.c.
@@ -27,6 +28,7 @@ const (
 	shapeUnseen       = 4
 	shapeOpens        = 8
 	shapeForeignOpens = 16
+	shapeNamesSocket  = 32
 )
 
 // The usual shapes.
@@ -48,6 +50,9 @@ func named(c call) call { c.missing = true; return c }
 
 // file marks a call that opens a file.
 func file(c call) call { c.file = true; return c }
+
+// toSocket marks a call that goes to the address of a socket.
+func toSocket(c call) call { c.socket = true; return c }
 
 // signals marks a call that names a process by its number: where the caller
 // can't see that process, because it is in another pid namespace, it gets ESRCH.
@@ -116,10 +121,10 @@ var common = map[int]call{
 	// Sockets.
 	unix.SYS_SOCKET:     plain.as("socket"),
 	unix.SYS_SOCKETPAIR: plain.as("socketpair"),
-	unix.SYS_CONNECT:    address.as("connect"),
+	unix.SYS_CONNECT:    toSocket(address).as("connect"),
 	unix.SYS_BIND:       address.as("bind"),
 	unix.SYS_LISTEN:     plain.as("listen"),
-	unix.SYS_SENDTO:     sendto.as("sendto"),
+	unix.SYS_SENDTO:     toSocket(sendto).as("sendto"),
 	unix.SYS_SENDMSG:    plain.as("sendmsg"),
 	unix.SYS_SENDMMSG:   plain.as("sendmmsg"),
 	unix.SYS_SETSOCKOPT: plain.as("setsockopt"),
@@ -233,7 +238,7 @@ func (c call) flags() uint8 {
 	for _, b := range []struct {
 		on  bool
 		bit uint8
-	}{{c.missing, shapeMissing}, {c.unseen, shapeUnseen}, {c.file, shapeOpens}} {
+	}{{c.missing, shapeMissing}, {c.unseen, shapeUnseen}, {c.file, shapeOpens}, {c.socket, shapeNamesSocket}} {
 		if b.on {
 			f |= b.bit
 		}

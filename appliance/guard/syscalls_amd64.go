@@ -2,6 +2,12 @@ package guard
 
 import "golang.org/x/sys/unix"
 
+// auditArch is AUDIT_ARCH_X86_64 of linux/audit.h; x32Bit marks a call of x32.
+const (
+	auditArch = 0xc000003e
+	x32Bit    = 1 << 30
+)
+
 // own are the calls that only this architecture has: mostly the ones from before the *at family.
 var own = map[int]call{
 	unix.SYS_OPEN:       file(named(first)).as("open"),

@@ -2,6 +2,12 @@ package guard
 
 import "golang.org/x/sys/unix"
 
+// auditArch is AUDIT_ARCH_AARCH64 of linux/audit.h; there is no x32.
+const (
+	auditArch = 0xc00000b7
+	x32Bit    = 0
+)
+
 // own are the calls that only this architecture has, or calls by another name.
 var own = map[int]call{
 	unix.SYS_FSTATAT: named(at).as("newfstatat"),

@@ -41,7 +41,8 @@ type Scope struct {
 	Readable, Hidden []string
 
 	// Connects reports every connect of a TCP or UDP socket, and every datagram
-	// to an address. What can't be reported is refused.
+	// to an address. What can't be reported is refused. Also those to a name of
+	// AF_UNIX, when they have succeeded, or failed for want of somebody there.
 	Connects bool
 
 	// Datagrams, where not empty, are the only addresses that UDP may go to:
@@ -228,7 +229,7 @@ func (w *Watch) swap(s Scope) error {
 func (g *Guard) count() {
 	var audits uint32
 	for _, w := range g.watches {
-		if w.s.AuditOpens {
+		if w.s.AuditOpens || w.s.Connects {
 			audits++
 		}
 	}
@@ -259,7 +260,7 @@ func (w *Watch) end() error {
 func (g *Guard) followExits() (err error) {
 	want := false
 	for _, w := range g.watches {
-		want = want || !w.s.NoRefusals || w.s.AuditOpens
+		want = want || !w.s.NoRefusals || w.s.AuditOpens || w.s.Connects
 	}
 	switch {
 	case want && g.exit == nil:

@@ -151,7 +151,9 @@ type witnessSlot struct {
 	_    structs.HostLayout
 	List uint64
 	Put  [4]uint64
+	Pad  [3]uint64
 	Got  [4]uint64
+	End  [4]uint64
 }
 
 // Names of all BPF objects in the ELF.
@@ -178,6 +180,7 @@ const (
 	witnessProgOnExit     = "on_exit"
 	witnessProgOnSendmsg4 = "on_sendmsg4"
 	witnessProgOnSendmsg6 = "on_sendmsg6"
+	witnessProgOnSignal   = "on_signal"
 	witnessProgOnSocket   = "on_socket"
 	witnessProgOnTcp      = "on_tcp"
 )
@@ -230,6 +233,7 @@ type witnessProgramSpecs struct {
 	OnExit     *ebpf.ProgramSpec `ebpf:"on_exit"`
 	OnSendmsg4 *ebpf.ProgramSpec `ebpf:"on_sendmsg4"`
 	OnSendmsg6 *ebpf.ProgramSpec `ebpf:"on_sendmsg6"`
+	OnSignal   *ebpf.ProgramSpec `ebpf:"on_signal"`
 	OnSocket   *ebpf.ProgramSpec `ebpf:"on_socket"`
 	OnTcp      *ebpf.ProgramSpec `ebpf:"on_tcp"`
 }
@@ -331,6 +335,7 @@ type witnessPrograms struct {
 	OnExit     *ebpf.Program `ebpf:"on_exit"`
 	OnSendmsg4 *ebpf.Program `ebpf:"on_sendmsg4"`
 	OnSendmsg6 *ebpf.Program `ebpf:"on_sendmsg6"`
+	OnSignal   *ebpf.Program `ebpf:"on_signal"`
 	OnSocket   *ebpf.Program `ebpf:"on_socket"`
 	OnTcp      *ebpf.Program `ebpf:"on_tcp"`
 }
@@ -343,6 +348,7 @@ func (p *witnessPrograms) Close() error {
 		p.OnExit,
 		p.OnSendmsg4,
 		p.OnSendmsg6,
+		p.OnSignal,
 		p.OnSocket,
 		p.OnTcp,
 	)

@@ -16,6 +16,7 @@ enum {
 	UNSEEN = 4,		/* also of ESRCH */
 	OPENS_FILE = 8,		/* returns the descriptor of a file */
 	FOREIGN_OPENS = 16,	/* so does the 32-bit call of this number */
+	NAMES_SOCKET = 32,	/* has the address of a socket, which may be a name of AF_UNIX */
 };
 
 struct {
@@ -195,29 +196,66 @@ inline_always void read_file(struct event *e, struct task_struct *task, __u32 fd
 				READ(dentry, d_name.name)), NAME_MAX);
 }
 
+/*
+ * A socket that was connected to a name of AF_UNIX, or asked to send there: the
+ * programs of net.h see addresses of IP alone. The address is the caller's, read
+ * after the call. Tells whether e holds one.
+ */
+inline_always int names_socket(struct event *e, struct shape *sh, struct pt_regs *regs)
+{
+	e->h.len[0] = e->h.len[1] = e->h.len[2] = 0;
+	syscall_args(regs, e->h.args);
+	read_addr(e, sh);
+	return e->h.len[0] > 2 && *(__u16 *)e->text == AF_UNIX;
+}
+
+/* Makes e an event of that, text and arguments kept. */
+inline_always void name_event(struct event *e, __u64 cgroup, struct scope *s, struct shape *sh, long ret)
+{
+	__u16 len = e->h.len[0];
+
+	begin(&e->h, cgroup, s);
+	e->h.kind = CONNECT;
+	e->h.nr = sh->addr == 2 ? CONNECTS_TO : SENDS_TO;
+	e->h.ret = ret;
+	e->h.ino = e->h.dev = e->h.mode = 0;
+	e->h.args[3] = e->h.args[4] = 0;
+	e->h.len[0] = len;
+}
+
 /* An opened file. The caller has not seen the descriptor yet, and never will
  * where this can't be reported. Where a hook tells of files, what is left is
  * O_PATH, which no hook sees. */
 inline_always int opened(struct pt_regs *regs, __u32 fd, __u32 hooked)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	__u32 nr = syscall_nr(regs), alien, one = 1;
+	__u32 nr = syscall_nr(regs), alien, socket, one = 1;
 	struct shape *sh = bpf_map_lookup_elem(&shapes, &nr);
 	struct scope *s;
 	struct event *e;
-	__u64 cgroup;
+	__u64 cgroup, list;
 
-	if (!sh || !(sh->flags & (OPENS_FILE | FOREIGN_OPENS)))
+	if (!sh || !(sh->flags & (OPENS_FILE | FOREIGN_OPENS | NAMES_SOCKET)))
 		return 0;
 	s = scope_of_current(&cgroup);
-	if (!s || !(list_of(s) & AUDIT_OPENS))
+	if (!s)
 		return 0;
 	alien = foreign(task) != 0;
-	if (!(sh->flags & (alien ? FOREIGN_OPENS : OPENS_FILE)))
+	list = list_of(s);
+	socket = sh->flags & NAMES_SOCKET && list & AUDIT_CONNECTS && !alien;
+	if (!socket && (!(list & AUDIT_OPENS) || !(sh->flags & (alien ? FOREIGN_OPENS : OPENS_FILE))))
 		return 0;
 	e = bpf_map_lookup_elem(&scratch, &one);
 	if (!e) { /* can't happen; but no event, no file */
 		bpf_send_signal(SIGKILL);
+		return 0;
+	}
+	if (socket) {
+		if (!names_socket(e, sh, regs))
+			return 0;
+		name_event(e, cgroup, s, sh, 0);
+		if (!emit(&connects, CONNECTS, s, e, size_of(e)))
+			bpf_send_signal(SIGKILL);
 		return 0;
 	}
 	begin(&e->h, cgroup, s);
@@ -263,6 +301,8 @@ inline_always int telling(struct pt_regs *regs, struct shape *sh, __u64 list, lo
 {
 	if (!(sh->flags & KNOWN))
 		return 0;
+	if (ret == -ECONNREFUSED || (ret == -ENOENT && sh->flags & NAMES_SOCKET))
+		return sh->flags & NAMES_SOCKET && list & AUDIT_CONNECTS;
 	if (ret == -ENOENT)
 		return sh->flags & MISSING && list & AUDIT_MISSING;
 	if (ret == -ESRCH)
@@ -338,11 +378,11 @@ inline_always void read_call(struct pt_regs *regs, struct shape *sh, struct even
 }
 
 /* Tells of a refusal that is within its budget b. */
-inline_always void refused(struct event *e, struct scope *s, struct budget *b)
+inline_always void refused(struct event *e, struct scope *s, struct budget *b, int kind)
 {
 	__u64 told = b->told, skipped = b->skipped;
 
-	e->h.kind = REFUSED;
+	e->h.kind = kind;
 	e->h.ino = e->h.dev = e->h.mode = 0;
 	/* Two CPUs may tell of the same ones: twice rather than never. */
 	e->h.skipped = skipped > told ? skipped - told : 0;
@@ -372,7 +412,7 @@ int on_exit(__u64 *ctx)
 		all = ours();
 		return all && all->auditing && ret <= INT_MAX ? opened(regs, ret, all->hooked) : 0;
 	}
-	if (ret != -ENOENT && ret != -EACCES && ret != -EPERM && ret != -ESRCH && ret != -EROFS)
+	if (ret != -ENOENT && ret != -EACCES && ret != -EPERM && ret != -ESRCH && ret != -EROFS && ret != -ECONNREFUSED)
 		return 0;
 	s = scope_of_current(&cgroup);
 	if (!s)
@@ -389,6 +429,13 @@ int on_exit(__u64 *ctx)
 	if (!e || !all)
 		return 0;
 	alien = foreign(bpf_get_current_task_btf());
+	if (sh->flags & NAMES_SOCKET && (ret == -ENOENT || ret == -ECONNREFUSED)) {
+		if (alien || !names_socket(e, sh, regs) || over(&s->misses, all->misses_per_second))
+			return 0;
+		name_event(e, cgroup, s, sh, ret);
+		emit(&refusals, REFUSALS, s, e, size_of(e)); /* it has failed already */
+		return 0;
+	}
 	if (alien) /* other numbers, other registers */
 		syscall_args(regs, e->h.args), e->h.len[0] = e->h.len[1] = e->h.len[2] = 0;
 	else
@@ -404,7 +451,49 @@ int on_exit(__u64 *ctx)
 	e->h.flags = alien ? FOREIGN : 0;
 	e->h.nr = nr;
 	e->h.ret = ret;
-	refused(e, s, b);
+	refused(e, s, b, REFUSED);
+	return 0;
+}
+
+/* siginfo of a signal that seccomp sent: kernel ABI on 64 bits, siginfo.h. */
+struct trap {
+	__s32 signo, error, code, pad;
+	__u64 addr;
+	__s32 nr;
+	__u32 arch;
+};
+
+enum { SYS_SECCOMP = 1 };
+
+/*
+ * Every signal of the host comes by here. One of seccomp's is sent to the caller
+ * by itself, and ends it unless the filter asked for less.
+ */
+SEC("tp_btf/signal_generate")
+int on_signal(__u64 *ctx)
+{
+	struct trap t = {};
+	struct shared *all;
+	struct scope *s;
+	struct event *e;
+	__u32 one = 1;
+	__u64 cgroup;
+
+	if ((int)ctx[0] != SIGSYS || bpf_probe_read_kernel(&t, sizeof(t), (void *)ctx[1]) || t.code != SYS_SECCOMP)
+		return 0;
+	s = scope_of_current(&cgroup);
+	all = ours();
+	e = bpf_map_lookup_elem(&scratch, &one);
+	if (!s || !all || !e || list_of(s) & NO_REFUSALS || over(&s->refusals, all->per_second))
+		return 0;
+	begin(&e->h, cgroup, s);
+	e->h.nr = t.nr;
+	e->h.ret = 0;
+	e->h.args[0] = (__u32)t.nr;
+	e->h.args[1] = t.arch;
+	e->h.args[2] = t.addr;
+	e->h.args[3] = e->h.args[4] = e->h.args[5] = 0;
+	refused(e, s, &s->refusals, TRAPPED);
 	return 0;
 }
 
