@@ -51,6 +51,8 @@ type agent struct {
 	done    chan struct{} // closed when the box is gone; nil before the first start
 	started time.Time
 	tallies map[string]tally // budgets hit, see strike
+	pauses  int              // since the daemon's start: how often it wrote too many records
+	paused  time.Time        // until then it is slowed down
 }
 
 var agentName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
@@ -94,6 +96,10 @@ func (ag *agent) status() control.AgentStatus {
 	}
 	if ag.box == nil {
 		return st
+	}
+	st.Pauses = ag.pauses
+	if ag.paused.After(time.Now()) {
+		st.Paused = ag.paused
 	}
 	st.State, st.PID, st.UID, st.Stopped, st.Why = "running", ag.box.PID(), ag.box.UID(), time.Time{}, ""
 	if s, err := ag.box.Stats(); err == nil {
@@ -195,6 +201,9 @@ func (a *Appliance) lifecycle(ag *agent, v ledger.Verdict, reason, detail string
 
 // Stop ends an agent and returns when nothing of it runs.
 func (a *Appliance) Stop(ctx context.Context, name string, grace time.Duration) error {
+	if grace < 0 {
+		return control.Errorf("invalid", "grace: got %v, want 0 or more", grace)
+	}
 	ag, box, err := a.running(name)
 	if err != nil {
 		return err
@@ -266,7 +275,8 @@ func (a *Appliance) Reload(ctx context.Context, name string, q control.PolicyReq
 	if err := a.log.Record(ctx, rec); err != nil {
 		return control.AgentStatus{}, err
 	}
-	return ag.status(), a.govern(ag, p, q.Name, q.Source)
+	err = a.govern(ag, p, q.Name, q.Source)
+	return ag.status(), err
 }
 
 // atStart says what a changed policy needs that an agent gets when it starts,

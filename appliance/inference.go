@@ -45,6 +45,8 @@ type handed struct {
 type routerConfig struct {
 	Upstreams map[string]config.Upstream `json:"upstreams"`
 	Engine    string                     `json:"engine"` // address behind the relay, or ""
+	// Records is what an agent's records may take, in bytes: see allowance.
+	Records int64 `json:"records"`
 }
 
 // routerService decides model calls.
@@ -73,7 +75,7 @@ func routerRole(s *service.Self, r *service.Request) (service.Handler, error) {
 	rs := &routerService{desks: map[string]*desk{}}
 	direct := &net.Dialer{Timeout: 10 * time.Second}
 	rs.router, err = router.New(router.Config{
-		Upstreams: c.Upstreams, Recorder: log,
+		Upstreams: c.Upstreams, Recorder: &pacedLog{log, newAllowance("router", c.Records), tellPacedBy(s)},
 		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 			if c.Engine != "" && address == c.Engine {
 				return rs.dialEngine(ctx)

@@ -35,7 +35,7 @@ func (a *Appliance) startEgress() error {
 	}
 	c := egressConfig{
 		Hosts: a.cfg.Hosts, Hold: time.Duration(a.cfg.HoldSeconds) * time.Second,
-		File: filepath.Join(dir, "approvals.json"), Seed: make([]byte, 32),
+		File: filepath.Join(dir, "approvals.json"), Seed: make([]byte, 32), Records: a.cfg.RecordBytes(),
 	}
 	rand.Read(c.Seed) // never fails
 	// An earlier release kept it among its own files.
@@ -178,6 +178,9 @@ func (a *Appliance) push(role, method string, v any) {
 // answerEgress makes an approval for ever a change of the policy, if an
 // operator is asking for exactly that at this moment.
 func (a *Appliance) answerEgress(ctx context.Context, r *service.Request) (any, error) {
+	if r.Method == callPaced {
+		return nil, a.paced(r)
+	}
 	var q always
 	if r.Method != callAlways {
 		return nil, fmt.Errorf("egress may not ask for %q", r.Method)

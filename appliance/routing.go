@@ -23,7 +23,7 @@ func (a *Appliance) startRouter(ctx context.Context) error {
 	if ups == nil {
 		ups = map[string]config.Upstream{}
 	}
-	c := routerConfig{Upstreams: ups}
+	c := routerConfig{Upstreams: ups, Records: a.cfg.RecordBytes()}
 	if a.cfg.Engine.Binary != "" {
 		c.Engine = a.cfg.Engine.Listen
 		ups["local"] = config.Upstream{URL: "http://" + c.Engine + "/v1", Local: true}
@@ -77,6 +77,9 @@ func upstreamPorts(ups map[string]config.Upstream) []uint16 {
 // answerRouter gives the router a credential, of an upstream that the
 // configuration names and no other file.
 func (a *Appliance) answerRouter(_ context.Context, r *service.Request) (any, error) {
+	if r.Method == callPaced {
+		return nil, a.paced(r)
+	}
 	var file string
 	if err := r.Decode(&file); err != nil || r.Method != callKey {
 		return nil, fmt.Errorf("the router may not ask for %q", r.Method)

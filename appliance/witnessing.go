@@ -37,6 +37,8 @@ const (
 type guardConfig struct {
 	Pin    string `json:"pin"`    // see guard.Options
 	Cgroup string `json:"cgroup"` // a place for its self-test
+	// Records is what an agent's records may take, in bytes: see allowance.
+	Records int64 `json:"records"`
 }
 
 // guardState is the guard's account of itself.
@@ -77,6 +79,9 @@ type guardService struct {
 	self   *service.Self
 	agents roster
 
+	allow   *allowance
+	freezes freezes
+
 	mu       sync.Mutex // guards the rest
 	watches  map[string]*guard.Watch
 	steers   map[string]io.Closer
@@ -105,9 +110,9 @@ func guardRole(s *service.Self, r *service.Request) (service.Handler, error) {
 		return nil, errors.Join(err, g.Close())
 	}
 	gs := &guardService{
-		g: g, self: s, watches: map[string]*guard.Watch{}, steers: map[string]io.Closer{}, programs: map[string]map[guard.Inode]string{},
+		g: g, self: s, allow: newAllowance("guard", c.Records), watches: map[string]*guard.Watch{}, steers: map[string]io.Closer{}, programs: map[string]map[guard.Inode]string{},
 	}
-	w := &witness{g: g, rec: log, agents: gs.policy, dir: gs.dir, runaway: gs.runaway, fail: func(err error) {
+	w := &witness{g: g, rec: log, agents: gs.policy, dir: gs.dir, runaway: gs.runaway, spent: gs.spent, fail: func(err error) {
 		// The end of this process is the end of the agents.
 		slog.Error("guard", "error", err)
 		s.Conn.Close()
@@ -212,6 +217,7 @@ func (gs *guardService) unwatch(id string) error {
 	delete(gs.watches, id)
 	delete(gs.programs, id)
 	gs.mu.Unlock()
+	gs.freezes.drop(id)
 	if w == nil {
 		return nil
 	}

@@ -31,6 +31,7 @@ type Answers struct {
 	Registry    string                     `yaml:"registry" json:"registry"`
 	Engine      EngineAnswers              `yaml:"engine" json:"engine"`
 	HoldSeconds int                        `yaml:"holdSeconds" json:"holdSeconds"`
+	RecordMiB   int                        `yaml:"recordMiB,omitempty" json:"recordMiB,omitempty"`
 	UIDBase     int                        `yaml:"uidBase" json:"uidBase"`
 	Hosts       map[string]string          `yaml:"hosts,omitempty" json:"hosts,omitempty"`
 	Upstreams   map[string]config.Upstream `yaml:"upstreams,omitempty" json:"upstreams,omitempty"`
@@ -207,7 +208,7 @@ func (a Answers) Config(r Release) config.Config {
 	c.Release = config.Release{Name: r.Name, Version: r.Version, Sequence: r.Sequence, Digest: r.Digest}
 	c.Paths.Slot = l.Slot(r.Version, r.Sequence)
 	c.Registry, c.HoldSeconds, c.UIDBase = a.Registry, a.HoldSeconds, a.UIDBase
-	c.Hosts, c.Upstreams, c.Agents = a.Hosts, a.Upstreams, a.Agents
+	c.RecordMiB, c.Hosts, c.Upstreams, c.Agents = a.RecordMiB, a.Hosts, a.Upstreams, a.Agents
 	if a.accepts("tier-T4") {
 		c.AcceptTier = "T4"
 	}

@@ -40,6 +40,9 @@ type Config struct {
 
 	// HoldSeconds bounds how long an unlisted connection waits for an operator.
 	HoldSeconds int `yaml:"holdSeconds"`
+	// RecordMiB is how much of the ledger one agent may write at once, and
+	// then an hour, in MiB; who would write more is slowed down. 0: 256.
+	RecordMiB int `yaml:"recordMiB,omitempty"`
 	// UIDBase is the first of 1024 host user ids given to sandboxes.
 	UIDBase int `yaml:"uidBase"`
 	// ServiceUID is the first of ServiceCount host user ids given to the

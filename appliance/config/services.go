@@ -42,3 +42,15 @@ func (c Config) serviceUIDs() error {
 	}
 	return nil
 }
+
+// defaultRecordMiB is some 350,000 records.
+const defaultRecordMiB = 256
+
+// RecordBytes is RecordMiB in bytes.
+func (c Config) RecordBytes() int64 {
+	n := int64(c.RecordMiB)
+	if n == 0 {
+		n = defaultRecordMiB
+	}
+	return n << 20
+}

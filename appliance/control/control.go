@@ -67,6 +67,8 @@ type AgentStatus struct {
 	Why      string    `json:"why,omitempty"`    // why it stopped
 	Tasks    int64     `json:"tasks,omitempty"`  // processes and threads now
 	Memory   int64     `json:"memory,omitempty"` // bytes now
+	Pauses   int       `json:"pauses,omitempty"` // how often it was slowed down because it caused too many records
+	Paused   time.Time `json:"paused,omitzero"`  // until then it is
 }
 
 // LaunchRequest starts an agent. Fields left empty come from the appliance's

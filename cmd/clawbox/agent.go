@@ -145,9 +145,21 @@ func printAgent(w io.Writer, st control.AgentStatus) {
 	if st.State == "running" {
 		fmt.Fprintf(t, "pid\t%d\nrunning for\t%s\ntasks\t%d\nmemory\t%s\n",
 			st.PID, time.Since(st.Started).Round(time.Second), st.Tasks, size(st.Memory))
+		if st.Pauses > 0 {
+			fmt.Fprintf(t, "records\t%s\n", pauses(st))
+		}
 		return
 	}
 	fmt.Fprintf(t, "stopped\t%s\nexit status\t%d\nwhy\t%s\n", st.Stopped.Format(time.RFC3339), st.ExitCode, st.Why)
+}
+
+// pauses says that an agent writes more records than it may.
+func pauses(st control.AgentStatus) string {
+	s := fmt.Sprintf("slowed down %d times: it causes more of them than recordMiB allows", st.Pauses)
+	if !st.Paused.IsZero() {
+		s += fmt.Sprintf("; now until %s", st.Paused.Format(time.RFC3339))
+	}
+	return s
 }
 
 func agentListCmd(a *app) *cobra.Command {

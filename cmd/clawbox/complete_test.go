@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -29,6 +30,61 @@ func TestComplete(t *testing.T) {
 	t.Run("full", func(t *testing.T) { j.as(t).full() })
 	t.Run("slow ledger", func(t *testing.T) { j.as(t).slowLedger() })
 	t.Run("killed ledger", func(t *testing.T) { j.as(t).killedLedger(daemon) })
+}
+
+// TestPaced: an agent that floods the ledger gets what it may write, and then
+// runs at the pace at which it may write more; others are as they were.
+func TestPaced(t *testing.T) {
+	j := newRelease(t, "crowd", crowdPolicy)
+	j.write("answers.yaml", answersText+"recordMiB: 4\n")
+	j.install()
+	j.serve()
+	j.ok("agent", "launch", "calm", "--agent", "busy")
+	before := j.ledgerSize()
+	j.ok("agent", "launch", "loud", "--agent", "busy", "--", "/bin/crowd", "flood", "long")
+	j.recorded("[budget.records]")
+	j.wait("the flood to stand still", func() bool {
+		n := j.ledgerSize()
+		time.Sleep(time.Second)
+		return j.ledgerSize()-n < 4<<10
+	})
+	// 2 MiB, and what was in the guard's ring when it was frozen: at full speed
+	// that is a few seconds' work.
+	n := j.ledgerSize() - before
+	t.Logf("the flood wrote %d bytes", n)
+	if n < 1<<20 || n > 64<<20 {
+		t.Errorf("the flood wrote %d bytes, want 2 to 64 MiB", n)
+	}
+	if s := j.ok("agent", "status", "loud"); !strings.Contains(s, "slowed down 1 times") || !strings.Contains(s, "now until") {
+		t.Errorf("status says\n%s", s)
+	}
+	if out, code := j.run("agent", "connect", "calm", "--", "/bin/busybox", "echo", "here"); code != 0 || out != "here\n" {
+		t.Errorf("the other agent: status %d, %s", code, out)
+	}
+	began := time.Now()
+	j.ok("agent", "stop", "loud", "--grace", "0s")
+	if d := time.Since(began); d > 10*time.Second {
+		t.Errorf("a frozen agent took %v to stop", d)
+	}
+	j.ok("audit", "verify")
+	if n := j.status().Lost; n != 0 {
+		t.Errorf("%d events were lost", n)
+	}
+}
+
+// ledgerSize is what the ledger's files hold, in bytes.
+func (j *journey) ledgerSize() (n int64) {
+	j.t.Helper()
+	j.check(filepath.WalkDir(filepath.Join(j.host, "var/lib/clawbox/ledger"), func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return nil // files come and go
+		}
+		if st, err := d.Info(); err == nil {
+			n += st.Size()
+		}
+		return nil
+	}))
+	return n
 }
 
 const crowdPolicy = `apiVersion: clawbox.io/v1
@@ -141,7 +197,9 @@ func (j *journey) tally(round, what string) []byte {
 	return []byte(j.ok("agent", "connect", round, "--", "/bin/busybox", "cat", "/workspace/"+what))
 }
 
-func succeeded(tally []byte) int { return bytes.Count(tally, []byte("d")) + bytes.Count(tally, []byte("a")) }
+func succeeded(tally []byte) int {
+	return bytes.Count(tally, []byte("d")) + bytes.Count(tally, []byte("a"))
+}
 
 // full: everything there is, all at once.
 func (j *journey) full() {

@@ -3,7 +3,8 @@
 // keeps account in a file that survives it.
 //
 //	crowd open|connect|exec N TALLY  each of N deeds, once
-//	crowd flood                      opens one file until it is killed
+//	crowd flood [long]               opens one file until it is killed; long: by
+//	                                 a name that takes much room in a record
 //
 // Byte i of TALLY says how far deed i came: 'b' begun, 'd' done, 'a' answered
 // (connect: by egress), 'f' failed.
@@ -15,6 +16,7 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,7 +30,11 @@ var crews = map[string]int{"open": 4, "connect": 128, "exec": 4}
 
 func main() {
 	if os.Args[1] == "flood" {
-		flood()
+		name := "/bin/busybox"
+		if len(os.Args) > 2 {
+			name = long()
+		}
+		flood(name)
 	}
 	n, err := strconv.Atoi(os.Args[2])
 	check(err)
@@ -129,16 +135,25 @@ func run(i int, state []byte) error {
 }
 
 // flood is the neighbour that nobody wants.
-func flood() {
+func flood(name string) {
 	go func() {
 		for {
 		}
 	}()
 	for {
-		if fd, err := unix.Open("/bin/busybox", unix.O_RDONLY, 0); err == nil {
+		if fd, err := unix.Open(name, unix.O_RDONLY, 0); err == nil {
 			unix.Close(fd)
 		} else {
 			time.Sleep(time.Millisecond)
 		}
 	}
+}
+
+// long makes a file whose name JSON writes with six bytes for each of its own.
+func long() string {
+	part := strings.Repeat("\x01", 240)
+	name := "/tmp/" + part + "/" + part
+	check(os.MkdirAll("/tmp/"+part, 0o700))
+	check(os.WriteFile(name, nil, 0o600))
+	return name
 }
