@@ -2,12 +2,15 @@ package appliance
 
 import (
 	"context"
+	"errors"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 
+	"github.com/clawbox/clawbox/appliance/control"
 	"github.com/clawbox/clawbox/appliance/guard"
 	"github.com/clawbox/clawbox/appliance/sandbox"
 )
@@ -26,6 +29,9 @@ func (a *Appliance) openBoxes() (err error) {
 
 // sandbox starts an agent's sandbox with everything attached.
 func (a *Appliance) sandbox(ctx context.Context, ag *agent, out io.Writer) (*sandbox.Box, error) {
+	if _, err := a.store.Resolve(ag.Image); errors.Is(err, fs.ErrNotExist) {
+		return nil, control.Errorf("not_found", "the store has no image %q; the registry at %s lists what it has (GET /v2/_catalog)", ag.Image, a.cfg.Registry)
+	}
 	img, err := a.images.Prepare(ctx, ag.Image)
 	if err != nil {
 		return nil, err

@@ -252,7 +252,12 @@ func (a *Appliance) start(ctx context.Context, ag *agent) error {
 			err = errors.Join(err, rerr)
 		}
 		rec := a.lifecycle(ag, ledger.Denied, "agent.launch_failed", err.Error())
-		return errors.Join(control.Errorf("refused", "agent %s did not start: %v", ag.Name, err), a.log.Record(ctx, rec))
+		code := "refused"
+		var e *control.Error
+		if errors.As(err, &e) {
+			code = e.Code
+		}
+		return errors.Join(control.Errorf(code, "agent %s did not start: %v", ag.Name, err), a.log.Record(ctx, rec))
 	}
 	ag.mu.Lock()
 	ag.box, ag.done, ag.started = box, make(chan struct{}), time.Now().UTC()

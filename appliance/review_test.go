@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -179,7 +180,7 @@ func TestStuckService(t *testing.T) {
 	ctx := context.Background()
 	must(t, a.startRouter(ctx))
 	p := a.part("router").process()
-	must(t, syscall.Kill(p.PID, syscall.SIGSTOP))
+	stop(t, p.PID)
 	short, cancel := context.WithTimeoutCause(ctx, 100*time.Millisecond, errStuck)
 	defer cancel()
 	if err := a.part("router").call(short, callAgent, agentInfo{}, nil); !errors.Is(err, errStuck) {
@@ -188,16 +189,28 @@ func TestStuckService(t *testing.T) {
 	<-p.Done()
 	soon(t, "another router", func() bool { q := a.part("router").process(); return q != nil && q != p })
 	p = a.part("router").process()
-	must(t, syscall.Kill(p.PID, syscall.SIGSTOP))
+	stop(t, p.PID)
 	go heed(p, time.Millisecond, 50*time.Millisecond)
 	<-p.Done()
 	// Without the ledger's service the status comes all the same.
-	must(t, syscall.Kill(a.part("ledger").process().PID, syscall.SIGSTOP))
+	stop(t, a.part("ledger").process().PID)
 	start := time.Now()
 	if st := a.Status(); len(st.Services) != 2 || time.Since(start) > 3*lookTime {
 		t.Errorf("after %v the status says %+v", time.Since(start), st)
 	}
 	must(t, syscall.Kill(a.part("ledger").process().PID, syscall.SIGCONT))
+}
+
+// stop stops a process, and returns when it has stopped.
+func stop(t testing.TB, pid int) {
+	t.Helper()
+	must(t, syscall.Kill(pid, syscall.SIGSTOP))
+	soon(t, "the process to stop", func() bool {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		must(t, err)
+		_, rest, _ := strings.Cut(string(b), ") ")
+		return strings.HasPrefix(rest, "T")
+	})
 }
 
 // TestPushWaits: a service that is being started has perhaps been told what is
@@ -415,4 +428,50 @@ func TestBurrow(t *testing.T) {
 	}
 	must(t, b.Close())
 	must(t, b.Close())
+}
+
+// TestReloadSaysWhatHolds: the answer to a reload is of the new policy.
+func TestReloadSaysWhatHolds(t *testing.T) {
+	a := bare(t)
+	must(t, a.openLedgerBy(openHere))
+	defer a.log.Close()
+	p := *a.agents["ada"].policy()
+	p.Network.Default = policies.Hold
+	src := p.YAML()
+	st, err := a.Reload(context.Background(), "ada", control.PolicyRequest{Name: "new.yaml", Source: src})
+	must(t, err)
+	want, err := policies.Parse("new.yaml", src)
+	must(t, err)
+	if st.Digest != want.Digest() {
+		t.Errorf("digest %s, want %s", st.Digest, want.Digest())
+	}
+}
+
+// TestGive: what root owned in an earlier release becomes a service's, once,
+// and what links lead to stays what it was.
+func TestGive(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skipf("needs root to give files away; got uid %d", os.Geteuid())
+	}
+	dir := t.TempDir()
+	tree, file, secret := filepath.Join(dir, "tree"), filepath.Join(dir, "tree", "sub", "file"), filepath.Join(dir, "secret")
+	must(t, os.MkdirAll(filepath.Dir(file), 0o700))
+	must(t, os.WriteFile(file, nil, 0o600))
+	must(t, os.WriteFile(secret, nil, 0o600))
+	must(t, os.Symlink(secret, filepath.Join(tree, "link")))
+	must(t, os.Lchown(file, 4711, 4711)) // an earlier attempt came so far
+	must(t, give(tree, 4711))
+	for _, p := range []string{tree, filepath.Dir(file), file, filepath.Join(tree, "link")} {
+		if owner(p) != 4711 {
+			t.Errorf("%s is user %d's", p, owner(p))
+		}
+	}
+	if owner(secret) != 0 {
+		t.Error("a link was followed")
+	}
+	must(t, os.Lchown(file, 0, 0))
+	must(t, give(tree, 4711))
+	if owner(file) != 0 {
+		t.Error("a tree that is given already was walked again")
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 
 	"github.com/clawbox/clawbox/appliance/control"
 	"github.com/clawbox/clawbox/appliance/ledger"
@@ -30,12 +31,34 @@ func (a *Appliance) snapshotRoutes(m *http.ServeMux) {
 		if err := decode(r, &q); err != nil {
 			return nil, err
 		}
+		if err := a.hasSnapshot(r.PathValue("name"), q.Name); err != nil {
+			return nil, err
+		}
 		return struct{}{}, a.onFiles(r, "agent.restore", q.Name, func(agent string) error { return a.boxes.Restore(agent, q.Name) })
 	}))
 	m.HandleFunc("DELETE /v1/agents/{name}/snapshots/{snap}", answer(func(r *http.Request) (any, error) {
 		snap := r.PathValue("snap")
+		if err := a.hasSnapshot(r.PathValue("name"), snap); err != nil {
+			return nil, err
+		}
 		return struct{}{}, a.onFiles(r, "agent.snapshot_remove", snap, func(agent string) error { return a.boxes.RemoveSnapshot(agent, snap) })
 	}))
+}
+
+// hasSnapshot refuses what does not exist, before anything is on the ledger.
+func (a *Appliance) hasSnapshot(name, snap string) error {
+	ag, err := a.agent(name)
+	if err != nil {
+		return err
+	}
+	all, err := a.boxes.Snapshots(ag.Name)
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(all, func(s sandbox.Snapshot) bool { return s.Name == snap }) {
+		return control.Errorf("not_found", "agent %s has no snapshot %q; 'clawbox agent snapshots %s' lists what it has", name, snap, name)
+	}
+	return nil
 }
 
 // onFiles does something to an agent's files that is on the ledger first.

@@ -181,7 +181,8 @@ func (j *journey) snapshots() {
 	write("second")
 	j.fails(4, "runs", "agent", "restore", "keeper", "one")
 	j.ok("agent", "stop", "keeper")
-	j.fails(4, "two", "agent", "restore", "keeper", "two")
+	j.fails(5, "two", "agent", "restore", "keeper", "two")
+	j.fails(5, "two", "agent", "snapshot", "keeper", "two", "--remove")
 	j.ok("agent", "restore", "keeper", "one")
 	j.ok("agent", "launch", "keeper")
 	if out, _ := j.run("agent", "connect", "keeper", "--", "/bin/busybox", "cat", "/workspace/f"); !strings.Contains(out, "first") {
