@@ -8,6 +8,8 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -161,7 +163,10 @@ func begin(r *Root) (int, error) {
 	// The filter leaves every thread what waiting needs: nothing is opened,
 	// executed or connected any more. So the other threads, which the runtime
 	// made, need not give up their user id one system call after the other.
-	_, err = apply(&r.Supervisor, extras{threads: true})
+	err = deafen()
+	if err == nil {
+		_, err = apply(&r.Supervisor, extras{threads: true})
+	}
 	if err := errors.Join(err, harden()); err != nil {
 		return 0, fmt.Errorf("confine PID 1: %w", err)
 	}
@@ -200,6 +205,19 @@ func supervise(ctl io.Reader, child int) (int, error) {
 		}
 	}()
 	return reap(child)
+}
+
+// deafen gives up Go's handlers of the signals that other processes send. To a
+// PID 1 without a handler the kernel delivers none from inside; and before
+// Landlock ABI 6 the agent, which has the same user id, may send some.
+func deafen() error {
+	var def sigaction
+	for _, s := range []unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGABRT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM, unix.SIGTRAP, unix.SIGSYS, unix.SIGPIPE} {
+		if _, _, e := syscall.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(s), uintptr(unsafe.Pointer(&def)), 0, 8, 0, 0); e != 0 {
+			return fmt.Errorf("default action of %v: %w", s, e)
+		}
+	}
+	return nil
 }
 
 // harden repeats what the change of user has undone.

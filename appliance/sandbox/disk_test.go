@@ -117,8 +117,23 @@ func TestDiskChanges(t *testing.T) {
 		t.Errorf("after the budget is gone: %v", got)
 	}
 	p.Budgets.DiskWrite = 1 << 20
-	if _, err := b.l.Start(t.Context(), Spec{Name: "agent", Image: b.image, Policy: p}); !b.l.h.io && (err == nil || !strings.Contains(err.Error(), "controller io")) {
-		t.Errorf("a budget that cannot be kept: %v", err)
+	box, err := b.l.Start(t.Context(), Spec{Name: "agent", Image: b.image, Policy: p, Args: []string{"sleep=60"}})
+	if !b.l.h.io {
+		if err == nil || !strings.Contains(err.Error(), "controller io") {
+			t.Errorf("a budget that cannot be kept: %v", err)
+		}
+		return
+	}
+	// It has no budgets.disk any more, but still its disk.
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev, _ := box.disk.device()
+	if max, err := os.ReadFile(filepath.Join(b.l.h.v2, box.g.path, "io.max")); err != nil || !strings.Contains(string(max), dev+" rbps=max wbps=1048576") {
+		t.Errorf("io.max of %s: %q, %v", dev, max, err)
+	}
+	if err := box.Stop(t.Context(), 0); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -31,6 +31,7 @@ func TestGuarded(t *testing.T) {
 	var sc guard.Scope
 	watch := func(s guard.Scope) (io.Closer, error) {
 		sc = s
+		s.Violation = guard.Kill      // what every tier can
 		last := s.Exec[len(s.Exec)-1] // /tools/one: Landlock still permits it
 		s.Exec = slices.DeleteFunc(slices.Clone(s.Exec), func(n guard.Inode) bool { return n == last })
 		return g.Watch(s)
@@ -71,8 +72,11 @@ func TestLoader(t *testing.T) {
 	out := &buffer{}
 	box, err := b.l.Start(t.Context(), Spec{
 		Name: "loader", Policy: p, Image: Image{Ref: "host", Layers: []string{root}}, Stdout: out, Stderr: out,
-		Args:  []string{"bash", "-c", in + " /usr/bin/bash -c 'echo esc\"\"aped'; echo status $?"},
-		Guard: func(s guard.Scope) (io.Closer, error) { return g.Watch(s) },
+		Args: []string{"bash", "-c", in + " /usr/bin/bash -c 'echo esc\"\"aped'; echo status $?"},
+		Guard: func(s guard.Scope) (io.Closer, error) {
+			s.Violation = guard.Kill
+			return g.Watch(s)
+		},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -255,6 +255,15 @@ func landlock() int {
 	return min(v, 3)
 }
 
+// scoped is what an agent's signal to PID 1 gives: EPERM from Landlock, or
+// success that the kernel takes for nothing (before ABI 6).
+func scoped() string {
+	if v, _ := confine.LandlockABI(); v < 6 {
+		return "ok"
+	}
+	return "EPERM"
+}
+
 // policy is a complete policy that tests narrow or widen.
 func policy() *policies.Policy {
 	return &policies.Policy{

@@ -113,9 +113,9 @@ func (g *group) setIO(device string, read, writes int64) error {
 
 // watched is a file system of the agent's that can become full.
 type watched struct {
-	at            *os.File // O_PATH
-	bytes, inodes string   // names of the budgets
-	full          bool     // as of the last look
+	at              *os.File // O_PATH
+	bytes, inodes   string   // names of the budgets
+	noRoom, noInode bool     // as of the last look
 }
 
 // nearly is how much room may be left in a full file system: what a program
@@ -148,20 +148,19 @@ func (b *Box) watchRoom() error {
 	return nil
 }
 
-// report tells once when the file system becomes full, and again after there
-// was room in between.
+// report tells once when room or inodes run out, and again after there were
+// some in between.
 func (w *watched) report(event func(Event)) {
 	r, err := roomAt(int(w.at.Fd()))
 	if err != nil {
 		return
 	}
-	was := w.full
-	w.full = r.bytes < nearly || r.inodes == 0
-	switch {
-	case !w.full || was:
-	case r.inodes == 0:
-		event(Event{w.inodes, 1, fmt.Sprintf("no inode is left in %s", w.at.Name())})
-	default:
+	full := r.bytes < nearly
+	if full && !w.noRoom {
 		event(Event{w.bytes, 1, fmt.Sprintf("%d bytes are left in %s", r.bytes, w.at.Name())})
 	}
+	if r.inodes == 0 && !w.noInode {
+		event(Event{w.inodes, 1, fmt.Sprintf("no inode is left in %s", w.at.Name())})
+	}
+	w.noRoom, w.noInode = full, r.inodes == 0
 }
