@@ -48,7 +48,7 @@ bench-guard: setup build ## Measure the guard beside the bare host, bubblewrap a
 	$(AS_ROOT) $(GO) run ./cmd/clawbox-bench guard
 
 e2e: setup ## Run the journey of a small release through the command line, with faults injected
-	$(AS_ROOT) $(GO) test -count=1 -timeout 30m -run 'TestJourney|TestComplete' -v ./cmd/clawbox
+	$(AS_ROOT) $(GO) test -count=1 -timeout 30m -run 'TestJourney|TestComplete|TestPaced' -v ./cmd/clawbox
 
 clean: ## Remove what was built
 	rm -rf $(DIST)
