@@ -119,16 +119,7 @@ func busy() func() {
 // second scope that floods the rings all the while.
 func TestComplete(t *testing.T) {
 	g := load(t)
-	j := new(journal)
-	go func() {
-		for e := range g.Events() {
-			if e.Scope != "flood" { // too many to keep
-				j.mu.Lock()
-				j.es = append(j.es, e)
-				j.mu.Unlock()
-			}
-		}
-	}()
+	j := followSome(g, func(e Event) bool { return e.Scope != "flood" }) // too many to keep
 	dir := t.TempDir()
 	file := dir + "/file"
 	if err := os.WriteFile(file, nil, 0o600); err != nil {

@@ -36,7 +36,8 @@
 //
 // With Scope.Datagrams UDP goes to the listed addresses only, and with it or
 // Scope.Connects sockets are TCP or UDP and nothing else: the call gets EPERM.
-// Other families than IP are seccomp's.
+// Of other families, which are seccomp's, names of AF_UNIX are reported with
+// Scope.Connects, as the caller's memory has them after the call.
 //
 // "No event, no action": an exec, an audited open or a connection whose event
 // finds no room in the ring is killed or refused too. Every scope has its share of
@@ -49,7 +50,8 @@
 // System calls of the table in syscalls.go that failed with EACCES, EPERM or
 // EROFS (ENOENT where the scope asks for it, ESRCH where a signal was aimed at
 // a process that the agent can't see). The kernel refused them already;
-// the guard tells. Path and address are read from the caller's memory after
+// the guard tells. So it does of calls that seccomp answers with SIGSYS (Trapped),
+// but not of a filter that kills one thread of several. Path and address are read from the caller's memory after
 // the call, where another thread may have changed them: they are a hint, the
 // refusal is a fact. Requests through io_uring and the 32-bit system calls of
 // a 64-bit machine do not show here by name: confine them by seccomp.
@@ -91,9 +93,10 @@
 // Without pins, enforcement ends with the process that called Load, so sandboxes
 // must die with it. With Options.Pin the kernel goes on enforcing, events wait in
 // the rings (and what finds no room is killed or refused), and the next Load with
-// the same directory takes all of it over; [Guard.Adopted] are the scopes. What
-// the dead process had received and not yet recorded, some hundred events at most,
-// is not told again. Pins of another version with living scopes are an error.
+// the same directory takes all of it over; [Guard.Adopted] are the scopes. With
+// Options.Acknowledge it delivers again what the dead process had received and not
+// acknowledged, with the same Event.Seq; without, that is lost, some hundred events
+// at most. Pins of another version with living scopes are an error.
 //
 // Root is not needed: CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are enough, with
 // [PreparePins], [Delegate], Scope.Cgroup, and write access to each scope's

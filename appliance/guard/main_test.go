@@ -70,6 +70,10 @@ func misbehave(how string, args []string) error {
 		return holdPins(args)
 	case "forget":
 		return remember(args)
+	case "unix":
+		return unixNames(args[0])
+	case "trap":
+		return trap(args[0])
 	case "sleep":
 		_, err := os.Stdin.Read(make([]byte, 1))
 		if err != io.EOF {
@@ -318,23 +322,42 @@ func program(t testing.TB, name, marker string) string {
 
 // journal collects a Guard's events.
 type journal struct {
+	g  *Guard
 	mu sync.Mutex
+	n  int64 // received
 	es []Event
 }
 
 func follow(g *Guard) *journal {
-	j := new(journal)
+	return followSome(g, func(Event) bool { return true })
+}
+
+// followSome keeps those that fit.
+func followSome(g *Guard, fits func(Event) bool) *journal {
+	j := &journal{g: g}
 	go func() {
 		for e := range g.Events() {
 			j.mu.Lock()
-			j.es = append(j.es, e)
+			j.n++
+			if fits(e) {
+				j.es = append(j.es, e)
+			}
 			j.mu.Unlock()
 		}
 	}()
 	return j
 }
 
+// all are those that fit; what has left the stream is in the journal by then.
 func (j *journal) all(fits func(Event) bool) []Event {
+	for n := j.g.taken(); ; time.Sleep(time.Millisecond) {
+		j.mu.Lock()
+		ready := j.n >= n
+		j.mu.Unlock()
+		if ready {
+			break
+		}
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return slices.DeleteFunc(slices.Clone(j.es), func(e Event) bool { return !fits(e) })

@@ -37,6 +37,34 @@ func TestTiers(t *testing.T) {
 	}
 }
 
+// TestNoLSM: where bpf is not among the kernel's LSMs, or its programs can't be
+// attached, a guard that wants T1 gets a lower tier and says why: programs that
+// attach and enforce nothing don't count.
+func TestNoLSM(t *testing.T) {
+	g := load(t)
+	follow(g)
+	b, err := os.ReadFile("/sys/kernel/security/lsm")
+	listed := slices.Contains(strings.Split(string(b), ","), "bpf")
+	t.Logf("tier %s, lsm=%s (%v), why: %s", g.Tier(), b, err, g.Why())
+	switch {
+	case g.Tier() == TierLSM && err == nil && !listed:
+		t.Errorf("T1 is reached with lsm=%s", b)
+	case g.Tier() == TierLSM:
+		t.Skipf("bpf is among the LSMs here: lsm=%s; the boot without it tests this", b)
+	case !strings.HasPrefix(g.Why(), "T1: "):
+		t.Errorf("tier %s, and no word about T1: %q", g.Tier(), g.Why())
+	case strings.HasPrefix(g.Why(), "T1: load") || strings.HasPrefix(g.Why(), "T1: attach on"):
+		for _, errno := range []error{unix.EPERM, unix.EINVAL, unix.EOPNOTSUPP} { // the kernel's own refusal
+			if strings.Contains(g.Why(), errno.Error()) {
+				return
+			}
+		}
+		t.Errorf("T1 is refused for no reason of the kernel's: %q", g.Why())
+	case err == nil && !strings.Contains(g.Why(), "bpf is not in it"):
+		t.Errorf("T1 enforces nothing with lsm=%s, and the reason does not say so: %q", b, g.Why())
+	}
+}
+
 // TestViolation: an unlisted program is refused where that is asked and the tier
 // can, and killed otherwise. Either way it is told, and does not run.
 func TestViolation(t *testing.T) {
