@@ -282,7 +282,7 @@ func (a *Appliance) Reload(ctx context.Context, name string, q control.PolicyReq
 // atStart says what a changed policy needs that an agent gets when it starts,
 // and never again: without it the new rules would be there and not work.
 func atStart(old, p *policies.Policy) string {
-	if inspects(p) && !inspects(old) {
+	if looksIntoTLS(p) && !inspects(old) { // who inspects at all was given the CA
 		return "the policy inspects TLS for the first time, and the agent doesn't trust the sandbox's own CA: its certificate is put in when the agent starts"
 	}
 	x, _ := json.Marshal(old.Credentials)
@@ -295,6 +295,14 @@ func atStart(old, p *policies.Policy) string {
 
 func inspects(p *policies.Policy) bool {
 	return slices.ContainsFunc(p.Network.Allow, func(r policies.HostRule) bool { return r.Inspect })
+}
+
+// looksIntoTLS says whether a rule inspects on other ports than that of plain
+// HTTP, where nobody expects a certificate.
+func looksIntoTLS(p *policies.Policy) bool {
+	return slices.ContainsFunc(p.Network.Allow, func(r policies.HostRule) bool {
+		return r.Inspect && (len(r.Ports) == 0 || slices.ContainsFunc(r.Ports, func(n int) bool { return n != 80 }))
+	})
 }
 
 // lockedChange names the first locked layer in which two policies differ.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -66,7 +67,7 @@ func (a *Appliance) answered(r *http.Request, body []byte) (c change, always boo
 	id, who := path.Base(r.URL.Path), callerOf(r.Context())
 	rec := ledger.Record{
 		Kind: ledger.KindApproval, Verdict: ledger.Denied, Reason: "approval.taken_back", Process: ledger.Process{PID: int(who.Pid), UID: int(who.Uid)},
-		Attrs: map[string]any{"id": id, "operator": r.URL.Query().Get("operator")},
+		Attrs: map[string]any{"id": id, "operator": r.URL.Query().Get("operator")}, Detail: "an answer that stands is taken back",
 	}
 	if r.Method != http.MethodPost {
 		return c, false, a.log.Record(r.Context(), rec)
@@ -81,8 +82,9 @@ func (a *Appliance) answered(r *http.Request, body []byte) (c change, always boo
 	}
 	rec.Reason, rec.Agent, rec.Host, rec.Port = "approval.answered", p.Agent, p.Host, p.Port
 	rec.Attrs["operator"], rec.Attrs["scope"], rec.Attrs["digest"] = q.Operator, q.Scope, q.Digest
+	rec.Detail = fmt.Sprintf("%s denies it, scope %s", q.Operator, q.Scope)
 	if q.Allow {
-		rec.Verdict = ledger.Allowed
+		rec.Verdict, rec.Detail = ledger.Allowed, fmt.Sprintf("%s allows it, scope %s", q.Operator, q.Scope)
 	}
 	c = change{p.Agent, p.Change, q.Operator}
 	return c, q.Allow && q.Scope == "always", a.log.Record(r.Context(), rec)

@@ -273,10 +273,11 @@ func TestAtStart(t *testing.T) {
 		none = "network: {allow: [{host: a.example}]}\n"
 		insp = "network: {allow: [{host: a.example, ports: [443], inspect: true, protocol: http, access: full}]}\n"
 		more = "network: {allow: [{host: a.example, ports: [443], inspect: true, protocol: http, access: full}, {host: b.example, ports: [443], inspect: true, protocol: http, access: full}]}\n"
+		web  = "network: {allow: [{host: a.example, ports: [80], protocol: http, access: full}]}\n"
 		cred = "credentials: [{name: tok, env: TOK}]\n"
 	)
 	for _, c := range []struct{ old, now, want string }{
-		{none, none, ""}, {insp, none, ""}, {insp, more, ""}, {none, insp, "CA"}, {none, none + cred, "credentials"}, {none + cred, none + cred, ""},
+		{none, none, ""}, {insp, none, ""}, {insp, more, ""}, {none, insp, "CA"}, {none, web, ""}, {none, none + cred, "credentials"}, {none + cred, none + cred, ""},
 	} {
 		if got := atStart(parse(c.old), parse(c.now)); (got == "") != (c.want == "") || !strings.Contains(got, c.want) {
 			t.Errorf("%q to %q: %q", c.old, c.now, got)
