@@ -61,6 +61,7 @@ func (b *Box) exec(ctx context.Context, e ExecSpec) (int, error) {
 	}
 	cmd := exec.Command(b.l.opt.Launcher, "join", strconv.Itoa(len(b.l.h.home)))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.WaitDelay = afterwards
 	st, err := b.streams(cmd, e)
 	if err != nil {
 		return confine.ExitFailed, err
@@ -187,6 +188,9 @@ func (st *streams) close() {
 	}
 }
 
+// afterwards is how long the output of a program that ended is waited for.
+const afterwards = 2 * time.Second
+
 // drain waits for output that is still on its way; not for long, because a
 // process that the program left behind may hold it open.
 func (st *streams) drain() {
@@ -194,7 +198,7 @@ func (st *streams) drain() {
 	go func() { st.done.Wait(); close(c) }()
 	select {
 	case <-c:
-	case <-time.After(2 * time.Second):
+	case <-time.After(afterwards):
 	}
 }
 

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -108,7 +109,7 @@ func (l *Local) start(cmd *exec.Cmd, in *group, files ...*os.File) (_ *launcher,
 	// then waits; nothing of the daemon's.
 	cmd.Env = []string{"GOMAXPROCS=1", "GOGC=off"}
 	cmd.Dir = "/"
-	cmd.WaitDelay = patience
+	cmd.WaitDelay = cmp.Or(cmd.WaitDelay, patience)
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
