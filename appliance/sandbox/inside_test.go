@@ -42,7 +42,7 @@ func TestInside(t *testing.T) {
 		{"limit", "ok 256/256"},
 		{"call=tcp", "ok"},
 		{"write=/dev/null", "ok"},
-		{"memfd=0x8", sealed()}, // made, but sealed against execution
+		{"memfd=0x8", sealedMemory()}, // made, but sealed against execution
 		// Files: listed nowhere, read-only, or the host's.
 		{"list=/", "EACCES"},
 		{"read=/private/key", "EACCES"},
@@ -182,9 +182,9 @@ func TestStrict(t *testing.T) {
 	}
 }
 
-// sealed is what executing a sealed memory file gives: one that the kernel
+// sealedMemory is what executing a sealed memory file gives: one that the kernel
 // refuses to make (before 6.3) is not executed either.
-func sealed() string {
+func sealedMemory() string {
 	if !exists("/proc/sys/vm/memfd_noexec") {
 		return "EINVAL"
 	}
