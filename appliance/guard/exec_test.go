@@ -32,7 +32,7 @@ func exists(name string) bool {
 // TestExec tries the ways to start a program that are known to slip past
 // weaker schemes.
 func TestExec(t *testing.T) {
-	g := load(t)
+	g := ready(t)
 	j := follow(g)
 	cg, dir := cgroup(t, ""), t.TempDir()
 	nested := cgroup(t, cg)
@@ -134,7 +134,7 @@ func dynamic(t *testing.T) (loader, touch string) {
 // as its first system call, and that each has its event.
 func TestFirstInstruction(t *testing.T) {
 	const n = 500
-	g := load(t)
+	g := ready(t)
 	j := follow(g)
 	cg, dir := cgroup(t, ""), t.TempDir()
 	watch(t, g, cg)
@@ -168,7 +168,7 @@ func TestFirstInstruction(t *testing.T) {
 // TestInit: the kernel spares the first process of a pid namespace most
 // signals, but not this one.
 func TestInit(t *testing.T) {
-	g := load(t)
+	g := ready(t)
 	follow(g)
 	cg, dir := cgroup(t, ""), t.TempDir()
 	watch(t, g, cg)
@@ -182,7 +182,7 @@ func TestInit(t *testing.T) {
 // TestScopes: what one scope may run another may not, and the rest of the host
 // is left alone.
 func TestScopes(t *testing.T) {
-	g := load(t)
+	g := ready(t)
 	j := follow(g)
 	a, b, other, dir := cgroup(t, ""), cgroup(t, ""), cgroup(t, ""), t.TempDir()
 	pa, pb := program(t, dir+"/a", dir+"/a.out"), program(t, dir+"/b", dir+"/b.out")
@@ -205,7 +205,7 @@ func TestScopes(t *testing.T) {
 
 // TestDevices lists a whole file system.
 func TestDevices(t *testing.T) {
-	g := load(t)
+	g := ready(t)
 	follow(g)
 	cg, dir := cgroup(t, ""), t.TempDir()
 	n, err := Lookup(os.Getpid(), program(t, dir+"/p", dir+"/marker"))
@@ -239,6 +239,9 @@ func TestGarbage(t *testing.T) {
 	load(t) // skips where there is no BPF
 	cg, dir := cgroup(t, ""), t.TempDir()
 	p := program(t, dir+"/unlisted", dir+"/marker")
+	held.Lock()
+	others := maps.Clone(held.m)
+	held.Unlock()
 	forget(t, must(CgroupID(cg)))
 	for range 5 {
 		runtime.GC()
@@ -251,11 +254,13 @@ func TestGarbage(t *testing.T) {
 	all := slices.Collect(maps.Keys(held.m))
 	held.Unlock()
 	for _, v := range all {
-		if g, ok := v.(*Guard); ok {
+		if g, ok := v.(*Guard); ok && !has(others, v) {
 			g.Close()
 		}
 	}
 }
+
+func has(m map[any]struct{}, k any) bool { _, ok := m[k]; return ok }
 
 // forget watches a scope and keeps no reference to anything.
 func forget(t *testing.T, cgroup uint64) {
@@ -331,7 +336,7 @@ func TestUnrecorded(t *testing.T) {
 
 // TestRefuse: contradictions get an error that says what to do.
 func TestRefuse(t *testing.T) {
-	g := load(t)
+	g := ready(t)
 	root, err := Cgroup2Dir()
 	if err != nil {
 		t.Fatal(err)

@@ -51,7 +51,7 @@ func secretIn(t *testing.T, dir string) string {
 // TestHide: no number of misses keeps a refusal from the record, and the misses
 // are counted to the last.
 func TestHide(t *testing.T) {
-	g := load(t)
+	g := ready(t)
 	j := follow(g)
 	cg, dir := cgroup(t, ""), t.TempDir()
 	secret, missing := secretIn(t, dir), dir+"/missing"
@@ -96,7 +96,7 @@ func TestHide(t *testing.T) {
 
 // TestCut: a long path comes as its beginning, and says so.
 func TestCut(t *testing.T) {
-	g := load(t)
+	g := ready(t)
 	j := follow(g)
 	cg, dir := cgroup(t, ""), t.TempDir()
 	secretIn(t, dir)

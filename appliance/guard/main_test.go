@@ -26,7 +26,14 @@ const helperEnv = "CLAWBOX_GUARD_HELPER"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(helperEnv) == "" {
-		os.Exit(m.Run())
+		status := m.Run()
+		if g, err := shared(); err == nil {
+			if err := g.Close(); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				status = 1
+			}
+		}
+		os.Exit(status)
 	}
 	if err := misbehave(os.Args[1], os.Args[2:]); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -242,6 +249,18 @@ func load(t testing.TB) *Guard {
 	if err != nil {
 		t.Fatal(err)
 	}
+	usable(t, g)
+	t.Cleanup(func() {
+		if err := g.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return g
+}
+
+// usable skips where the kernel refuses BPF, with its words.
+func usable(t testing.TB, g *Guard) {
+	t.Helper()
 	if g.Tier() == TierNone {
 		for _, reason := range []string{"operation not permitted", "permission denied", "no cgroup2 file system"} {
 			if strings.Contains(g.Why(), reason) {
@@ -250,11 +269,28 @@ func load(t testing.TB) *Guard {
 		}
 		t.Fatalf("the guard does not load: %s", g.Why())
 	}
-	t.Cleanup(func() {
-		if err := g.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+}
+
+// shared is the Guard of all tests that do not harm it: to load one takes the
+// kernel half a second. Its events are in one journal.
+var shared = sync.OnceValues(func() (*Guard, error) {
+	g, err := Load()
+	if err == nil {
+		sharedJournal = follow(g)
+	}
+	return g, err
+})
+
+var sharedJournal *journal
+
+// ready gives the shared Guard, or skips with the refusal that the kernel gave.
+func ready(t testing.TB) *Guard {
+	t.Helper()
+	g, err := shared()
+	if err != nil {
+		t.Fatal(err)
+	}
+	usable(t, g)
 	return g
 }
 
@@ -326,9 +362,17 @@ type journal struct {
 	mu sync.Mutex
 	n  int64 // received
 	es []Event
+
+	next *journal // gets them too: the one of the test that runs
 }
 
 func follow(g *Guard) *journal {
+	if s := sharedJournal; s != nil && s.g == g {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.next = &journal{g: g, n: s.n}
+		return s.next
+	}
 	return followSome(g, func(Event) bool { return true })
 }
 
@@ -337,15 +381,22 @@ func followSome(g *Guard, fits func(Event) bool) *journal {
 	j := &journal{g: g}
 	go func() {
 		for e := range g.Events() {
-			j.mu.Lock()
-			j.n++
-			if fits(e) {
-				j.es = append(j.es, e)
-			}
-			j.mu.Unlock()
+			j.add(e, fits)
 		}
 	}()
 	return j
+}
+
+func (j *journal) add(e Event, fits func(Event) bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.n++
+	if fits(e) {
+		j.es = append(j.es, e)
+	}
+	if j.next != nil {
+		j.next.add(e, fits)
+	}
 }
 
 // all are those that fit; what has left the stream is in the journal by then.

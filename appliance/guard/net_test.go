@@ -133,7 +133,7 @@ func meet(t *testing.T, g *Guard, l net.Listener, cg string, how string, generat
 // TestWho: whoever accepts a connection knows the process behind it at once,
 // its program and those of its ancestors within the scope.
 func TestWho(t *testing.T) {
-	g := load(t)
+	g := ready(t)
 	follow(g)
 	cg := cgroup(t, "")
 	watch(t, g, cg)
@@ -229,7 +229,7 @@ func attempt(args []string) error {
 // TestConnects: every connection and datagram is an event with its address from
 // the kernel, and what is not allowed is refused and told.
 func TestConnects(t *testing.T) {
-	g := load(t)
+	g := ready(t)
 	j := follow(g)
 	cg := cgroup(t, "")
 	tcp := netip.MustParseAddrPort(listenPlain(t, "127.0.0.1:0").Addr().String())
@@ -267,7 +267,7 @@ func TestConnects(t *testing.T) {
 
 // TestQuiet: without Connects and Datagrams nothing is refused and nothing told.
 func TestQuiet(t *testing.T) {
-	g := load(t)
+	g := ready(t)
 	j := follow(g)
 	cg := cgroup(t, "")
 	w := watch(t, g, cg)

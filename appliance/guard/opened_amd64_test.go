@@ -42,7 +42,7 @@ func openOld(dir string) error {
 // TestForeign: a program may leave the 64-bit calls for the 32-bit ones at any
 // time, with other numbers. What it opens is told all the same.
 func TestForeign(t *testing.T) {
-	g := load(t)
+	g := ready(t)
 	j := follow(g)
 	cg, dir := cgroup(t, ""), t.TempDir()
 	secret := dir + "/secret"

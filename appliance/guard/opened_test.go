@@ -94,7 +94,7 @@ func openDir(t *testing.T) string {
 // TestOpened: each way to open a file is reported once, with what it led to,
 // and only from the scope that asked.
 func TestOpened(t *testing.T) {
-	g := load(t)
+	g := ready(t)
 	j := follow(g)
 	dir, cg, other := openDir(t), cgroup(t, ""), cgroup(t, "")
 	w := audit(t, g, cg)
@@ -265,7 +265,7 @@ func TestOpenTree(t *testing.T) {
 	if err := errors.Join(err1, err2); err != nil {
 		t.Skipf("not on this machine: %v", err)
 	}
-	g := load(t)
+	g := ready(t)
 	j := follow(g)
 	cg, dir := cgroup(t, ""), t.TempDir()
 	want := map[Inode]string{}
@@ -307,7 +307,7 @@ func TestOpenTree(t *testing.T) {
 // TestUnseen: who sends signals into the dark is told, but not who sends them
 // to a thread of its own that has ended.
 func TestUnseen(t *testing.T) {
-	g := load(t)
+	g := ready(t)
 	j := follow(g)
 	for name, flags := range map[string]uintptr{"own pid namespace": unix.CLONE_NEWPID, "the host's": 0} {
 		t.Run(name, func(t *testing.T) {

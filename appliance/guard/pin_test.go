@@ -19,7 +19,7 @@ import (
 // BPF file system can be mounted.
 func pinDir(t *testing.T) string {
 	t.Helper()
-	load(t).Close()
+	ready(t)
 	dir := fmt.Sprintf("/sys/fs/bpf/clawbox-test-%d", os.Getpid())
 	if err := PreparePins(dir, os.Geteuid()); err != nil {
 		t.Skipf("no BPF file system: %v", err)
@@ -246,7 +246,7 @@ func sleepIn(t *testing.T, cg string) func() {
 // TestStalePins: what holds nobody any more is cleared away, and so is what a
 // loader left half made. Another version that holds somebody is not touched.
 func TestStalePins(t *testing.T) {
-	load(t).Close()
+	ready(t)
 	dir, cg := ownPins(t, os.Geteuid()), cgroup(t, "")
 	killedHolder(t, dir, cg)
 	if err := os.Mkdir(dir+"/new_0123", 0o700); err != nil {
@@ -290,7 +290,7 @@ func TestStalePins(t *testing.T) {
 
 // TestPinRefuses: a directory that can't hold pins is an error, and no lower tier.
 func TestPinRefuses(t *testing.T) {
-	load(t).Close()
+	ready(t)
 	dir := t.TempDir()
 	if _, err := Load(Options{Pin: dir}); !errors.Is(err, errPins) || !strings.Contains(err.Error(), "/sys/fs/bpf") {
 		t.Errorf("a directory of another file system: %v", err)

@@ -18,7 +18,7 @@ import (
 
 // TestRefused: each refusal is reported with what it was about.
 func TestRefused(t *testing.T) {
-	g := load(t)
+	g := ready(t)
 	j := follow(g)
 	dir := t.TempDir()
 	chmod(t, dir)
@@ -141,7 +141,7 @@ func chmod(t testing.TB, dir string) {
 // TestFlood: an agent can't drown the record, and what is left out is counted.
 func TestFlood(t *testing.T) {
 	const n = 20000
-	g := load(t)
+	g := ready(t)
 	j := follow(g)
 	cg, dir := cgroup(t, ""), t.TempDir()
 	chmod(t, dir)
@@ -229,7 +229,7 @@ func TestSockaddr(t *testing.T) {
 // TestOverlay: on overlayfs stat(2) names a file differently than the kernel
 // does; Lookup must agree with the kernel, also in a foreign mount namespace.
 func TestOverlay(t *testing.T) {
-	g := load(t)
+	g := ready(t)
 	j := follow(g)
 	dir := t.TempDir()
 	for _, d := range []string{"/a", "/b", "/m"} {

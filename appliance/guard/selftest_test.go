@@ -56,7 +56,7 @@ func leave(q *queue) error {
 
 // TestPlaces: the probe runs from memory and, where that is refused, from disk.
 func TestPlaces(t *testing.T) {
-	load(t)
+	ready(t)
 	cg := cgroup(t, "")
 	for name, place := range map[string]func([]byte) (*os.File, error){"memory": placeMemory, "disk": placeDisk} {
 		f, err := place(probe(missingName, unix.O_RDONLY))

@@ -162,7 +162,7 @@ func answer(l net.Listener) error {
 }
 
 func TestSteer(t *testing.T) {
-	load(t) // skips where there is no BPF
+	ready(t) // skips where there is no BPF
 	g := LoadNone("steering does not depend on the tier")
 	s := newSpace(t)
 	l, raw := s.listen(t, "tcp", ":0")
@@ -231,7 +231,7 @@ func (s *space) udp(t *testing.T) {
 
 // TestSteerRefuses: what can't be steered is refused, never let through.
 func TestSteerRefuses(t *testing.T) {
-	load(t)
+	ready(t)
 	g := LoadNone("")
 	s := newSpace(t)
 	l, raw := s.listen(t, "tcp4", "127.0.0.1:0")

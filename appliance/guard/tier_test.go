@@ -41,7 +41,7 @@ func TestTiers(t *testing.T) {
 // attached, a guard that wants T1 gets a lower tier and says why: programs that
 // attach and enforce nothing don't count.
 func TestNoLSM(t *testing.T) {
-	g := load(t)
+	g := ready(t)
 	follow(g)
 	b, err := os.ReadFile("/sys/kernel/security/lsm")
 	listed := slices.Contains(strings.Split(string(b), ","), "bpf")
@@ -68,7 +68,7 @@ func TestNoLSM(t *testing.T) {
 // TestViolation: an unlisted program is refused where that is asked and the tier
 // can, and killed otherwise. Either way it is told, and does not run.
 func TestViolation(t *testing.T) {
-	g := load(t)
+	g := ready(t)
 	j := follow(g)
 	dir := t.TempDir()
 	p := program(t, dir+"/unlisted", dir+"/marker")
@@ -176,7 +176,7 @@ func TestUpdate(t *testing.T) {
 // TestReadable: absent names are no event in readable folders, however they are
 // nested, and are one everywhere else.
 func TestReadable(t *testing.T) {
-	g := load(t)
+	g := ready(t)
 	j := follow(g)
 	cg := cgroup(t, "")
 	dir := t.TempDir()
@@ -233,7 +233,7 @@ func TestReadable(t *testing.T) {
 // TestDir: a relative name comes with the folder that it was relative to, spelled
 // by the kernel, and counts as what both are together.
 func TestDir(t *testing.T) {
-	g := load(t)
+	g := ready(t)
 	j := follow(g)
 	cg, dir := cgroup(t, ""), t.TempDir()
 	deep := dir + strings.Repeat("/d", 3)

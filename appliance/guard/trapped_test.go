@@ -54,7 +54,7 @@ func trap(number string) error {
 // TestTrapped: who dies of seccomp leaves an event, and who gets SIGSYS from
 // somebody else leaves none.
 func TestTrapped(t *testing.T) {
-	g := load(t)
+	g := ready(t)
 	j := follow(g)
 	cg := cgroup(t, "")
 	w := watch(t, g, cg)
@@ -119,7 +119,7 @@ func unixNames(dir string) error {
 // TestUnixNames: with Scope.Connects a name of AF_UNIX is told, whoever is there;
 // without it, it is not.
 func TestUnixNames(t *testing.T) {
-	g := load(t)
+	g := ready(t)
 	j := follow(g)
 	dir := t.TempDir()
 	l := must(net.Listen("unix", dir+"/socket"))

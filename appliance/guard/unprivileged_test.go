@@ -42,7 +42,7 @@ func pinned(dir string) []string { return must(filepath.Glob(dir + "/*_*")) }
 // of its own and a directory for pins, does all that root's does. Killed, it is
 // taken over by the next one.
 func TestUnprivileged(t *testing.T) {
-	load(t).Close()
+	ready(t)
 	if os.Geteuid() != 0 {
 		t.Skipf("this test gives up root, and is uid %d", os.Geteuid())
 	}
