@@ -7,6 +7,7 @@
  */
 #include "scope.h"
 #include "dir.h"
+#include "look.h"
 #include "net.h"
 
 /* struct shape.flags; the same bits in syscalls.go */
@@ -41,14 +42,6 @@ struct {
 	UINT(type, MAP_RINGBUF);
 	UINT(max_entries, 1 << 20);
 } refusals SEC(".maps");
-
-struct {
-	UINT(type, MAP_LPM_TRIE);
-	UINT(map_flags, MAP_NO_PREALLOC);
-	UINT(max_entries, 1 << 16);
-	TYPE(key, struct prefix);
-	TYPE(value, __u8);
-} readable SEC(".maps");
 
 /* Read by the loader alone. */
 struct {
@@ -310,63 +303,6 @@ inline_always int telling(struct pt_regs *regs, struct shape *sh, __u64 list, lo
 	return 1;
 }
 
-/* 1 where two numbers below 2^31 are equal, without a branch. */
-#define SAME(a, b) (((__u32)((a) ^ (b)) - 1) >> 31)
-
-/*
- * Whether a name has a part that is empty or begins with "..", or is ".": it may
- * lead elsewhere than it begins, or past a longer entry of the folders. The only
- * branch is the one back: the verifier of Linux 6.1 takes no loop that the
- * compiler enters in its middle, and with more branches it makes one.
- */
-inline_always int climbs(const char *name, __u32 len)
-{
-	__u32 last = 0, bad = 0, i = 0, end = len < TOLD_MAX ? len : TOLD_MAX;
-
-	do {
-		last = (last << 8 | (__u8)name[i]) & 0xffffff;
-		bad |= SAME(last & 0xffff, '/' << 8 | '/');
-		bad |= SAME(last, '/' << 16 | '.' << 8) | SAME(last, '/' << 16 | '.' << 8 | '.') |
-		       SAME(last, '/' << 16 | '.' << 8 | '/');
-	} while (++i < end);
-	return bad;
-}
-
-/*
- * Whether the agent may look for the name in e. The key is built behind it, in
- * the part of text that a refusal does not use. A name that was cut, climbs or is
- * relative to who knows what is none to judge by.
- */
-inline_always int may_look(struct event *e, __u64 list)
-{
-	struct prefix *k = (void *)(e->text + PATH_MAX);
-	__u32 len = e->h.len[0], dir = 0;
-	__u8 *v;
-
-	if (len < 2 || len >= TOLD_MAX || climbs(e->text, len))
-		return 0;
-	if (e->text[0] != '/') {
-		dir = e->h.len[2];
-		if (dir < 3 || dir > PREFIX_MAX || len + e->h.len[1] > 2 * TOLD_MAX ||
-		    (e->text[0] == '.' && (e->text[1] == '.' || e->text[1] == '/' || !e->text[1])))
-			return 0;
-		if (bpf_probe_read_kernel(k->text, PREFIX_MAX, e->text + len + e->h.len[1]))
-			return 0;
-		k->text[(dir - 1) & 0xff] = '/';
-	}
-	k->bits = 8 * (sizeof(k->list) + PREFIX_MAX);
-	k->list[0] = list;
-	k->list[1] = list >> 32;
-	if (bpf_probe_read_kernel(e->text + PATH_MAX + __builtin_offsetof(struct prefix, text) + (dir & 0xff),
-				  PREFIX_MAX, e->text))
-		return 0;
-	len += dir;
-	if (len <= PREFIX_MAX)
-		k->text[(len - 1) & 0xff] = '/'; /* a folder's own name is below it */
-	v = bpf_map_lookup_elem(&readable, k);
-	return v && *v;
-}
-
 inline_always void read_call(struct pt_regs *regs, struct shape *sh, struct event *e)
 {
 	e->h.len[0] = e->h.len[1] = 0;
@@ -455,47 +391,7 @@ int on_exit(__u64 *ctx)
 	return 0;
 }
 
-/* siginfo of a signal that seccomp sent: kernel ABI on 64 bits, siginfo.h. */
-struct trap {
-	__s32 signo, error, code, pad;
-	__u64 addr;
-	__s32 nr;
-	__u32 arch;
-};
-
-enum { SYS_SECCOMP = 1 };
-
-/*
- * Every signal of the host comes by here. One of seccomp's is sent to the caller
- * by itself, and ends it unless the filter asked for less.
- */
-SEC("tp_btf/signal_generate")
-int on_signal(__u64 *ctx)
-{
-	struct trap t = {};
-	struct shared *all;
-	struct scope *s;
-	struct event *e;
-	__u32 one = 1;
-	__u64 cgroup;
-
-	if ((int)ctx[0] != SIGSYS || bpf_probe_read_kernel(&t, sizeof(t), (void *)ctx[1]) || t.code != SYS_SECCOMP)
-		return 0;
-	s = scope_of_current(&cgroup);
-	all = ours();
-	e = bpf_map_lookup_elem(&scratch, &one);
-	if (!s || !all || !e || list_of(s) & NO_REFUSALS || over(&s->refusals, all->per_second))
-		return 0;
-	begin(&e->h, cgroup, s);
-	e->h.nr = t.nr;
-	e->h.ret = 0;
-	e->h.args[0] = (__u32)t.nr;
-	e->h.args[1] = t.arch;
-	e->h.args[2] = t.addr;
-	e->h.args[3] = e->h.args[4] = e->h.args[5] = 0;
-	refused(e, s, &s->refusals, TRAPPED);
-	return 0;
-}
+#include "trap.h"
 
 /* The probe_read helpers are for GPL-compatible programs. */
 char licence[] SEC("license") = "Dual MIT/GPL";
