@@ -314,25 +314,6 @@ func (g *Guard) load() error {
 	return g.pins.keep(g)
 }
 
-// follows begins to read the rings.
-func (g *Guard) follows() error {
-	for i, m := range g.rings() {
-		r, err := newRing(m)
-		if err != nil {
-			return err
-		}
-		g.queues = append(g.queues, &queue{ring: r, which: i, first: 1})
-	}
-	for _, q := range g.queues {
-		g.read.Go(func() { g.follow(q) })
-	}
-	return nil
-}
-
-func (g *Guard) rings() [ringCount]*ebpf.Map {
-	return [ringCount]*ebpf.Map{g.objs.Execs, g.objs.Refusals, g.objs.Opens, g.objs.Connects}
-}
-
 // programs are all that are loaded.
 func (g *Guard) programs() []*ebpf.Program {
 	ps := slices.DeleteFunc(slices.Collect(maps.Values(g.objs.progs())), func(p *ebpf.Program) bool { return p == nil })

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"time"
 	"unsafe"
+
+	"github.com/cilium/ebpf"
 )
 
 // pause is how long a reader that has caught up lets events gather. The kernel
@@ -60,6 +62,25 @@ type stream struct {
 	sending sync.Mutex // held while an event goes into the channel
 	mu      sync.Mutex // guards the outgoing events of all queues
 	closed  bool       // the rings are gone
+}
+
+// follows begins to read the rings.
+func (g *Guard) follows() error {
+	for i, m := range g.rings() {
+		r, err := newRing(m)
+		if err != nil {
+			return err
+		}
+		g.queues = append(g.queues, &queue{ring: r, which: i, first: 1})
+	}
+	for _, q := range g.queues {
+		g.read.Go(func() { g.follow(q) })
+	}
+	return nil
+}
+
+func (g *Guard) rings() [ringCount]*ebpf.Map {
+	return [ringCount]*ebpf.Map{g.objs.Execs, g.objs.Refusals, g.objs.Opens, g.objs.Connects}
 }
 
 // follow copies one ring to the stream until the Guard closes. It blocks
