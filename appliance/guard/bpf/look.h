@@ -27,8 +27,12 @@ struct {
  */
 inline_always int climbs(const char *name, __u32 len)
 {
-	__u32 last = 0, bad = 0, i = 0, end = len < TOLD_MAX ? len : TOLD_MAX;
+	__u32 last = 0, bad = 0;
+	__u64 i = 0, end = len;
 
+	asm volatile("" : "+r"(end)); /* compare this one, see size_of */
+	if (end > TOLD_MAX)
+		end = TOLD_MAX;
 	do {
 		last = (last << 8 | (__u8)name[i]) & 0xffffff;
 		bad |= SAME(last & 0xffff, '/' << 8 | '/');

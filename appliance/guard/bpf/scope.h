@@ -325,7 +325,7 @@ inline_always void lose(struct scope *s, int ring)
  * whoever floods it runs out of room alone. Tells whether it is in. The loader
  * may take an event before it is counted here: the difference can be negative.
  */
-inline_always int emit(void *ring, int which, struct scope *s, void *data, __u32 n)
+inline_always int emit(void *ring, int which, struct scope *s, void *data, __u64 n)
 {
 	struct shared *all = ours();
 	struct slot *at = slot_of(s);
@@ -340,10 +340,13 @@ inline_always int emit(void *ring, int which, struct scope *s, void *data, __u32
 	return 0;
 }
 
-inline_always __u32 size_of(struct event *e)
+inline_always __u64 size_of(struct event *e)
 {
-	__u32 n = sizeof(e->h) + e->h.len[0] + e->h.len[1] + e->h.len[2];
+	__u64 n = sizeof(e->h) + e->h.len[0] + e->h.len[1] + e->h.len[2];
 
+	/* It is this sum that must be compared, and not what the compiler knows of its
+	 * parts: the verifier of 6.1 learns from no other register. */
+	asm volatile("" : "+r"(n));
 	return n > sizeof(*e) ? sizeof(*e) : n;
 }
 
