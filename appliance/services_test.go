@@ -139,8 +139,10 @@ func TestLargeBatch(t *testing.T) {
 }
 
 func BenchmarkRecord(b *testing.B) {
-	r := ledger.Record{Kind: ledger.KindService, Verdict: ledger.Allowed, Agent: "claw", Reason: "fs.read", Path: "/usr/lib/node_modules/x.js",
-		Process: ledger.Process{PID: 7, PPID: 6, UID: 400001, Comm: "node"}, Attrs: map[string]any{"access": "read", "inode": "12345"}}
+	r := ledger.Record{
+		Kind: ledger.KindService, Verdict: ledger.Allowed, Agent: "claw", Reason: "fs.read", Path: "/usr/lib/node_modules/x.js",
+		Process: ledger.Process{PID: 7, PPID: 6, UID: 400001, Comm: "node"}, Attrs: map[string]any{"access": "read", "inode": "12345"},
+	}
 	ways := map[string]func(*Appliance) (journal, error){
 		"process": func(a *Appliance) (journal, error) { return a.log, nil },
 		"here": func(a *Appliance) (journal, error) {

@@ -34,10 +34,14 @@ func TestDiffWords(t *testing.T) {
 		{rule(", access: full"), rule(", access: full, binaries: [/bin/a]"), "narrower: agent may no longer use it at a.example:443 from anything but /bin/a"},
 		{rule(", access: full, binaries: [/bin/a]"), rule(", access: full, binaries: [/bin/b]"), "wider: agent may now use it at a.example:443 from /bin/b\nnarrower: agent may no longer use it at a.example:443 from /bin/a"},
 		{rule(", access: full"), rule(", access: full, credentials: [c]"), "wider: agent may now have put in at a.example:443 the credential c"},
-		{rule(", access: full"), head + "credentials: [{name: c, env: C}]\nnetwork: {allow: ['a.example:443']}\n",
-			"wider: the protocol at a.example:443 is now not inspected, was http\nother: TLS at a.example:443 is no longer decrypted\nnarrower: access at a.example:443 is now none, was full"},
-		{head + "inference: {routes: [{models: [a], upstream: x}, {models: ['*'], upstream: local}]}\n",
-			head + "inference: {routes: [{models: ['*'], upstream: local}, {models: [a], upstream: x}]}\n", "other: routes are tried in another order: * at local; a at x"},
+		{
+			rule(", access: full"), head + "credentials: [{name: c, env: C}]\nnetwork: {allow: ['a.example:443']}\n",
+			"wider: the protocol at a.example:443 is now not inspected, was http\nother: TLS at a.example:443 is no longer decrypted\nnarrower: access at a.example:443 is now none, was full",
+		},
+		{
+			head + "inference: {routes: [{models: [a], upstream: x}, {models: ['*'], upstream: local}]}\n",
+			head + "inference: {routes: [{models: ['*'], upstream: local}, {models: [a], upstream: x}]}\n", "other: routes are tried in another order: * at local; a at x",
+		},
 		{head + "filesystem: {write: [/tmp, /w]}\n", head + "filesystem: {write: [/w, /tmp], workdir: /tmp}\n", "same: the same, in another order"},
 	} {
 		var got []string

@@ -93,8 +93,12 @@ func optInts(ns []int) string {
 // YAML gives the rule in canonical form: {host: api.example.com, ports: [443]}.
 func (r HostRule) YAML() string {
 	ps := []pair{
-		{"host", opt(r.Host)}, {"domain", opt(r.Domain)}, {"cidr", opt(r.CIDR)}, {"ports", optInts(r.Ports)},
-		{"binaries", optFlow(r.Binaries)}, {"protocol", opt(r.Protocol)},
+		{"host", opt(r.Host)},
+		{"domain", opt(r.Domain)},
+		{"cidr", opt(r.CIDR)},
+		{"ports", optInts(r.Ports)},
+		{"binaries", optFlow(r.Binaries)},
+		{"protocol", opt(r.Protocol)},
 	}
 	if r.Host+r.Domain+r.CIDR == "" {
 		ps[0].val = `""` // not a rule; Parse says so

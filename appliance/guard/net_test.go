@@ -172,7 +172,6 @@ var attempts = []struct {
 	err   error
 	event string // request and protocol
 	to    int    // 0 tcp, 1 udp, 2 other, 3 none
-
 }{
 	{"tcp", func(tcp, _, _ netip.AddrPort) error { return dial(unix.AF_INET, tcp, nil) }, nil, "connect tcp", 0},
 	{"tcp, mapped", func(tcp, _, _ netip.AddrPort) error { return dial(unix.AF_INET6, tcp, nil) }, nil, "connect tcp", 0},

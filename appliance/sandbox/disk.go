@@ -179,8 +179,10 @@ func (d disk) format(file string, s size) error {
 	if err := errors.Join(f.Truncate(s.total()), f.Close()); err != nil {
 		return err
 	}
-	args := []string{"-q", "-F", "-t", "ext4", "-m", "0", "-b", strconv.Itoa(diskBlock), "-I", strconv.Itoa(inodeSize), "-N", strconv.FormatInt(s.inodes+11, 10),
-		"-E", "root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1,nodiscard", "-L", "clawbox"}
+	args := []string{
+		"-q", "-F", "-t", "ext4", "-m", "0", "-b", strconv.Itoa(diskBlock), "-I", strconv.Itoa(inodeSize), "-N", strconv.FormatInt(s.inodes+11, 10),
+		"-E", "root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1,nodiscard", "-L", "clawbox",
+	}
 	if s.bytes >= journalFrom {
 		args = append(args, "-O", "^resize_inode", "-J", "size="+strconv.Itoa(journal>>20))
 	} else {

@@ -75,11 +75,18 @@ func TestStress(t *testing.T) {
 // service is down is fine; what takes longer than anybody waits is not.
 func (j *journey) restless(name string, r *rand.Rand, end time.Time) {
 	does := [][]string{
-		{"agent", "launch", name, "--agent", "busy", "--policy", j.at("disk.yaml")}, {"agent", "launch", name},
-		{"agent", "launch", name}, {"agent", "stop", name, "--grace", "0s"}, {"agent", "reload", name, j.at("wide.yaml")},
+		{"agent", "launch", name, "--agent", "busy", "--policy", j.at("disk.yaml")},
+		{"agent", "launch", name},
+		{"agent", "launch", name},
+		{"agent", "stop", name, "--grace", "0s"},
+		{"agent", "reload", name, j.at("wide.yaml")},
 		{"agent", "connect", name, "--", "/bin/sh", "-c", "echo x > /workspace/f; probe http://192.0.2.78/"},
-		{"agent", "snapshot", name, "snap"}, {"agent", "snapshot", name, "snap", "--remove"}, {"agent", "restore", name, "snap"},
-		{"agent", "rm", name}, {"status"}, {"approve", "list"},
+		{"agent", "snapshot", name, "snap"},
+		{"agent", "snapshot", name, "snap", "--remove"},
+		{"agent", "restore", name, "snap"},
+		{"agent", "rm", name},
+		{"status"},
+		{"approve", "list"},
 	}
 	for time.Now().Before(end) {
 		args := does[r.IntN(len(does))]
