@@ -11,6 +11,8 @@
 package main
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -98,6 +100,10 @@ func connect(i int, state []byte) error {
 		net16 = "203.0"
 	}
 	c, err := net.DialTimeout("tcp4", fmt.Sprintf("%s.%d.%d:80", net16, i/250, 1+i%250), time.Minute)
+	if errors.Is(err, unix.ECONNRESET) {
+		state[0] = 'd' // it was there, and refused before anybody looked
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -107,7 +113,9 @@ func connect(i int, state []byte) error {
 	if _, err := io.WriteString(c, "GET / HTTP/1.0\r\n\r\n"); err != nil {
 		return nil // what comes of it is not counted
 	}
-	if n, _ := c.Read(make([]byte, 512)); n > 0 {
+	b, _ := io.ReadAll(io.LimitReader(c, 4096))
+	// Without a ledger egress refuses, and nobody could record that.
+	if len(b) > 0 && !bytes.Contains(b, []byte("ledger.unavailable")) {
 		state[0] = 'a'
 	}
 	return nil
