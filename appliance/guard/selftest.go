@@ -33,7 +33,10 @@ func (g *Guard) selfTest() error {
 	}
 	defer removeCgroup(dir)
 	ps := probes{dir: dir}
-	defer ps.close()
+	// Not "defer ps.close()", which would close what ps holds by now: nothing.
+	// Then the collector closes a probe between the making of its name and its
+	// start, and the name is another file's.
+	defer func() { ps.close() }()
 	for _, p := range []struct {
 		f    **os.File
 		path string
