@@ -90,15 +90,11 @@ func (d *door) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		cred, err := credOf(c)
-		if err == nil && d.root && cred.Uid != uint32(os.Geteuid()) {
-			err = fmt.Errorf("user %d may not use it", cred.Uid)
-		}
-		if err == nil {
+		if err == nil && (!d.root || cred.Uid == uint32(os.Geteuid())) {
 			select {
 			case d.slots <- struct{}{}:
 				return &caller{&slotted{Conn: c, free: func() { <-d.slots }}, *cred}, nil
-			default:
-				err = fmt.Errorf("%d connections are open already", cap(d.slots))
+			default: // as many as may be are open
 			}
 		}
 		c.Close() // without a word: whoever it is could fill the log with them

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -103,19 +104,14 @@ func hangUp(l net.Listener) {
 
 // busy keeps every core busy until the result is called.
 func busy() func() {
-	stop := make(chan bool)
+	var stop atomic.Bool
 	for range runtime.NumCPU() {
 		go func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
+			for !stop.Load() {
 			}
 		}()
 	}
-	return func() { close(stop) }
+	return func() { stop.Store(true) }
 }
 
 // TestComplete: as many events as deeds, none lost, with every core busy and a

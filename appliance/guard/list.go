@@ -79,7 +79,7 @@ func (s Scope) list() (list, error) {
 // prefixOf is the key of a folder, which ends with a slash.
 func prefixOf(word uint64, dir string) (witnessPrefix, error) {
 	if !strings.HasPrefix(dir, "/") || path.Clean(dir) != strings.TrimSuffix(dir, "/") && dir != "/" {
-		return witnessPrefix{}, fmt.Errorf("folder %q: want an absolute path without . and ..", dir)
+		return witnessPrefix{}, fmt.Errorf("folder %q: want an absolute path without dot folders", dir)
 	}
 	text := strings.TrimSuffix(dir, "/") + "/"
 	if len(text) > prefixMax {

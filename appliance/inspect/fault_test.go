@@ -37,7 +37,7 @@ func TestFramesFault(t *testing.T) {
 }
 
 // room has so many bytes.
-type room struct{ n, most int64 }
+type room struct{ n int64 }
 
 func (r *room) TryAcquire(n int64) bool {
 	if n > r.n {

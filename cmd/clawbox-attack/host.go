@@ -23,7 +23,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/clawbox/clawbox/appliance/control"
-	"github.com/clawbox/clawbox/appliance/ledger"
 )
 
 // The agents: prey runs the attacks, other is the neighbour whose data they
@@ -372,17 +371,6 @@ func (h *host) facts() map[string]any {
 func (h *host) prove() error {
 	_, err := h.clawbox("audit", "verify")
 	return err
-}
-
-// size is the ledger's number of entries.
-func (h *host) size() (n int64, err error) {
-	for _, err := range ledger.Read(h.ledger(), 0) {
-		if err != nil {
-			return n, err
-		}
-		n++
-	}
-	return n, nil
 }
 
 // close stops everything and removes the folder.

@@ -156,9 +156,10 @@ func daemon(name string) error {
 		c := exec.Command("/bin/attack", "daemon", name)
 		c.Env, c.Stdout = []string{"STEP=2"}, os.Stdout
 		c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-		err := c.Start()
+		if err := c.Start(); err != nil {
+			return err
+		}
 		os.Exit(0)
-		return err
 	}
 	err := syscall.Exec(name, []string{name, "canary"}, nil)
 	fmt.Println(err)
