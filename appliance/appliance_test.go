@@ -142,6 +142,10 @@ func TestObserve(t *testing.T) {
 		{"absent, by a detour", guard.Event{Kind: guard.Refused, Syscall: "openat", Path: "/usr/../root/x", Errno: syscall.ENOENT}, ledger.Record{Kind: ledger.KindFile, Verdict: ledger.Denied, Path: "/usr/../root/x", Reason: "kernel.enoent"}},
 		{"exec refused", guard.Event{Kind: guard.Refused, Syscall: "execve", Path: "/usr/bin/nc", Errno: syscall.EACCES}, ledger.Record{Kind: ledger.KindExec, Verdict: ledger.Denied, Path: "/usr/bin/nc", Reason: "kernel.eacces"}},
 		{"connect refused", guard.Event{Kind: guard.Refused, Syscall: "connect", Addr: "unix:/run/x", Errno: syscall.EACCES}, ledger.Record{Kind: ledger.KindConnect, Verdict: ledger.Denied, Host: "unix:/run/x", Reason: "kernel.eacces"}},
+		{"connection begun", guard.Event{Kind: guard.Connect, Addr: "192.0.2.1:443"}, ledger.Record{Kind: ledger.KindConnect, Verdict: ledger.Allowed, Host: "192.0.2.1:443", Reason: "net.attempt"}},
+		{"nobody there", guard.Event{Kind: guard.Connect, Addr: "unix:@x", Errno: syscall.ECONNREFUSED}, ledger.Record{Kind: ledger.KindConnect, Verdict: ledger.Denied, Host: "unix:@x", Reason: "kernel.econnrefused"}},
+		{"no such socket", guard.Event{Kind: guard.Connect, Addr: "unix:/x", Errno: syscall.ENOENT}, ledger.Record{Kind: ledger.KindConnect, Verdict: ledger.Denied, Host: "unix:/x", Reason: "kernel.enoent"}},
+		{"killed by seccomp", guard.Event{Kind: guard.Trapped, Syscall: "foreign:7"}, ledger.Record{Kind: ledger.KindKernel, Verdict: ledger.Denied, Reason: "kernel.sigsys"}},
 		{"kill", guard.Event{Kind: guard.Refused, Syscall: "kill", Errno: syscall.ESRCH}, ledger.Record{Kind: ledger.KindKernel, Verdict: ledger.Denied, Reason: "kernel.esrch"}},
 	}
 	for _, c := range cases {

@@ -143,6 +143,9 @@ func (w *witness) observe(rs []ledger.Record, e guard.Event) []ledger.Record {
 		return append(rs, connecting(r, e))
 	case guard.Opened:
 		return append(rs, opened(r, e))
+	case guard.Trapped:
+		r.Kind, r.Reason, r.Detail = ledger.KindKernel, "kernel.sigsys", "SIGSYS for "+e.Syscall+", which no filter allows"
+		return append(rs, r)
 	}
 	// What is no news may still tell of others that were left out, and a path
 	// that was not seen whole may lead anywhere.
@@ -180,7 +183,7 @@ func executed(r ledger.Record, e guard.Event) ledger.Record {
 func connecting(r ledger.Record, e guard.Event) ledger.Record {
 	r.Kind, r.Verdict, r.Reason, r.Host = ledger.KindConnect, ledger.Allowed, "net.attempt", e.Addr
 	r.Attrs["protocol"], r.Attrs["syscall"] = e.Protocol, e.Syscall
-	if e.Denied || e.Errno == syscall.EPERM || e.Errno == syscall.EACCES {
+	if e.Denied || e.Errno != 0 {
 		r.Verdict, r.Reason = ledger.Denied, "kernel."+strings.ToLower(errnoName(e.Errno))
 		r.Detail = e.Syscall + " to " + e.Addr + " refused: " + e.Errno.Error()
 	}
@@ -242,6 +245,7 @@ func refused(r ledger.Record, e guard.Event) ledger.Record {
 func errnoName(e syscall.Errno) string {
 	names := map[syscall.Errno]string{
 		syscall.EPERM: "EPERM", syscall.ENOENT: "ENOENT", syscall.ESRCH: "ESRCH", syscall.EACCES: "EACCES", syscall.EROFS: "EROFS",
+		syscall.ECONNREFUSED: "ECONNREFUSED",
 	}
 	if n, ok := names[e]; ok {
 		return n
