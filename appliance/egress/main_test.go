@@ -261,19 +261,41 @@ func httpOK(c net.Conn) {
 // query asks the sandbox's resolver.
 func (l *lab) query(name string, typ dnsmessage.Type) (dnsmessage.RCode, []netip.Addr) {
 	l.t.Helper()
+	code, out, err := l.lookup(name, typ)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return code, out
+}
+
+// lookup is query for goroutines that must not end the test. Like a C library
+// it asks again when no answer comes: in a crowd the kernel drops datagrams.
+func (l *lab) lookup(name string, typ dnsmessage.Type) (dnsmessage.RCode, []netip.Addr, error) {
 	q := dnsmessage.Message{Header: dnsmessage.Header{ID: 7, RecursionDesired: true}, Questions: []dnsmessage.Question{
 		{Name: dnsmessage.MustNewName(name + "."), Type: typ, Class: dnsmessage.ClassINET},
 	}}
 	b, err := q.Pack()
 	if err != nil {
-		l.t.Fatal(err)
+		return 0, nil, err
+	}
+	var answer []byte
+	for range 5 {
+		if answer, err = l.tryAsk(b); err != nil || answer != nil {
+			break
+		}
+	}
+	if err != nil {
+		return 0, nil, err
+	}
+	if answer == nil {
+		return 0, nil, fmt.Errorf("the resolver says nothing about %s", name)
 	}
 	var m dnsmessage.Message
-	if err := m.Unpack(l.ask(b)); err != nil {
-		l.t.Fatal(err)
+	if err := m.Unpack(answer); err != nil {
+		return 0, nil, err
 	}
 	if m.ID != 7 || !m.Response || len(m.Questions) != 1 || m.Questions[0].Name.String() != name+"." {
-		l.t.Fatalf("not an answer: %+v", m)
+		return 0, nil, fmt.Errorf("not an answer: %+v", m)
 	}
 	var out []netip.Addr
 	for _, a := range m.Answers {
@@ -284,27 +306,35 @@ func (l *lab) query(name string, typ dnsmessage.Type) (dnsmessage.RCode, []netip
 			out = append(out, netip.AddrFrom16(r.AAAA))
 		}
 	}
-	return m.RCode, out
+	return m.RCode, out, nil
 }
 
 // ask sends one packet to the resolver and returns the answer, nil for none.
 func (l *lab) ask(b []byte) []byte {
 	l.t.Helper()
+	out, err := l.tryAsk(b)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return out
+}
+
+func (l *lab) tryAsk(b []byte) ([]byte, error) {
 	buf := make([]byte, 1500)
-	c := l.connect("udp", resolver)
+	c, err := l.tryConnect("udp", resolver)
+	if err != nil {
+		return nil, err
+	}
 	defer c.Close()
 	if _, err := c.Write(b); err != nil {
-		l.t.Fatal(err)
+		return nil, err
 	}
 	c.SetReadDeadline(time.Now().Add(2 * time.Second))
 	n, err := c.Read(buf)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return nil
+		return nil, nil
 	}
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	return buf[:n]
+	return buf[:n], err
 }
 
 func (l *lab) tryConnect(network, addr string) (c net.Conn, err error) {

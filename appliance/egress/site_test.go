@@ -146,9 +146,9 @@ func (l *lab) client(h2 bool) *http.Client {
 		DialContext: func(_ context.Context, network, addr string) (net.Conn, error) {
 			host, port, _ := net.SplitHostPort(addr)
 			if net.ParseIP(host) == nil {
-				_, as := l.query(host, dnsmessage.TypeA)
-				if len(as) != 1 {
-					return nil, fmt.Errorf("%s does not resolve", host)
+				_, as, err := l.lookup(host, dnsmessage.TypeA) // the transport dials in goroutines of its own
+				if err != nil || len(as) != 1 {
+					return nil, fmt.Errorf("%s does not resolve: %v %v", host, as, err)
 				}
 				host = as[0].String()
 			}
