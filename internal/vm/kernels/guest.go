@@ -83,7 +83,7 @@ func (g *guest) suite(ctx context.Context, h *host, s suite) error {
 	if derr := <-done; err == nil {
 		err = derr
 	}
-	res.took, res.code = time.Since(t0), code
+	res.took, res.code, res.err = time.Since(t0), code, err
 	fmt.Fprintf(os.Stderr, "test-kernels: %s, %s: %s: %s in %.0f s\n", h.kernel, g.boot.name, s.pkg, res.verdict(), res.took.Seconds())
 	return err
 }

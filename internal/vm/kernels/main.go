@@ -80,7 +80,10 @@ func run(ctx context.Context, o options) int {
 
 // runAll boots every machine of the plan, one after the other.
 func runAll(ctx context.Context, o options) (*report, error) {
-	r := &report{}
+	r := &report{planned: o.planned()}
+	if r.planned == 0 {
+		return r, fmt.Errorf("-kernel %q, -boot %q and -pkg %q choose nothing", o.kernel, o.boot, o.pkg)
+	}
 	c := vm.Cache(o.cache)
 	emu, err := c.Emulator(ctx)
 	if err != nil {
@@ -97,7 +100,7 @@ func runAll(ctx context.Context, o options) (*report, error) {
 		return r, err
 	}
 	for _, s := range vm.Kernels {
-		if o.kernel != "" && o.kernel != s.Name {
+		if !o.series(s.Name) {
 			continue
 		}
 		k, err := c.Kernel(ctx, s)
@@ -117,6 +120,23 @@ func runAll(ctx context.Context, o options) (*report, error) {
 		}
 	}
 	return r, nil
+}
+
+// series says whether a series of kernels was chosen.
+func (o options) series(name string) bool { return o.kernel == "" || o.kernel == name }
+
+// planned counts what the options choose: packages, in each machine.
+func (o options) planned() (n int) {
+	for _, k := range vm.Kernels {
+		for _, b := range boots {
+			for _, s := range suites {
+				if o.series(k.Name) && strings.Contains(b.name, o.boot) && o.wanted(b, s.pkg) {
+					n++
+				}
+			}
+		}
+	}
+	return n
 }
 
 // wanted says whether a package's tests shall run under a boot.

@@ -38,7 +38,10 @@ type result struct {
 	skipped  map[string]string // test to reason
 	excluded map[string]string
 	output   map[string]string // by test, until it passed
+	begun    map[string]bool   // started, and not heard of since
+	ended    string            // what test2json says of the whole: "pass" only after the line PASS
 	code     int
+	err      error // the guest was lost, or the run was interrupted
 	took     time.Duration
 }
 
@@ -49,20 +52,25 @@ func (r *result) add(e event, verbose bool) {
 		fmt.Fprint(os.Stderr, e.Output)
 	}
 	if r.output == nil {
-		r.output, r.skipped = map[string]string{}, map[string]string{}
+		r.output, r.skipped, r.begun = map[string]string{}, map[string]string{}, map[string]bool{}
+	}
+	if e.Test == "" && (e.Action == "pass" || e.Action == "fail") {
+		r.ended = e.Action
+		return
+	}
+	if e.Action != "output" {
+		delete(r.begun, e.Test)
 	}
 	switch e.Action {
+	case "run":
+		r.begun[e.Test] = true
 	case "output":
 		r.output[e.Test] += e.Output
 	case "pass":
-		if e.Test != "" {
-			r.passed++
-			delete(r.output, e.Test)
-		}
+		r.passed++
+		delete(r.output, e.Test)
 	case "fail":
-		if e.Test != "" {
-			r.failed = append(r.failed, e.Test)
-		}
+		r.failed = append(r.failed, e.Test)
 	case "skip":
 		r.skipped[e.Test] = reason(r.output[e.Test])
 		delete(r.output, e.Test)
@@ -84,28 +92,60 @@ func reason(out string) string {
 	return strings.Join(said, " ")
 }
 
-// ok: nothing failed, the process ended well, every skip has a reason, and
-// something ran.
-func (r *result) ok() bool {
-	for _, why := range r.skipped {
+// wrong says why the package did not pass, or nothing: a test failed or did not
+// end, the binary did not come to its last line, a skip has no reason, or
+// nothing ran.
+func (r *result) wrong() string {
+	switch {
+	case r.err != nil:
+		return "INTERRUPTED"
+	case len(r.failed) > 0:
+		return fmt.Sprintf("FAIL (%d tests)", len(r.failed))
+	case r.code != 0:
+		return fmt.Sprintf("FAIL (status %d)", r.code)
+	case len(r.begun) > 0 || r.ended != "pass":
+		return fmt.Sprintf("FAIL (ended early, %d tests unfinished)", len(r.begun))
+	case r.passed+len(r.skipped) == 0:
+		return "FAIL (nothing ran)"
+	}
+	for name, why := range r.skipped {
 		if why == "" {
-			return false
+			return "FAIL (" + name + " skips without a reason)"
 		}
 	}
-	return r.code == 0 && len(r.failed) == 0 && r.passed+len(r.skipped) > 0
+	return ""
 }
+
+func (r *result) ok() bool { return r.wrong() == "" }
 
 func (r *result) verdict() string {
-	if r.ok() {
-		return "ok"
+	if w := r.wrong(); w != "" {
+		return w
 	}
-	return fmt.Sprintf("FAIL (status %d)", r.code)
+	return "ok"
 }
 
-type report struct{ hosts []*host }
+type report struct {
+	hosts []*host
+	// The machines and packages that the options chose: what is missing was
+	// not run.
+	planned int
+}
+
+// ran counts the packages whose tests ran to their end, well or not.
+func (r *report) ran() (n int) {
+	for _, h := range r.hosts {
+		for _, s := range h.results {
+			if s.err == nil {
+				n++
+			}
+		}
+	}
+	return n
+}
 
 func (r *report) failed() bool {
-	return slices.ContainsFunc(r.hosts, func(h *host) bool {
+	return r.ran() < r.planned || slices.ContainsFunc(r.hosts, func(h *host) bool {
 		return !h.tierOK() || slices.ContainsFunc(h.results, func(s *result) bool { return !s.ok() })
 	})
 }
@@ -128,6 +168,9 @@ func (r *report) print(w io.Writer) {
 	t.Flush()
 	for _, h := range r.hosts {
 		h.details(w)
+	}
+	if n := r.ran(); n < r.planned {
+		fmt.Fprintf(w, "\nonly %d of %d packages ran: this run shows nothing about the others\n", n, r.planned)
 	}
 }
 
@@ -166,7 +209,7 @@ func (h *host) details(w io.Writer) {
 			continue
 		}
 		for name, out := range sorted(s.output) {
-			if name == "" || slices.Contains(s.failed, name) {
+			if name == "" || slices.Contains(s.failed, name) || s.begun[name] {
 				fmt.Fprintf(w, "\n%s: %s: FAILED %s\n%s", at, s.pkg, name, out)
 			}
 		}
