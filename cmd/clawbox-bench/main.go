@@ -1,12 +1,16 @@
-// Command clawbox-bench measures what the guard costs: the same work on the
-// host itself, in bubblewrap, in runc and in a clawbox sandbox with full audit,
-// in turns, so that a noisy machine disturbs all of them alike.
+// Command clawbox-bench measures clawbox beside its peers, in turns, so that a
+// noisy machine disturbs all of them alike.
 //
 //	clawbox-bench guard [-rounds 10] [-o docs]
+//	clawbox-bench bundle [-sizes 1,2,4] [-o docs]
 //
-// It wants root, Go, bubblewrap, runc and git; what is missing is left out and
-// the table says so. It prints a table and writes it, with a plot, to
-// bench-guard.md and bench-guard.svg. Every number in them is measured in the
+// guard is the same work on the host itself, in bubblewrap, in runc and in a
+// clawbox sandbox with full audit; bundle is the same files through clawbox and
+// zarf.
+//
+// guard wants root, Go, bubblewrap, runc and git; what is missing is left out
+// and the table says so. Both print a table and write it, with a plot, to
+// bench-guard.md and .svg or bench-bundle.md and .svg. Every number in them is measured in the
 // run that wrote them. Targets are printed beside what was measured; the exit
 // status does not depend on them.
 package main
@@ -39,8 +43,15 @@ type options struct {
 }
 
 func run(ctx context.Context, args []string) error {
+	if len(args) > 0 && args[0] == "bundle" {
+		o, err := parseMedia(args[1:])
+		if err != nil {
+			return err
+		}
+		return mediaBench(ctx, o)
+	}
 	if len(args) == 0 || args[0] != "guard" {
-		return fmt.Errorf("got %q, want: clawbox-bench guard [-rounds N] [-o DIR]", args)
+		return fmt.Errorf("got %q, want: clawbox-bench guard [-rounds N] [-o DIR], or clawbox-bench bundle [-sizes GB,GB] [-o DIR]", args)
 	}
 	var o options
 	f := flag.NewFlagSet("guard", flag.ContinueOnError)
