@@ -76,6 +76,9 @@ var modes = map[string]func([]string) (int, error){"init": initBox, "join": join
 // supervisor before the agent begins. It returns with the agent.
 func initBox([]string) (int, error) {
 	ctl := os.NewFile(controlFD, "control")
+	if err := await(); err != nil {
+		return 0, err
+	}
 	r, err := stand(ctl)
 	if err != nil {
 		return 0, err
@@ -83,7 +86,6 @@ func initBox([]string) (int, error) {
 	if _, err := io.WriteString(ctl, Mounted); err != nil {
 		return 0, err
 	}
-	spareThreads(2)
 	pid, err := begin(r)
 	if err != nil {
 		// Whoever waits for the agent reads the other channel.
@@ -113,6 +115,24 @@ func spareThreads(n int) {
 	gone.Wait()
 }
 
+// await does what is the same for every sandbox, before it is known which one
+// this becomes: a launcher that waits has done two thirds of a start.
+func await() error {
+	// The daemon has started this process in its cgroups, so the new
+	// namespace's root is the sandbox's own cgroup.
+	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
+		return fmt.Errorf("cgroup namespace: %w", err)
+	}
+	if err := leaveDaemon(); err != nil {
+		return err
+	}
+	if err := setStage(); err != nil {
+		return fmt.Errorf("mount: %w", err)
+	}
+	spareThreads(2)
+	return nil
+}
+
 // stand reads the Root and builds it.
 func stand(ctl io.Reader) (*Root, error) {
 	var r Root
@@ -121,14 +141,6 @@ func stand(ctl io.Reader) (*Root, error) {
 	}
 	r.Supervisor.Args = []string{"/launcher"} // executes nothing
 	if err := r.Validate(); err != nil {
-		return nil, err
-	}
-	// The daemon has started this process in its cgroups, so the new
-	// namespace's root is the sandbox's own cgroup.
-	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
-		return nil, fmt.Errorf("cgroup namespace: %w", err)
-	}
-	if err := leaveDaemon(); err != nil {
 		return nil, err
 	}
 	if err := build(&r); err != nil {

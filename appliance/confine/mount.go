@@ -49,24 +49,48 @@ var masked = []string{
 	"interrupts", "softirqs", "diskstats", "locks", "pressure", "schedstat", "buddyinfo", "pagetypeinfo", "zoneinfo",
 }
 
-// build mounts r in the calling process's mount namespace and makes it the
-// root. The caller is alone in new mount, pid, net, ipc and uts namespaces.
-func build(r *Root) error {
-	steps := []struct {
-		name string
-		do   func() error
-	}{
+// Where the sandbox's /dev and /proc stand until its root does: over two
+// folders that every host has, and where no layer of an image can lie.
+const (
+	stagedDev  = "/sys"
+	stagedProc = "/proc"
+)
+
+// setStage mounts what is the same in every sandbox, in the calling process's
+// mount namespace. The caller is alone in new mount, pid, net, ipc and uts
+// namespaces.
+func setStage() error {
+	return inOrder([]mounting{
 		{"private mounts", func() error { return unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "") }},
-		{"hostname", func() error { return unix.Sethostname([]byte(r.Hostname)) }},
 		{"domain name", func() error { return unix.Setdomainname([]byte("(none)")) }},
+		{"dev", func() error { return mountDev(stagedDev) }},
+		{"proc", func() error { return mountProc(stagedProc, stagedDev+"/null") }},
+	})
+}
+
+// build mounts r, takes along what setStage has mounted, and makes all of it the
+// root.
+func build(r *Root) error {
+	return inOrder([]mounting{
+		{"hostname", func() error { return unix.Sethostname([]byte(r.Hostname)) }},
 		{"overlay", func() error { return mountOverlay(r.Layers) }},
 		{"enter", func() error { return unix.Chdir(r.Layers[0]) }},
-		{"binds", func() error { return mountBinds(r.Binds) }},
-		{"dev", func() error { return mountDev(r.Shm) }},
-		{"proc", mountProc}, // masks with our own /dev/null
+		{"binds", func() error { return mountBinds(r.Binds) }}, // named by descriptors in /proc
+		{"dev", func() error { return unix.Mount(stagedDev, "dev", "", unix.MS_MOVE, "") }},
+		{"shm", func() error { return mountTmp("dev/shm", r.Shm) }},
+		{"proc", func() error { return unix.Mount(stagedProc, "proc", "", unix.MS_MOVE, "") }},
 		{"tmp", func() error { return mountTmp("tmp", r.Scratch) }},
 		{"pivot", pivot},
-	}
+	})
+}
+
+// mounting is a step with a name for errors.
+type mounting struct {
+	name string
+	do   func() error
+}
+
+func inOrder(steps []mounting) error {
 	for _, s := range steps {
 		if err := s.do(); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
@@ -144,21 +168,22 @@ func target(p string) (int, error) {
 }
 
 // mountProc hides processes of other users: PID 1, and whoever is about to
-// become the agent.
-func mountProc() error {
-	if err := unix.Mount("proc", "proc", "proc", safeMount, "hidepid=2"); err != nil {
+// become the agent. null masks files.
+func mountProc(dir, null string) error {
+	if err := unix.Mount("proc", dir, "proc", safeMount, "hidepid=2"); err != nil {
 		return err
 	}
-	if err := maskAll("proc", masked); err != nil {
+	if err := maskAll(dir, null, masked); err != nil {
 		return err
 	}
-	if err := sealMemory("proc/sys/vm/memfd_noexec"); err != nil {
+	if err := sealMemory(dir + "/sys/vm/memfd_noexec"); err != nil {
 		return err
 	}
-	if err := unix.Mount("proc/sys", "proc/sys", "", unix.MS_BIND, ""); err != nil {
+	sys := dir + "/sys"
+	if err := unix.Mount(sys, sys, "", unix.MS_BIND, ""); err != nil {
 		return err
 	}
-	return unix.Mount("", "proc/sys", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|safeMount, "")
+	return unix.Mount("", sys, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|safeMount, "")
 }
 
 // sealMemory has the kernel refuse executable anonymous files in this pid
@@ -178,14 +203,14 @@ func sealMemory(knob string) error {
 	return nil
 }
 
-// maskAll hides entries of dir: files below the null device, folders below an empty one. Only the first of each kind is mounted
-// with its restrictions; binding it again copies them, which takes half the
-// system calls, and these are a fifth of all that a start mounts.
-func maskAll(dir string, names []string) error {
+// maskAll hides entries of dir: files below the null device, folders below an
+// empty one. Only the first of each kind is mounted with its restrictions;
+// binding it again copies them, which takes half the system calls.
+func maskAll(dir, null string, names []string) error {
 	file, folder := "", ""
 	for _, m := range names {
 		p := filepath.Join(dir, m)
-		err := bindMask(&file, p, maskFile)
+		err := bindMask(&file, p, func(p string) error { return maskFile(null, p) })
 		if errors.Is(err, unix.ENOTDIR) {
 			err = bindMask(&folder, p, maskFolder)
 		}
@@ -212,20 +237,21 @@ func maskFolder(p string) error {
 	return unix.Mount("masked", p, "tmpfs", unix.MS_RDONLY|safeMount, "size=4k,nr_inodes=2,mode=555")
 }
 
-func maskFile(p string) error {
-	if err := unix.Mount("dev/null", p, "", unix.MS_BIND, ""); err != nil {
+func maskFile(null, p string) error {
+	if err := unix.Mount(null, p, "", unix.MS_BIND, ""); err != nil {
 		return err
 	}
 	return unix.Mount("", p, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NOEXEC, "")
 }
 
-// mountDev makes /dev of nothing but harmless nodes, then seals it.
-func mountDev(shm int64) error {
-	if err := unix.Mount("dev", "dev", "tmpfs", unix.MS_NOSUID|unix.MS_NOEXEC, "size=64k,nr_inodes=64,mode=755"); err != nil {
+// mountDev makes a /dev of nothing but harmless nodes, then seals it. What
+// goes to its folder shm is mounted later.
+func mountDev(dir string) error {
+	if err := unix.Mount("dev", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NOEXEC, "size=64k,nr_inodes=64,mode=755"); err != nil {
 		return err
 	}
 	for _, n := range nodes {
-		p := filepath.Join("dev", n.name)
+		p := filepath.Join(dir, n.name)
 		if err := unix.Mknod(p, unix.S_IFCHR|0o666, int(unix.Mkdev(n.major, n.minor))); err != nil {
 			return fmt.Errorf("%s: %w", p, err)
 		}
@@ -235,22 +261,19 @@ func mountDev(shm int64) error {
 		}
 	}
 	for name, to := range devLinks {
-		if err := os.Symlink(to, filepath.Join("dev", name)); err != nil {
+		if err := os.Symlink(to, filepath.Join(dir, name)); err != nil {
 			return err
 		}
 	}
-	for _, d := range []string{"dev/pts", "dev/shm"} {
-		if err := os.Mkdir(d, 0o755); err != nil {
+	for _, d := range []string{"pts", "shm"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
 			return err
 		}
 	}
-	if err := unix.Mount("devpts", "dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0600,max=64"); err != nil {
+	if err := unix.Mount("devpts", dir+"/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0600,max=64"); err != nil {
 		return err
 	}
-	if err := mountTmp("dev/shm", shm); err != nil {
-		return err
-	}
-	return unix.Mount("", "dev", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NOEXEC, "")
+	return unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NOEXEC, "")
 }
 
 // mountTmp bounds inodes too: empty files cost kernel memory, not bytes.
