@@ -165,19 +165,9 @@ type pacedLog struct {
 
 // Record returns when rs are durable, and then the wait is over or ctx is.
 func (p *pacedLog) Record(ctx context.Context, rs ...ledger.Record) error {
-	if err := p.Recorder.Record(ctx, rs...); err != nil {
+	wait, err := p.write(ctx, rs)
+	if err != nil || wait == 0 {
 		return err
-	}
-	var wait time.Duration
-	for agent, n := range weigh(rs) {
-		w, fresh := p.allow.spend(agent, n, time.Now())
-		if fresh {
-			go p.tell(agent, w)
-		}
-		wait = max(wait, w)
-	}
-	if wait == 0 {
-		return nil
 	}
 	t := time.NewTimer(wait)
 	defer t.Stop()
@@ -186,6 +176,28 @@ func (p *pacedLog) Record(ctx context.Context, rs ...ledger.Record) error {
 	case <-ctx.Done():
 	}
 	return nil
+}
+
+// RecordNow is Record without the wait, for what an operator causes: a reload
+// must not take as long as its agent has to wait.
+func (p *pacedLog) RecordNow(ctx context.Context, rs ...ledger.Record) error {
+	_, err := p.write(ctx, rs)
+	return err
+}
+
+// write records rs, counts them, and says how long the agent has to wait.
+func (p *pacedLog) write(ctx context.Context, rs []ledger.Record) (wait time.Duration, err error) {
+	if err := p.Recorder.Record(ctx, rs...); err != nil {
+		return 0, err
+	}
+	for agent, n := range weigh(rs) {
+		w, fresh := p.allow.spend(agent, n, time.Now())
+		if fresh {
+			go p.tell(agent, w)
+		}
+		wait = max(wait, w)
+	}
+	return wait, nil
 }
 
 // paced is told by a service that an agent has to wait: that is a budget hit,

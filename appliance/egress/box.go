@@ -49,6 +49,7 @@ type box struct {
 	web    *queue // plain HTTP to named hosts
 	calls  *queue // inspected connections
 	room   *room  // what their requests may take
+	ends   ends
 
 	mu      sync.Mutex // guards the rest
 	conns   map[*conn]bool
@@ -221,9 +222,11 @@ func (b *box) recheck() {
 	close(b.changed)
 	b.changed = make(chan struct{})
 	b.mu.Unlock()
+	var over []ledger.Record
 	for _, c := range b.open() {
-		c.recheck()
+		over = append(over, c.recheck()...)
 	}
+	_ = b.recordNow(over...) // it is closed already
 }
 
 // digest is the present policy's, computed once for each policy.

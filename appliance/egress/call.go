@@ -305,6 +305,13 @@ func (k *call) begin() func() {
 
 // stop ends a request that is under way, for a reason, which is recorded.
 func (k *call) stop(why *refusal) {
+	if k.cut(why) {
+		k.s.record(why, describeAll(map[string]any{"op": "traffic"}, k.msgs))
+	}
+}
+
+// cut is stop without the record; not ok when it has been stopped before.
+func (k *call) cut(why *refusal) bool {
 	k.mu.Lock()
 	first := k.why == nil
 	if first {
@@ -313,9 +320,9 @@ func (k *call) stop(why *refusal) {
 	cancel := k.cancel
 	k.mu.Unlock()
 	if first {
-		k.s.record(why, describeAll(map[string]any{"op": "traffic"}, k.msgs))
 		cancel()
 	}
+	return first
 }
 
 func (k *call) stopped() *refusal {

@@ -85,14 +85,14 @@ func (c *conn) carry() *refusal {
 			return why
 		}
 	}
-	if !c.write(ledger.Allowed, c.by.Reason, "", map[string]any{"rule": c.by.Rule}) {
+	start := func() bool { return c.write(ledger.Allowed, c.by.Reason, "", map[string]any{"rule": c.by.Rule}) }
+	if !inspected(rule) {
+		return c.forward(start)
+	}
+	if !start() {
 		return noLedger()
 	}
-	if inspected(rule) {
-		c.inspect()
-	} else {
-		c.forward()
-	}
+	c.inspect()
 	return nil
 }
 
@@ -134,10 +134,11 @@ func (c *conn) survive() {
 
 // target finds where the client wants to go.
 func (c *conn) target() *refusal {
-	dst, err := netip.ParseAddrPort(c.in.LocalAddr().String())
-	if err != nil {
+	to, ok := c.in.LocalAddr().(*net.TCPAddr)
+	if !ok {
 		return refuse("net.address", "connect to a name or an address", "no destination address")
 	}
+	dst := to.AddrPort()
 	c.addr, c.port = dst.Addr().Unmap().WithZone(""), int(dst.Port())
 	c.host = c.addr.String()
 	if fakes.Contains(c.addr) {
@@ -322,38 +323,4 @@ func (c *conn) body(why *refusal) []byte {
 	e := map[string]any{"code": why.reason, "host": c.host, "port": c.port, "detail": why.detail, "remedy": why.remedy}
 	b, _ := json.Marshal(map[string]any{"error": e}) // strings and numbers always encode
 	return b
-}
-
-// record writes a refusal and says whether it could.
-func (c *conn) record(why *refusal, attrs map[string]any) bool {
-	return c.write(ledger.Denied, why.reason, why.detail, attrs)
-}
-
-// closing records the end.
-func (c *conn) closing(start time.Time, attrs map[string]any) {
-	c.mu.Lock()
-	ended := c.ended
-	c.mu.Unlock()
-	reason := "net.closed"
-	if ended != nil {
-		reason = ended.reason
-	}
-	attrs["duration_ms"] = time.Since(start).Milliseconds()
-	c.write(ledger.Allowed, reason, "", attrs)
-}
-
-// write records what happened to the connection and says whether it could.
-func (c *conn) write(v ledger.Verdict, reason, detail string, attrs map[string]any) bool {
-	ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
-	defer cancel()
-	as := map[string]any{"conn": c.id}
-	for k, x := range attrs {
-		if x != "" {
-			as[k] = x
-		}
-	}
-	return c.box.proxy.c.Recorder.Record(ctx, ledger.Record{
-		Kind: ledger.KindConnect, Verdict: v, Agent: c.box.agent.ID, Policy: c.box.digest(), Reason: reason, Detail: detail,
-		Process: c.proc, Host: c.host, Port: c.port, Attrs: as,
-	}) == nil
 }

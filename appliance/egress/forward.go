@@ -17,11 +17,14 @@ import (
 // dialTimeout bounds resolving and connecting together.
 const dialTimeout = 15 * time.Second
 
-// forward connects an allowed connection and carries its bytes. The record
-// that allows it is already written.
-func (c *conn) forward() {
+// forward connects an allowed connection and carries its bytes, none before
+// record has written what allows it.
+func (c *conn) forward(record func() bool) *refusal {
 	start := time.Now()
-	nc, to, why := c.dial(c.box.ctx)
+	nc, to, recorded, why := c.connect(record)
+	if !recorded {
+		return noLedger()
+	}
 	if why != nil {
 		v := ledger.Denied
 		if why.reason == "net.unreachable" {
@@ -29,7 +32,7 @@ func (c *conn) forward() {
 		}
 		c.write(v, why.reason, why.detail, nil)
 		c.tell(502, why)
-		return
+		return nil
 	}
 	defer nc.Close()
 	out, count := c.outward(nc)
@@ -40,14 +43,46 @@ func (c *conn) forward() {
 	}
 	c.mu.Unlock()
 	if !c.begin(nil) {
-		return
+		return nil
 	}
 	c.settle()
 	up, down := c.splice(out)
 	if count != nil {
 		up, down = count.sum()
 	}
+	nc.Close()
+	c.in.Close()
 	c.closing(start, map[string]any{"address": to.String(), "bytes_sent": up, "bytes_received": down})
+	return nil
+}
+
+// connect dials while the record is being written, and keeps the connection if
+// that succeeds: a handshake with an allowed address is all that can come
+// before the record. A name that has to be looked up waits for it, because the
+// question carries what the agent wrote.
+func (c *conn) connect(record func() bool) (nc net.Conn, to netip.AddrPort, recorded bool, why *refusal) {
+	if _, fixed := c.box.proxy.hosts[c.host]; c.name && !fixed {
+		if recorded = record(); recorded {
+			nc, to, why = c.dial(c.box.ctx)
+		}
+		return nc, to, recorded, why
+	}
+	ctx, cancel := context.WithCancel(c.box.ctx)
+	defer cancel()
+	done := make(chan bool, 1)
+	go func() {
+		ok := record()
+		if !ok {
+			cancel()
+		}
+		done <- ok
+	}()
+	nc, to, why = c.dial(ctx)
+	if recorded = <-done; !recorded && nc != nil {
+		reset(nc)
+		nc = nil
+	}
+	return nc, to, recorded, why
 }
 
 // outward counts what a budget bounds. Without one the connection stays as it

@@ -11,18 +11,19 @@ import (
 // passed it by.
 func (c *conn) settle() {
 	if c.asked != c.box.changes() {
-		c.recheck()
+		_ = c.box.recordNow(c.recheck()...)
 	}
 }
 
-// recheck closes the connection if it is not allowed any more.
-func (c *conn) recheck() {
+// recheck closes the connection if it is not allowed any more, and gives the
+// records of what it closed: of all connections together they take one flush.
+func (c *conn) recheck() []ledger.Record {
 	c.mu.Lock()
 	live, once, was, s := c.live, c.once, c.rule, c.session
 	_, counts := c.out.(*outward)
 	c.mu.Unlock()
 	if !live {
-		return // still being decided
+		return nil // still being decided
 	}
 	why := c.standing(once)
 	c.govern()
@@ -36,11 +37,13 @@ func (c *conn) recheck() {
 	case s == nil && m != nil && !counts:
 		why = refuse("net.policy_changed", again, "connections to %s port %d have a budget from now on", c.host, c.port)
 	}
-	if why != nil {
-		c.end(why)
-	} else if s != nil {
-		s.recheck()
+	switch {
+	case why != nil && c.cut(why):
+		return []ledger.Record{c.entry(ledger.Denied, why.reason, why.detail, nil)}
+	case why == nil && s != nil:
+		return s.recheck()
 	}
+	return nil
 }
 
 // standing says whether an open connection may stay open.
@@ -69,6 +72,13 @@ func (c *conn) standing(once bool) *refusal {
 
 // end closes an open connection for a reason, which is recorded.
 func (c *conn) end(why *refusal) {
+	if c.cut(why) {
+		c.record(why, nil)
+	}
+}
+
+// cut is end without the record; not ok when it has been closed before.
+func (c *conn) cut(why *refusal) bool {
 	c.mu.Lock()
 	first := c.ended == nil
 	if first {
@@ -77,8 +87,8 @@ func (c *conn) end(why *refusal) {
 	c.mu.Unlock()
 	if first {
 		c.abort()
-		c.write(ledger.Denied, why.reason, why.detail, nil)
 	}
+	return first
 }
 
 // abort resets both sides. It holds no lock while it does: closing TLS writes,

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/clawbox/clawbox/appliance/ledger"
 	"github.com/clawbox/clawbox/policies"
 )
 
@@ -230,8 +231,9 @@ func sessionOf(nc net.Conn) *session {
 	panic(fmt.Sprintf("egress: a connection of type %T", nc)) // greet makes these two only
 }
 
-// recheck judges the requests that are under way by the present policy.
-func (s *session) recheck() {
+// recheck judges the requests that are under way by the present policy, and
+// gives the records of those that it ended.
+func (s *session) recheck() (rs []ledger.Record) {
 	s.mu.Lock()
 	calls, outs := slices.Collect(maps.Keys(s.live)), slices.Collect(maps.Keys(s.outs))
 	s.mu.Unlock()
@@ -243,9 +245,12 @@ func (s *session) recheck() {
 	for _, k := range calls {
 		if why := k.judge(); why != nil {
 			why.reason, why.detail = "net.policy_changed", why.detail+" any more"
-			k.stop(why)
+			if k.cut(why) {
+				rs = append(rs, s.entry(ledger.Denied, why.reason, why.detail, describeAll(map[string]any{"op": "traffic"}, k.msgs)))
+			}
 		}
 	}
+	return rs
 }
 
 // inspected says that a rule has requests looked at.
