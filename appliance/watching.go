@@ -140,6 +140,8 @@ func (a *Appliance) answerGuard(_ context.Context, r *service.Request) (any, err
 		return nil, nil
 	case callPaced:
 		return nil, a.paced(r)
+	case callFull:
+		return nil, a.full(r)
 	}
 	return nil, fmt.Errorf("the guard may not ask for %q", r.Method)
 }

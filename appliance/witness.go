@@ -38,6 +38,8 @@ type witness struct {
 	dir func(pid int, fd int32) string
 	// spent is told what was recorded; nil: nobody paces the agents.
 	spent func([]ledger.Record)
+	// full is told of a call that found no room; nil: nobody counts.
+	full func(guard.Event)
 
 	broken bool // something could not be recorded
 }
@@ -114,6 +116,12 @@ func (w *witness) batch(first guard.Event) (rs []ledger.Record, last guard.Event
 func (w *witness) observe(rs []ledger.Record, e guard.Event) []ledger.Record {
 	if e.Dir == "" && w.dir != nil && e.Path != "" && !strings.HasPrefix(e.Path, "/") {
 		e.Dir = w.dir(e.PID, relativeTo(e))
+	}
+	if e.Kind == guard.Full { // counted, and recorded as a budget
+		if w.full != nil {
+			w.full(e)
+		}
+		return rs
 	}
 	r := ledger.Record{
 		Time: e.Time, Agent: e.Scope, Verdict: ledger.Denied,

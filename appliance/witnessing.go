@@ -81,6 +81,7 @@ type guardService struct {
 
 	allow   *allowance
 	freezes freezes
+	full    fulls
 
 	mu       sync.Mutex // guards the rest
 	watches  map[string]*guard.Watch
@@ -112,7 +113,8 @@ func guardRole(s *service.Self, r *service.Request) (service.Handler, error) {
 	gs := &guardService{
 		g: g, self: s, allow: newAllowance("guard", c.Records), watches: map[string]*guard.Watch{}, steers: map[string]io.Closer{}, programs: map[string]map[guard.Inode]string{},
 	}
-	w := &witness{g: g, rec: log, agents: gs.policy, dir: gs.dir, runaway: gs.runaway, spent: gs.spent, fail: func(err error) {
+	gs.full.tell = tellFull(s.Conn)
+	w := &witness{g: g, rec: log, agents: gs.policy, dir: gs.dir, runaway: gs.runaway, spent: gs.spent, full: gs.full.add, fail: func(err error) {
 		// The end of this process is the end of the agents.
 		slog.Error("guard", "error", err)
 		s.Conn.Close()
@@ -221,7 +223,9 @@ func (gs *guardService) unwatch(id string) error {
 	if w == nil {
 		return nil
 	}
-	return w.Close()
+	err := w.Close()
+	gs.full.drop(id)
+	return err
 }
 
 func (gs *guardService) steer(id string, r *service.Request) error {

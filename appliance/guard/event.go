@@ -24,6 +24,7 @@ const (
 	Refused Kind = "refused" // a system call failed with EACCES, EPERM, EROFS, ENOENT or ESRCH
 	Opened  Kind = "opened"  // a file was opened, see Scope.AuditOpens
 	Connect Kind = "connect" // a connection or datagram was begun or refused, see Scope.Connects
+	Full    Kind = "full"    // a call found a file system without room or inodes (ENOSPC, EDQUOT); a scope tells of 16 in a second
 	Trapped Kind = "trapped" // seccomp sent SIGSYS for a system call, which ends the process unless it has a handler and the filter lets it
 )
 
@@ -40,8 +41,9 @@ type Event struct {
 	Comm   string // the kernel's 15-byte name; the process can choose it
 	Parent string // the same of its parent
 
-	// Exec: the name as it was given. Refused and Opened: the path argument, read
-	// after the call and so a hint; empty when it could not be read.
+	// Exec: the name as it was given. Refused, Opened and Full: the path argument, read
+	// after the call and so a hint, or of a call on a descriptor the kernel's name of that
+	// file; empty when it could not be read.
 	Path string
 	Dir  string // what a relative Path was relative to: from the kernel, as the process sees it; of Exec, and of very deep folders, read later and a hint, empty when in haste
 
@@ -76,7 +78,7 @@ type Event struct {
 	Addr  string // socket address argument: "10.0.0.1:80", "unix:/run/x", "unix:@name"; also of Connect, there from the kernel
 	Cut   bool   // Path or Path2 had more than 510 bytes and is a beginning: no ground to judge by
 
-	// Refused only: events of the scope that its limits left out since the last
+	// Refused, Trapped and Full: events of the scope that its limits left out since the last
 	// one of the same sort was reported.
 	Skipped        uint64 // refusals; always zero with ENOENT
 	SkippedMissing uint64 // names that do not exist; zero without ENOENT
@@ -132,6 +134,7 @@ const (
 	kindOpened  = 3
 	kindConnect = 4
 	kindTrapped = 5
+	kindFull    = 6
 )
 
 func (g *Guard) decode(b []byte, q *queue) (Event, error) {
@@ -162,6 +165,9 @@ func (g *Guard) decode(b []byte, q *queue) (Event, error) {
 		e.Cut = max(len(one), len(two)) >= toldMax
 		e.call(&h, one, two)
 		e.skipped(h.Skipped)
+	case kindFull:
+		e.Kind, e.Errno, e.Skipped = Full, syscall.Errno(-h.Ret), h.Skipped
+		e.call(&h, one, two)
 	case kindOpened:
 		e.Kind, e.Access = Opened, access(h.Mode)
 		e.call(&h, one, nil)
@@ -178,6 +184,9 @@ func (g *Guard) decode(b []byte, q *queue) (Event, error) {
 	}
 	if e.Dir = zstring(text[int(h.Len[0])+int(h.Len[1]):][:h.Len[2]]); e.Dir == "" && !q.late {
 		e.Dir = dirHint(e.PID, e.Path, dirFD(&h))
+	}
+	if c := calls[int(h.Nr)]; e.Path == "" && c.dir > 0 && c.path[0] == 0 && e.Kind != Exec {
+		e.Path, e.Dir = e.Dir, ""
 	}
 	return e, nil
 }

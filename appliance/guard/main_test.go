@@ -62,6 +62,8 @@ func misbehave(how string, args []string) error {
 		return execOverlay(args[0], args[1])
 	case "refused":
 		return beRefused(args[0])
+	case "fill":
+		return fill(args[0])
 	case "bench":
 		return benchHelper(args)
 	case "flood":
@@ -235,7 +237,7 @@ func helper(t testing.TB, dir string, args ...string) *exec.Cmd {
 	c.Env = append(os.Environ(), helperEnv+"=1")
 	c.Stderr = os.Stderr
 	c.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cg.Fd())}
-	if args[0] == "overlay" || args[0] == "refused" { // they mount
+	if args[0] == "overlay" || args[0] == "refused" || args[0] == "fill" { // they mount
 		c.SysProcAttr.Cloneflags = unix.CLONE_NEWNS
 	}
 	return c

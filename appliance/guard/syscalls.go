@@ -13,12 +13,14 @@ import (
 type call struct {
 	name    string
 	path    [2]uint8 // path names
-	dir     uint8    // directory descriptor of the first path
+	dir     uint8    // directory descriptor of the first path, or of the file where there is no path
 	addr    uint8    // socket address, its length is the next argument
 	missing bool     // ENOENT is reported too where the scope asks
 	unseen  bool     // ESRCH is reported too, but for what the caller sends to itself
 	file    bool     // returns the descriptor of a file
 	socket  bool     // with Scope.Connects, addresses of AF_UNIX are reported however the call ends
+	fills   bool     // takes room or an inode: ENOSPC and EDQUOT are reported
+	quiet   bool     // and no other error is
 }
 
 // Bits of shape.flags in witness.c.
@@ -29,6 +31,7 @@ const (
 	shapeOpens        = 8
 	shapeForeignOpens = 16
 	shapeNamesSocket  = 32
+	shapeFills        = 64
 )
 
 // The usual shapes.
@@ -54,6 +57,15 @@ func file(c call) call { c.file = true; return c }
 // toSocket marks a call that goes to the address of a socket.
 func toSocket(c call) call { c.socket = true; return c }
 
+// creates marks a call that may need an inode, or room for a name.
+func creates(c call) call { c.fills = true; return c }
+
+// fd is a call on an open file, its n-th argument.
+func fd(n uint8) call { return call{dir: n} }
+
+// writes is one that puts bytes there; of it only that there was no room is news.
+func writes(n uint8) call { return call{dir: n, fills: true, quiet: true} }
+
 // signals marks a call that names a process by its number: where the caller
 // can't see that process, because it is in another pid namespace, it gets ESRCH.
 //
@@ -69,8 +81,8 @@ func signals(name string) call { return call{name: name, unseen: true} }
 // refuses are left out: the table is what an auditor wants to see.
 var common = map[int]call{
 	// Names: which exist, what they lead to.
-	unix.SYS_OPENAT:            file(named(at)).as("openat"),
-	unix.SYS_OPENAT2:           file(named(at)).as("openat2"),
+	unix.SYS_OPENAT:            creates(file(named(at))).as("openat"),
+	unix.SYS_OPENAT2:           creates(file(named(at))).as("openat2"),
 	unix.SYS_EXECVE:            named(first).as("execve"),
 	unix.SYS_EXECVEAT:          named(at).as("execveat"),
 	unix.SYS_STATX:             named(at).as("statx"),
@@ -83,27 +95,40 @@ var common = map[int]call{
 	unix.SYS_NAME_TO_HANDLE_AT: named(at).as("name_to_handle_at"),
 
 	// Changes to files; the second string of the xattr calls is the attribute.
-	unix.SYS_MKDIRAT:           at.as("mkdirat"),
-	unix.SYS_MKNODAT:           at.as("mknodat"),
+	unix.SYS_MKDIRAT:           creates(at).as("mkdirat"),
+	unix.SYS_MKNODAT:           creates(at).as("mknodat"),
 	unix.SYS_UNLINKAT:          at.as("unlinkat"),
 	unix.SYS_FCHMODAT:          at.as("fchmodat"),
 	unix.SYS_FCHMODAT2:         at.as("fchmodat2"),
 	unix.SYS_FCHOWNAT:          at.as("fchownat"),
 	unix.SYS_UTIMENSAT:         at.as("utimensat"),
-	unix.SYS_RENAMEAT:          bothAt.as("renameat"),
-	unix.SYS_RENAMEAT2:         bothAt.as("renameat2"),
-	unix.SYS_LINKAT:            bothAt.as("linkat"),
-	unix.SYS_SYMLINKAT:         symlink.as("symlinkat"),
-	unix.SYS_TRUNCATE:          first.as("truncate"),
+	unix.SYS_RENAMEAT:          creates(bothAt).as("renameat"),
+	unix.SYS_RENAMEAT2:         creates(bothAt).as("renameat2"),
+	unix.SYS_LINKAT:            creates(bothAt).as("linkat"),
+	unix.SYS_SYMLINKAT:         creates(symlink).as("symlinkat"),
+	unix.SYS_TRUNCATE:          creates(first).as("truncate"),
 	unix.SYS_INOTIFY_ADD_WATCH: at.as("inotify_add_watch"),
-	unix.SYS_SETXATTR:          both.as("setxattr"),
-	unix.SYS_LSETXATTR:         both.as("lsetxattr"),
+	unix.SYS_SETXATTR:          creates(both).as("setxattr"),
+	unix.SYS_LSETXATTR:         creates(both).as("lsetxattr"),
 	unix.SYS_REMOVEXATTR:       both.as("removexattr"),
 	unix.SYS_LREMOVEXATTR:      both.as("lremovexattr"),
 	unix.SYS_FCHMOD:            plain.as("fchmod"),
 	unix.SYS_FCHOWN:            plain.as("fchown"),
-	unix.SYS_FTRUNCATE:         plain.as("ftruncate"),
+	unix.SYS_FTRUNCATE:         creates(fd(1)).as("ftruncate"),
 	unix.SYS_OPEN_BY_HANDLE_AT: file(plain).as("open_by_handle_at"),
+
+	// Bytes into files.
+	unix.SYS_WRITE:           writes(1).as("write"),
+	unix.SYS_PWRITE64:        writes(1).as("pwrite64"),
+	unix.SYS_WRITEV:          writes(1).as("writev"),
+	unix.SYS_PWRITEV:         writes(1).as("pwritev"),
+	unix.SYS_PWRITEV2:        writes(1).as("pwritev2"),
+	unix.SYS_SENDFILE:        writes(1).as("sendfile"),
+	unix.SYS_FALLOCATE:       writes(1).as("fallocate"),
+	unix.SYS_FSYNC:           writes(1).as("fsync"),
+	unix.SYS_FDATASYNC:       writes(1).as("fdatasync"),
+	unix.SYS_SPLICE:          writes(3).as("splice"),
+	unix.SYS_COPY_FILE_RANGE: writes(3).as("copy_file_range"),
 
 	// The view of the file system.
 	unix.SYS_MOUNT:         both.as("mount"),
@@ -234,11 +259,11 @@ func shapes() map[int]witnessShape {
 }
 
 func (c call) flags() uint8 {
-	f := uint8(shapeKnown)
+	var f uint8
 	for _, b := range []struct {
 		on  bool
 		bit uint8
-	}{{c.missing, shapeMissing}, {c.unseen, shapeUnseen}, {c.file, shapeOpens}, {c.socket, shapeNamesSocket}} {
+	}{{!c.quiet, shapeKnown}, {c.missing, shapeMissing}, {c.unseen, shapeUnseen}, {c.file, shapeOpens}, {c.socket, shapeNamesSocket}, {c.fills, shapeFills}} {
 		if b.on {
 			f |= b.bit
 		}

@@ -121,6 +121,13 @@ type witnessScope struct {
 		Skipped uint64
 		Told    uint64
 	}
+	Fulls struct {
+		_       structs.HostLayout
+		Window  uint64
+		Count   uint64
+		Skipped uint64
+		Told    uint64
+	}
 	Lost uint64
 	Slot uint32
 	Pad  uint32

@@ -72,7 +72,8 @@ inline_always __u32 spell(struct event *e, struct walk *w)
 	return w->pos == DIR_MAX ? DIR_MAX - 1 : w->pos;
 }
 
-/* Appends the folder that path[0] of a call is relative to. */
+/* Appends the folder that path[0] of a call is relative to or, where it has a
+ * descriptor alone, the file behind that. */
 static __attribute__((noinline)) int read_dir(struct event *e, struct shape *sh, struct task_struct *task)
 {
 	struct fs_struct *fs = task->fs;
@@ -83,7 +84,7 @@ static __attribute__((noinline)) int read_dir(struct event *e, struct shape *sh,
 	int fd;
 
 	e->h.len[2] = 0;
-	if (e->h.len[0] < 2 || e->text[0] == '/')
+	if (sh->path[0] ? e->h.len[0] < 2 || e->text[0] == '/' : !sh->dir)
 		return 0;
 	fd = sh->dir ? (int)e->h.args[(sh->dir - 1) & 7] : AT_FDCWD;
 	if (fd != AT_FDCWD) {

@@ -21,15 +21,16 @@
 #define INT_MAX 0x7fffffff
 #define SIGKILL 9
 #define SIGSYS 31
+#define FULLS_MAX 16	/* events of full file systems per scope and 1.07 s */
 
-enum { EPERM = 1, ENOENT = 2, ESRCH = 3, EACCES = 13, EROFS = 30, ECONNREFUSED = 111 };
+enum { EPERM = 1, ENOENT = 2, ESRCH = 3, EACCES = 13, ENOSPC = 28, EROFS = 30, ECONNREFUSED = 111, EDQUOT = 122 };
 enum { FMODE_PATH = 1 << 14 };
 enum { AF_UNIX = 1, AF_INET = 2, AF_INET6 = 10 };
 enum { SOCK_STREAM = 1, SOCK_DGRAM = 2 };
 enum { IPPROTO_TCP = 6, IPPROTO_UDP = 17 };
 
 /* struct head.kind */
-enum { EXEC = 1, REFUSED = 2, OPENED = 3, CONNECT = 4, TRAPPED = 5 };
+enum { EXEC = 1, REFUSED = 2, OPENED = 3, CONNECT = 4, TRAPPED = 5, FULL = 6 };
 
 /* struct head.flags; the same bits in event.go */
 enum { KILLED = 1, FOREIGN = 2, DENIED = 4 };
@@ -84,12 +85,14 @@ struct budget {
 };
 
 /*
- * Misses (ENOENT) are cheap to cause and mean little, so they have a budget of
- * their own: however many there are, they displace no refusal.
+ * Misses (ENOENT) and writes to what is full are cheap to cause and mean little,
+ * so they have budgets of their own: however many there are, they displace no
+ * refusal.
  */
 struct scope {
 	struct budget refusals;
 	struct budget misses;
+	struct budget fulls;
 	__u64 lost;		/* events that found no room in a ring */
 	__u32 slot;
 	__u32 pad;

@@ -18,6 +18,7 @@ enum {
 	OPENS_FILE = 8,		/* returns the descriptor of a file */
 	FOREIGN_OPENS = 16,	/* so does the 32-bit call of this number */
 	NAMES_SOCKET = 32,	/* has the address of a socket, which may be a name of AF_UNIX */
+	FILLS = 64,		/* takes room: tell where there is none */
 };
 
 struct {
@@ -327,6 +328,38 @@ inline_always void refused(struct event *e, struct scope *s, struct budget *b, i
 }
 
 /*
+ * A file system that has no room, or no inode, left. Which one, is told by the path,
+ * or by the name of the file that the descriptor leads to. The 32-bit calls have
+ * other numbers and are not told.
+ */
+inline_always int full(struct pt_regs *regs, long ret)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	__u32 nr = syscall_nr(regs), one = 1;
+	struct shape *sh = bpf_map_lookup_elem(&shapes, &nr);
+	struct scope *s;
+	struct event *e;
+	__u64 cgroup;
+	__u16 text[3];
+
+	if (!sh || !(sh->flags & FILLS) || foreign(task))
+		return 0;
+	s = scope_of_current(&cgroup);
+	e = bpf_map_lookup_elem(&scratch, &one);
+	if (!s || !e || list_of(s) & NO_REFUSALS || over(&s->fulls, FULLS_MAX))
+		return 0;
+	read_call(regs, sh, e);
+	read_dir(e, sh, task);
+	text[0] = e->h.len[0], text[1] = e->h.len[1], text[2] = e->h.len[2];
+	begin(&e->h, cgroup, s);
+	e->h.len[0] = text[0], e->h.len[1] = text[1], e->h.len[2] = text[2];
+	e->h.nr = nr;
+	e->h.ret = ret;
+	refused(e, s, &s->fulls, FULL);
+	return 0;
+}
+
+/*
  * Every system call of the host comes by here while a scope is watched, so the
  * result is looked at first: nearly all leave after one comparison.
  */
@@ -348,6 +381,8 @@ int on_exit(__u64 *ctx)
 		all = ours();
 		return all && all->auditing && ret <= INT_MAX ? opened(regs, ret, all->hooked) : 0;
 	}
+	if (ret == -ENOSPC || ret == -EDQUOT)
+		return full(regs, ret);
 	if (ret != -ENOENT && ret != -EACCES && ret != -EPERM && ret != -ESRCH && ret != -EROFS && ret != -ECONNREFUSED)
 		return 0;
 	s = scope_of_current(&cgroup);
