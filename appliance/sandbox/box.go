@@ -33,6 +33,7 @@ type Box struct {
 	g        *group
 	cgroupID uint64
 	p        *launcher
+	ahead    Ahead // until the network takes it over
 	network  io.Closer
 	guard    io.Closer
 	disk     disk
@@ -63,14 +64,12 @@ func (l *Local) Start(ctx context.Context, s Spec) (_ *Box, err error) {
 	if b.event == nil {
 		b.event = func(Event) {}
 	}
+	defer l.refillSoon()
 	if err := b.start(ctx, &s); err != nil {
 		b.teardown()
 		return nil, errors.Join(fmt.Errorf("sandbox %s: %w", s.Name, err), b.err)
 	}
 	l.runs(b)
-	if cap(l.warm) > 0 {
-		go l.refill()
-	}
 	go b.watch(s.Policy.Budgets)
 	return b, nil
 }
@@ -152,11 +151,11 @@ func (b *Box) prepare(s *Spec) (*confine.Root, error) {
 // enclose takes a launcher in its namespaces and cgroups, bounds these, and
 // returns once the launcher has mounted everything.
 func (b *Box) enclose(ctx context.Context, s *Spec, root *confine.Root) error {
-	sh, err := b.l.shell(b.name)
+	sh, err := b.l.shell(s)
 	if err != nil {
 		return err
 	}
-	b.g, b.p = sh.g, sh.p
+	b.g, b.p, b.ahead = sh.g, sh.p, sh.ahead
 	b.out = []*late{sh.out, sh.err}
 	sh.out.set(s.Stdout)
 	sh.err.set(s.Stderr)
@@ -214,6 +213,21 @@ func (b *Box) attach(ctx context.Context, s *Spec, c *compiled) error {
 		if b.guard, err = s.Guard(sc); err != nil {
 			return fmt.Errorf("guard: %w", err)
 		}
+	}
+	return b.connect(ctx, s)
+}
+
+// connect gives the sandbox its network: one that was made ahead, or else a
+// new one.
+func (b *Box) connect(ctx context.Context, s *Spec) error {
+	if b.ahead != nil {
+		a := b.ahead
+		b.ahead = nil // whether it succeeds or not
+		var err error
+		if b.network, err = s.Landed(ctx, a); err != nil {
+			return fmt.Errorf("network: %w", err)
+		}
+		return nil
 	}
 	if s.Network == nil {
 		return nil
@@ -378,7 +392,7 @@ func (b *Box) teardown() {
 		errs = append(errs, b.p.signal(unix.SIGKILL))
 		<-b.p.done
 	}
-	for _, c := range []io.Closer{b.network, b.guard} {
+	for _, c := range []io.Closer{b.network, b.ahead, b.guard} {
 		if c != nil {
 			errs = append(errs, c.Close())
 		}

@@ -30,8 +30,11 @@ type Options struct {
 	Launcher string // the clawbox-launch binary, static
 	UIDBase  int    // first of uids user ids that no one else on the host has
 	// Warm launchers wait for the next starts, each in fresh namespaces and a
-	// fresh cgroup, at some 5 MB of memory. 0: every start makes its own.
+	// fresh cgroup. 0: every start makes its own.
 	Warm int
+	// Ahead makes the network namespace of a launcher that waits ready for
+	// whoever will come; see Spec.Landed. May be nil.
+	Ahead func(netns *os.File) (Ahead, error)
 }
 
 // uids is how many agents a host can know at a time.
@@ -56,6 +59,7 @@ type Local struct {
 	live   map[string]*Box // those that run
 	uid    map[string]int
 	known  map[string]*compiled // see recall
+	soon   *time.Timer          // the next refill
 	closed bool
 }
 
@@ -87,9 +91,7 @@ func Open(o Options) (_ *Local, err error) {
 		l.h.close()
 		return nil, err
 	}
-	if cap(l.warm) > 0 {
-		go l.refill()
-	}
+	l.refillSoon()
 	return l, nil
 }
 
@@ -148,6 +150,9 @@ func (l *Local) shut() (bool, error) {
 		return false, fmt.Errorf("%d sandboxes still run or are being removed; stop them first: %s", len(l.boxes), strings.Join(slices.Sorted(maps.Keys(l.boxes)), ", "))
 	}
 	l.closed = true
+	if l.soon != nil {
+		l.soon.Stop()
+	}
 	return true, nil
 }
 

@@ -39,6 +39,11 @@ type Spec struct {
 	// what it returns is closed after the sandbox's end. Nil: no network at
 	// all, not even loopback.
 	Network func(ctx context.Context, pid int, netns *os.File) (io.Closer, error)
+	// Landed is called in place of Network where Options.Ahead has made the
+	// namespace ready already. It owns what it is given, also when it fails;
+	// what it returns is closed after the sandbox's end. Nil: the start gets no
+	// such namespace.
+	Landed func(ctx context.Context, a Ahead) (io.Closer, error)
 	// Guard is called then, too, with the programs that may run. Nil is
 	// accepted only under a policy that requires no more than tier T4.
 	Guard func(guard.Scope) (io.Closer, error)

@@ -1,0 +1,84 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// landing counts what becomes of the networks that are made ahead.
+type landing struct {
+	stale, closed, used atomic.Int32
+}
+
+func (l *landing) Fresh() bool { return l.stale.Load() == 0 }
+
+func (l *landing) Close() error { l.closed.Add(1); return nil }
+
+// TestAhead: a network that was made ahead goes to a start that wants one, is
+// closed with its sandbox, and never reaches one that wants none.
+func TestAhead(t *testing.T) {
+	b := newBench(t)
+	land := &landing{}
+	b.l.warm = make(chan *shell, 1)
+	b.l.opt.Ahead = func(ns *os.File) (Ahead, error) {
+		if ns == nil {
+			return nil, errors.New("no namespace")
+		}
+		return land, nil
+	}
+	landed := func(_ context.Context, a Ahead) (io.Closer, error) { land.used.Add(1); return a, nil }
+	b.l.refill()
+	if _, code, why := b.run(Spec{}, "links"); code != 0 || land.used.Load() != 0 || len(b.l.warm) != 1 {
+		t.Fatalf("a start without a network: %d, %s, used %d times, %d wait", code, why, land.used.Load(), len(b.l.warm))
+	}
+	if _, code, why := b.run(Spec{Landed: landed}, "links"); code != 0 || land.used.Load() != 1 || land.closed.Load() != 1 {
+		t.Fatalf("a start with one: %d, %s, used %d times, closed %d times", code, why, land.used.Load(), land.closed.Load())
+	}
+	b.l.refill()
+	land.stale.Store(1)
+	if _, code, why := b.run(Spec{Landed: landed}, "links"); code != 0 || land.used.Load() != 1 || land.closed.Load() != 2 {
+		t.Fatalf("a stale one: %d, %s, used %d times, closed %d times", code, why, land.used.Load(), land.closed.Load())
+	}
+}
+
+// TestAheadOfNobody: a start that fails closes the network that it was given,
+// and Close ends those that nobody came for.
+func TestAheadOfNobody(t *testing.T) {
+	b := newBench(t)
+	land := &landing{}
+	b.l.warm = make(chan *shell, 2)
+	b.l.opt.Ahead = func(*os.File) (Ahead, error) { return land, nil }
+	b.l.refill()
+	s := Spec{Name: "agent", Policy: policy(), Image: b.image, Args: []string{"links"}}
+	s.Landed = func(_ context.Context, a Ahead) (io.Closer, error) {
+		return nil, errors.Join(errors.New("egress is gone"), a.Close())
+	}
+	if _, err := b.l.Start(t.Context(), s); err == nil || land.closed.Load() != 1 {
+		t.Errorf("got %v, closed %d times", err, land.closed.Load())
+	}
+	s.Image.Layers = []string{"/nowhere"}
+	if _, err := b.l.Start(t.Context(), s); err == nil || land.closed.Load() != 2 {
+		t.Errorf("got %v, closed %d times", err, land.closed.Load())
+	}
+	b.l.refill()
+	if err := b.l.Close(); err != nil || land.closed.Load() != 4 {
+		t.Errorf("got %v, closed %d times", err, land.closed.Load())
+	}
+}
+
+// TestRefill: shells are made again once it is quiet.
+func TestRefill(t *testing.T) {
+	b := newBench(t)
+	b.l.warm = make(chan *shell, 1)
+	b.l.refillSoon()
+	for end := time.Now().Add(time.Minute); len(b.l.warm) == 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("none after a minute")
+		}
+	}
+}
