@@ -91,36 +91,35 @@ func (s *Store) Tag(ref string, d v1.Descriptor) error {
 	if err := CheckRef(ref); err != nil {
 		return err
 	}
-	n, err := s.Stat(d.Digest)
-	if err != nil {
-		return fmt.Errorf("tag %s: %w", ref, err)
-	}
-	if n != d.Size {
-		return fmt.Errorf("tag %s: descriptor says %d bytes, blob %s has %d", ref, d.Size, d.Digest, n)
-	}
 	d.Annotations = maps.Clone(d.Annotations)
 	if d.Annotations == nil {
 		d.Annotations = map[string]string{}
 	}
 	d.Annotations[RefName] = ref
-	return s.update(func(ds []v1.Descriptor) []v1.Descriptor {
+	return s.update(func(ds []v1.Descriptor) ([]v1.Descriptor, error) {
+		// Under the lock: Delete has it, too.
+		if n, err := s.Stat(d.Digest); err != nil {
+			return nil, fmt.Errorf("tag %s: %w", ref, err)
+		} else if n != d.Size {
+			return nil, fmt.Errorf("tag %s: descriptor says %d bytes, blob %s has %d", ref, d.Size, d.Digest, n)
+		}
 		if i := find(ds, ref); i >= 0 {
 			ds[i] = d
-			return ds
+			return ds, nil
 		}
-		return append(ds, d)
+		return append(ds, d), nil
 	})
 }
 
 // Untag forgets ref; the blobs stay. A ref that doesn't exist is not an error.
 func (s *Store) Untag(ref string) error {
-	return s.update(func(ds []v1.Descriptor) []v1.Descriptor {
-		return slices.DeleteFunc(ds, func(d v1.Descriptor) bool { return ref != "" && d.Annotations[RefName] == ref })
+	return s.update(func(ds []v1.Descriptor) ([]v1.Descriptor, error) {
+		return slices.DeleteFunc(ds, func(d v1.Descriptor) bool { return ref != "" && d.Annotations[RefName] == ref }), nil
 	})
 }
 
 // update rewrites index.json under the lock.
-func (s *Store) update(change func([]v1.Descriptor) []v1.Descriptor) error {
+func (s *Store) update(change func([]v1.Descriptor) ([]v1.Descriptor, error)) error {
 	unlock, err := s.lock(unix.LOCK_EX)
 	if err != nil {
 		return fmt.Errorf("content store: %w", err)
@@ -130,7 +129,10 @@ func (s *Store) update(change func([]v1.Descriptor) []v1.Descriptor) error {
 	if err != nil {
 		return err
 	}
-	return s.writeIndex(change(ds))
+	if ds, err = change(ds); err != nil {
+		return err
+	}
+	return s.writeIndex(ds)
 }
 
 func (s *Store) writeIndex(ds []v1.Descriptor) error {

@@ -8,9 +8,14 @@
 //	index.json               refs: descriptors with a ref.name annotation
 //	blobs/sha256/<hex>       content, mode 0444
 //	tmp/                     blobs being written
+//	partial/<hex>            blobs that outlive their writer, each with a .journal
+//	uploads/<session>        the same, of digests that nobody knows yet
 //	.lock                    flock for index.json and for sweeping tmp
+//	.writer                  flock of the one load, build or collection, and who has it
+//	.gc                      flock between GC and those who refer to blobs
 //
-// Write a blob at once with Put, or bit by bit with Create:
+// Write a blob at once with Put, or bit by bit with Create; with Resume what
+// was written goes on after a power cut, at most MaxRedo bytes before it:
 //
 //	s, err := content.Open("/var/lib/clawbox/store")
 //	err = s.Put(ctx, digest, size, reader)
@@ -25,8 +30,12 @@
 //
 // All methods are safe for concurrent use, by goroutines and by processes.
 //
-// Limits: only sha256; no deletion of blobs yet; a disk that rots after the
-// write is not noticed by Stat, which looks at the size alone.
+// Blobs go by GC, which keeps what refs and roots reach, or one by one by
+// Delete.
+//
+// Limits: only sha256; a disk that rots after the write is not noticed by Stat,
+// which looks at the size alone, and a partial blob's safe bytes are not read
+// again before it gets its name.
 package content
 
 import (
@@ -38,6 +47,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -54,8 +64,14 @@ const (
 	tmpDir     = "tmp"
 )
 
+// ours are the names that create may find after it was cut off.
+var ours = []string{lockFile, writerFile, gcFile, tmpDir, partialDir, uploadDir, "blobs", indexFile, layoutFile}
+
 // Store is one OCI layout on disk.
-type Store struct{ dir string }
+type Store struct {
+	dir  string
+	disk disk
+}
 
 // Open opens the store in dir, and creates an empty one when dir is absent or
 // empty. A directory that holds anything else is refused. A store on
@@ -65,7 +81,7 @@ func Open(dir string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("content store: %w", err)
 	}
-	s := &Store{dir: dir}
+	s := &Store{dir: dir, disk: realDisk{}}
 	text, err := os.ReadFile(filepath.Join(dir, layoutFile))
 	switch {
 	case err == nil:
@@ -112,7 +128,7 @@ func (s *Store) create() error {
 		return err
 	}
 	defer unlock()
-	for _, d := range []string{"blobs/sha256", tmpDir} {
+	for _, d := range []string{"blobs/sha256", tmpDir, partialDir, uploadDir} {
 		if err := durable.MkdirAll(filepath.Join(s.dir, d), 0o755); err != nil {
 			return err
 		}
@@ -134,7 +150,7 @@ func (s *Store) onlyOurs() error {
 	}
 	for _, e := range es {
 		switch n := e.Name(); {
-		case n == lockFile, n == tmpDir, n == "blobs", n == indexFile, n == layoutFile:
+		case slices.Contains(ours, n):
 		case strings.HasPrefix(n, "."+indexFile), strings.HasPrefix(n, "."+layoutFile): // cut-off writes
 		default:
 			return fmt.Errorf("it holds %q and no %s: choose an empty directory or an OCI layout", n, layoutFile)
@@ -148,9 +164,12 @@ func (s *Store) path(name string) string { return filepath.Join(s.dir, name) }
 // Dir returns the store's absolute directory.
 func (s *Store) Dir() string { return s.dir }
 
-// lock takes the store's flock, unix.LOCK_EX or LOCK_SH, and waits for it.
-func (s *Store) lock(how int) (unlock func(), err error) {
-	f, err := os.OpenFile(s.path(lockFile), os.O_RDWR|os.O_CREATE, 0o644)
+// lock takes the flock of index.json and tmp/, and waits for it.
+func (s *Store) lock(how int) (unlock func(), err error) { return s.flock(lockFile, how) }
+
+// flock takes one of the store's flocks, unix.LOCK_EX or LOCK_SH.
+func (s *Store) flock(name string, how int) (unlock func(), err error) {
+	f, err := os.OpenFile(s.path(name), os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, err
 	}

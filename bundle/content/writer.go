@@ -1,6 +1,7 @@
 package content
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -41,9 +42,9 @@ func (e *MismatchError) Is(target error) bool { return target == ErrMismatch }
 // goroutine.
 type Writer struct {
 	s    *Store
-	f    *os.File // in tmp/, holds a flock until it is closed
-	want v1.Hash  // zero: whatever it turns out to be
-	size int64    // -1: unknown
+	f    file    // in tmp/, holds a flock until it is closed
+	want v1.Hash // zero: whatever it turns out to be
+	size int64   // -1: unknown
 	n    int64
 	sum  hash.Hash
 }
@@ -73,18 +74,19 @@ func (s *Store) Create(h v1.Hash, size int64) (*Writer, error) {
 
 // temp makes a locked file in tmp/. The store's shared lock covers the moment
 // between creation and flock, in which a sweep would take it for abandoned.
-func (s *Store) temp() (*os.File, error) {
+func (s *Store) temp() (file, error) {
 	unlock, err := s.lock(unix.LOCK_SH)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	f, err := os.CreateTemp(s.path(tmpDir), "blob-*")
+	name := filepath.Join(s.path(tmpDir), "blob-"+rand.Text())
+	f, err := s.disk.open(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, errors.Join(fmt.Errorf("flock %s: %w", f.Name(), err), f.Close(), os.Remove(f.Name()))
+		return nil, errors.Join(fmt.Errorf("flock %s: %w", f.Name(), err), f.Close(), s.disk.remove(name))
 	}
 	return f, nil
 }
@@ -152,16 +154,15 @@ func (w *Writer) finish() error {
 		return err
 	}
 	// The flock is held over the rename: a sweep must not see the file free.
-	p := w.s.Path(w.want)
-	if err := os.Rename(w.f.Name(), p); err != nil {
+	if err := w.s.adopt(w.f.Name(), w.s.Path(w.want)); err != nil {
 		return err
 	}
-	return errors.Join(w.f.Close(), durable.SyncDir(filepath.Dir(p)))
+	return w.f.Close()
 }
 
 // Abort drops what was written. After Commit or Abort it does nothing.
 func (w *Writer) Abort() error {
-	err := os.Remove(w.f.Name())
+	err := w.s.disk.remove(w.f.Name())
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
