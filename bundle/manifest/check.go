@@ -1,6 +1,7 @@
 package manifest
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"path"
@@ -115,58 +116,128 @@ func (r Release) check() error {
 	if r.Index.Size < 1 || r.Index.Size > MaxIndex {
 		return fmt.Errorf("release: index of %d bytes, want 1 to %d", r.Index.Size, MaxIndex)
 	}
-	if err := r.checkParts(); err != nil {
+	if err := r.checkFiles(); err != nil {
 		return err
 	}
-	if err := r.checkItems(); err != nil {
+	if err := r.checkOptions(); err != nil {
 		return err
+	}
+	if r.Encryption == "" {
+		if err := r.checkItems(); err != nil {
+			return fmt.Errorf("release: %w", err)
+		}
+	} else if len(r.Items) > 0 {
+		return fmt.Errorf("release: %d items in the note of an encrypted release, want them in its index", len(r.Items))
 	}
 	return r.Roles.Release.check()
 }
 
-func (r Release) checkParts() error {
-	if len(r.Parts) < 1 || len(r.Parts) > 9999 {
-		return fmt.Errorf("release: %d parts, want 1 to 9999", len(r.Parts))
+// maxShards is what Reed-Solomon over bytes can do, data and parity together.
+const maxShards = 256
+
+// checkFiles holds parts, parity parts and roots against their rules.
+func (r Release) checkFiles() error {
+	least := 1
+	if r.Base != nil {
+		least = 0 // all of it may be in the base
 	}
+	if len(r.Parts) < least || len(r.Parts) > 9999 {
+		return fmt.Errorf("release: %d parts, want %d to 9999", len(r.Parts), least)
+	}
+	if k := len(r.Parts) + len(r.Parity); len(r.Parity) > 0 && (k > maxShards || len(r.Parts) == 0) {
+		return fmt.Errorf("release: %d parity parts for %d parts, want parts and no more than %d in all: make the parts larger",
+			len(r.Parity), len(r.Parts), maxShards)
+	}
+	var longest int64
 	for i, p := range r.Parts {
-		if p.Name != PartName(i+1) {
-			return fmt.Errorf("release: part %d is named %.80q, want %s", i+1, p.Name, PartName(i+1))
+		if err := p.check(PartName(i + 1)); err != nil {
+			return err
 		}
-		if p.Size < 1 || p.Size > MaxPart {
-			return fmt.Errorf("release: %s has %d bytes, want 1 to %d", p.Name, p.Size, int64(MaxPart))
+		if sealed := r.Encryption != ""; sealed != (p.Content > 0) || p.Content > p.Size {
+			return fmt.Errorf("release: %s: %d bytes of content in %d, want it with encryption only, and not more", p.Name, p.Content, p.Size)
+		}
+		longest = max(longest, p.Size)
+	}
+	for i, p := range r.Parity {
+		if err := p.check(ParityName(i + 1)); err != nil {
+			return err
+		}
+		if p.Size != longest || p.Content != 0 {
+			return fmt.Errorf("release: %s has %d bytes, want %d, as the longest part, and no content", p.Name, p.Size, longest)
 		}
 	}
 	return nil
 }
 
-// Size returns the payload in bytes: the sum of the parts.
+func (p Part) check(name string) error {
+	if p.Name != name {
+		return fmt.Errorf("release: %s is named %.80q", name, p.Name)
+	}
+	if p.Size < 1 || p.Size > MaxPart {
+		return fmt.Errorf("release: %s has %d bytes, want 1 to %d", p.Name, p.Size, int64(MaxPart))
+	}
+	return nil
+}
+
+// checkOptions holds base, encryption and roots against their rules.
+func (r Release) checkOptions() error {
+	if b := r.Base; b != nil {
+		if err := errors.Join(CheckName(b.Name), CheckVersion(b.Version)); err != nil {
+			return fmt.Errorf("release: base: %w", err)
+		}
+		if b.Sequence < 1 || b.Sequence > r.Sequence {
+			return fmt.Errorf("release: base has sequence %d, want 1 to %d", b.Sequence, r.Sequence)
+		}
+	}
+	if r.Encryption != "" && r.Encryption != Age {
+		return fmt.Errorf("release: encryption %.80q, want %s: made by another version of clawbox", r.Encryption, Age)
+	}
+	if len(r.Roots) > MaxRoots {
+		return fmt.Errorf("release: %d roots, want at most %d", len(r.Roots), MaxRoots)
+	}
+	for i, f := range r.Roots {
+		if f.Size < 1 || f.Size > MaxRoot {
+			return fmt.Errorf("release: root %d of %d bytes, want 1 to %d", i+1, f.Size, MaxRoot)
+		}
+	}
+	return nil
+}
+
+// Size returns the payload on the media in bytes.
 func (r Release) Size() (n int64) {
 	for _, p := range r.Parts {
-		n += p.Size
+		n += p.Payload()
 	}
 	return n
 }
 
+// checkItems also bounds an item by the payload, as only a base gives more.
 func (r Release) checkItems() error {
-	if len(r.Items) < 1 {
-		return fmt.Errorf("release: no items")
+	for _, it := range r.Items {
+		if it.TotalSize > r.Size() && r.Base == nil {
+			return fmt.Errorf("item %s: %d bytes in a bundle of %d", it.Name, it.TotalSize, r.Size())
+		}
+	}
+	return checkItems(r.Items)
+}
+
+func checkItems(items []Item) error {
+	if len(items) < 1 {
+		return errors.New("no items")
 	}
 	seen := map[string]string{}
-	for _, it := range r.Items {
+	for _, it := range items {
 		if err := it.check(); err != nil {
-			return fmt.Errorf("release: item %.80q: %w", it.Name, err)
-		}
-		if it.TotalSize > r.Size() {
-			return fmt.Errorf("release: item %s: %d bytes in a bundle of %d", it.Name, it.TotalSize, r.Size())
+			return fmt.Errorf("item %.80q: %w", it.Name, err)
 		}
 		for _, key := range []string{"name " + it.Name, "ref " + it.Ref, "path " + it.Path} {
 			if other, ok := seen[key]; ok && key != "path " {
-				return fmt.Errorf("release: items %s and %s have the same %s", other, it.Name, key)
+				return fmt.Errorf("items %s and %s have the same %s", other, it.Name, key)
 			}
 			seen[key] = it.Name
 		}
 	}
-	return checkNested(r.Items)
+	return checkNested(items)
 }
 
 // checkNested refuses a file that another item needs as a folder.
@@ -178,7 +249,7 @@ func checkNested(items []Item) error {
 	for _, it := range items {
 		for d := path.Dir(it.Path); it.Path != "" && d != "."; d = path.Dir(d) {
 			if other, ok := files[d]; ok {
-				return fmt.Errorf("release: item %s wants %s as a folder, item %s as a file", it.Name, d, other)
+				return fmt.Errorf("item %s wants %s as a folder, item %s as a file", it.Name, d, other)
 			}
 		}
 	}

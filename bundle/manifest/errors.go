@@ -13,6 +13,10 @@ var (
 	// ErrIncomplete says that something that was signed is missing or cut off:
 	// an interrupted copy, or a stick that isn't plugged in.
 	ErrIncomplete = errors.New("incomplete")
+	// ErrSealed says that a release is encrypted and no identity opens it.
+	ErrSealed = errors.New("encrypted")
+	// ErrNoBase says that a host lacks what a differential release builds upon.
+	ErrNoBase = errors.New("builds upon a release that this host doesn't have")
 	// ErrRollback says that a release is older than what is installed.
 	ErrRollback = errors.New("older than the installed release")
 )

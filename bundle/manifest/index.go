@@ -5,26 +5,83 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"io"
 
+	"filippo.io/age"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
 // Index lists the blobs in the order in which they lie in the parts.
 type Index struct {
 	Format string `json:"format"`
+	Items  []Item `json:"items,omitempty"` // of an encrypted release
 	Blobs  []Blob `json:"blobs"`
 }
 
-// Blob is a range of the payload. It begins in Part (from 1) at Offset bytes
-// and may run on into the parts that follow.
+// Blob is content and where its bytes come from: from the media, beginning in
+// Part (from 1) at Offset bytes and running on into the parts that follow; or
+// from the Base release, which the host must have; or from Segments of either.
 type Blob struct {
-	Digest v1.Hash `json:"digest"`
-	Size   int64   `json:"size"`
-	Part   int     `json:"part"`
-	Offset int64   `json:"offset"`
+	Digest   v1.Hash   `json:"digest"`
+	Size     int64     `json:"size"`
+	Part     int       `json:"part,omitempty"`
+	Offset   int64     `json:"offset,omitempty"`
+	Base     bool      `json:"base,omitempty"`
+	Segments []Segment `json:"segments,omitempty"`
 	// Chunks are the sha256 of each ChunkSize bytes, the last one shorter. A
-	// blob that fits into one chunk has none: its digest is that sum.
+	// blob that fits into one chunk has none: its digest is that sum. Nor has a
+	// blob of the base.
 	Chunks []Sum `json:"chunks,omitempty"`
+}
+
+// Segment is a run of whole chunks of a blob: Length bytes from Offset of the
+// blob From, which the host has, or, without From, from Offset of Part.
+type Segment struct {
+	From   v1.Hash `json:"from,omitzero"`
+	Part   int     `json:"part,omitempty"`
+	Offset int64   `json:"offset,omitempty"`
+	Length int64   `json:"length"`
+}
+
+// OnMedia says whether the segment's bytes lie in the parts.
+func (s Segment) OnMedia() bool { return s.From == v1.Hash{} }
+
+// Sources returns where the blob's bytes come from, in order. A blob of the
+// base is one segment of itself.
+func (b Blob) Sources() []Segment {
+	switch {
+	case b.Base:
+		return []Segment{{From: b.Digest, Length: b.Size}}
+	case len(b.Segments) > 0:
+		return b.Segments
+	}
+	return []Segment{{Part: b.Part, Offset: b.Offset, Length: b.Size}}
+}
+
+// OnMedia returns how many of the blob's bytes lie in the parts.
+func (b Blob) OnMedia() (n int64) {
+	for _, s := range b.Sources() {
+		if s.OnMedia() {
+			n += s.Length
+		}
+	}
+	return n
+}
+
+// Source returns where chunk i comes from: the segment of that chunk alone. In
+// one that lies on the media, Offset may lie beyond the end of Part, by as many
+// bytes as it lies in the parts that follow.
+func (b Blob) Source(i int) Segment {
+	_, n := b.Chunk(i)
+	at := int64(i) * ChunkSize
+	for _, s := range b.Sources() {
+		if at < s.Length || s.Length == 0 {
+			s.Offset, s.Length = s.Offset+at, n
+			return s
+		}
+		at -= s.Length
+	}
+	return Segment{} // can't be: checked by OpenIndex
 }
 
 // Chunk returns the sum and the length in bytes of chunk i.
@@ -50,6 +107,9 @@ type Place struct {
 // begins in the next part when the current one is full.
 func Places(sizes, parts []int64) ([]Place, error) {
 	at := make([]Place, len(sizes))
+	if len(parts) == 0 {
+		parts = []int64{0} // nothing but the base's blobs
+	}
 	p, off := 0, int64(0)
 	for i, n := range sizes {
 		if p < len(parts)-1 && off == parts[p] {
@@ -71,8 +131,11 @@ func Places(sizes, parts []int64) ([]Place, error) {
 	return at, nil
 }
 
-// SplitParts returns the sizes of the parts that hold total bytes.
+// SplitParts returns the sizes of the parts that hold total bytes: none for 0.
 func SplitParts(total, size int64) (parts []int64) {
+	if total == 0 {
+		return nil
+	}
 	for ; total > size; total -= size {
 		parts = append(parts, size)
 	}
@@ -92,9 +155,11 @@ func EncodeIndex(x Index) ([]byte, error) {
 	return b, nil
 }
 
-// OpenIndex checks b against the release and returns the index: right bytes,
-// canonical form, and blobs that cover the parts exactly, without overlap.
-func (r Release) OpenIndex(b []byte) (Index, error) {
+// OpenIndex checks b, the bytes on the media, against the release and returns
+// the index: right bytes, canonical form, and blobs that cover the parts
+// exactly, without overlap. An encrypted one needs an identity; without one that
+// fits, the error is ErrSealed. Its items are the release's (see Index.Items).
+func (r Release) OpenIndex(b []byte, ids ...age.Identity) (Index, error) {
 	if int64(len(b)) < r.Index.Size {
 		return Index{}, fmt.Errorf("%w: index.json: got %d bytes, want %d", ErrIncomplete, len(b), r.Index.Size)
 	}
@@ -104,6 +169,20 @@ func (r Release) OpenIndex(b []byte) (Index, error) {
 	if got := Sum(sha256.Sum256(b)); got != r.Index.SHA256 {
 		return Index{}, &TamperedError{What: "index.json", Detail: fmt.Sprintf("got sha256 %s, want %s", got, r.Index.SHA256)}
 	}
+	if r.Encryption != "" {
+		var err error
+		if b, err = unseal(b, ids); err != nil {
+			return Index{}, err
+		}
+	}
+	x, err := decodeIndex(b)
+	if err != nil {
+		return Index{}, err
+	}
+	return x, x.check(r)
+}
+
+func decodeIndex(b []byte) (Index, error) {
 	var x Index
 	if err := decode(b, &x); err != nil {
 		return Index{}, fmt.Errorf("index: %w", err)
@@ -112,58 +191,101 @@ func (r Release) OpenIndex(b []byte) (Index, error) {
 	if err != nil {
 		return Index{}, err
 	}
-	if !bytes.Equal(b, canon) {
-		return Index{}, same("index.json", b, canon)
+	return x, same("index.json", b, canon)
+}
+
+// unseal decrypts a small file.
+func unseal(b []byte, ids []age.Identity) ([]byte, error) {
+	if len(ids) == 0 {
+		return nil, fmt.Errorf("%w: name the file with the identity that it was encrypted to with --identity", ErrSealed)
 	}
-	return x, x.check(r)
+	r, err := age.Decrypt(bytes.NewReader(b), ids...)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrSealed, err)
+	}
+	out, err := io.ReadAll(io.LimitReader(r, MaxIndex+1))
+	if err == nil && len(out) > MaxIndex {
+		err = fmt.Errorf("more than %d bytes", MaxIndex)
+	}
+	if err != nil {
+		return nil, &TamperedError{What: "index.json", Detail: "decrypt: " + err.Error()}
+	}
+	return out, nil
 }
 
 func (x Index) check(r Release) error {
 	if x.Format != IndexFormat {
 		return fmt.Errorf("index: format %.80q, want %s: made by another version of clawbox", x.Format, IndexFormat)
 	}
-	sizes := make([]int64, len(x.Blobs))
 	bySum := map[v1.Hash]int64{}
 	var total int64
 	for i, b := range x.Blobs {
-		if err := b.check(); err != nil {
+		if err := b.check(r.Base != nil); err != nil {
 			return fmt.Errorf("index: blob %d: %w", i, err)
 		}
 		if _, ok := bySum[b.Digest]; ok {
 			return fmt.Errorf("index: blob %d: %s comes twice", i, b.Digest)
 		}
-		bySum[b.Digest], sizes[i] = b.Size, b.Size
+		bySum[b.Digest] = b.Size
 		if total += b.Size; total > maxTotal {
 			return fmt.Errorf("index: more than %d bytes", int64(maxTotal))
 		}
 	}
-	for _, it := range r.Items {
+	if err := x.checkItems(r, bySum, total); err != nil {
+		return err
+	}
+	return x.checkPlaces(r.Parts)
+}
+
+// checkItems holds the items, wherever they stand, against the blobs.
+func (x Index) checkItems(r Release, bySum map[v1.Hash]int64, total int64) error {
+	items := r.Items
+	if sealed := r.Encryption != ""; sealed {
+		items = x.Items
+		if err := checkItems(items); err != nil {
+			return fmt.Errorf("index: %w", err)
+		}
+	} else if len(x.Items) > 0 {
+		return fmt.Errorf("index: %d items, want them in release.note: only an encrypted release has them here", len(x.Items))
+	}
+	for _, it := range items {
 		if n, ok := bySum[it.Descriptor.Digest]; !ok || n != it.Descriptor.Size {
 			return fmt.Errorf("index: item %s: manifest %s of %d bytes is not among the blobs", it.Name, it.Descriptor.Digest, it.Descriptor.Size)
 		}
-	}
-	return x.checkPlaces(sizes, r.Parts)
-}
-
-func (x Index) checkPlaces(sizes []int64, parts []Part) error {
-	lens := make([]int64, len(parts))
-	for i, p := range parts {
-		lens[i] = p.Size
-	}
-	at, err := Places(sizes, lens)
-	if err != nil {
-		return err
-	}
-	for i, b := range x.Blobs {
-		if (Place{b.Part, b.Offset}) != at[i] {
-			return fmt.Errorf("index: blob %d: part %d offset %d, want part %d offset %d",
-				i, b.Part, b.Offset, at[i].Part, at[i].Offset)
+		if it.TotalSize > total {
+			return fmt.Errorf("index: item %s: %d bytes in a bundle of %d", it.Name, it.TotalSize, total)
 		}
 	}
 	return nil
 }
 
-func (b Blob) check() error {
+// checkPlaces: what lies on the media lies there one after the other.
+func (x Index) checkPlaces(parts []Part) error {
+	var lens, sizes []int64
+	var got []Place
+	for _, p := range parts {
+		lens = append(lens, p.Payload())
+	}
+	for _, b := range x.Blobs {
+		for _, s := range b.Sources() {
+			if s.OnMedia() {
+				sizes, got = append(sizes, s.Length), append(got, Place{s.Part, s.Offset})
+			}
+		}
+	}
+	at, err := Places(sizes, lens)
+	if err != nil {
+		return err
+	}
+	for i, p := range got {
+		if p != at[i] {
+			return fmt.Errorf("index: stretch %d of the payload: part %d offset %d, want part %d offset %d", i, p.Part, p.Offset, at[i].Part, at[i].Offset)
+		}
+	}
+	return nil
+}
+
+func (b Blob) check(hasBase bool) error {
 	if _, err := SumOf(b.Digest); err != nil {
 		return err
 	}
@@ -171,11 +293,47 @@ func (b Blob) check() error {
 		return fmt.Errorf("%s: %d bytes, want 0 to %d", b.Digest, b.Size, int64(maxTotal))
 	}
 	want := 0
-	if b.Size > ChunkSize {
+	if b.Size > ChunkSize && !b.Base {
 		want = int((b.Size + ChunkSize - 1) / ChunkSize)
 	}
 	if len(b.Chunks) != want {
 		return fmt.Errorf("%s: %d chunk sums for %d bytes, want %d", b.Digest, len(b.Chunks), b.Size, want)
+	}
+	if !b.Base && len(b.Segments) == 0 {
+		return nil // its place is checked with the others
+	}
+	if err := b.checkBase(hasBase); err != nil {
+		return fmt.Errorf("%s: %w", b.Digest, err)
+	}
+	return nil
+}
+
+// checkBase holds a blob that is not wholly on the media against its rules.
+func (b Blob) checkBase(hasBase bool) error {
+	switch {
+	case !hasBase:
+		return fmt.Errorf("it builds upon a base, and the release names none")
+	case b.Part != 0 || b.Offset != 0 || b.Base && len(b.Segments) > 0:
+		return fmt.Errorf("more than one of a place, base and segments")
+	}
+	var n int64
+	for i, s := range b.Segments {
+		if s.Length < 1 || s.Length > b.Size-n || n+s.Length < b.Size && s.Length%ChunkSize != 0 {
+			return fmt.Errorf("segment %d has %d bytes, want whole chunks and %d in all", i, s.Length, b.Size)
+		}
+		n += s.Length
+		if s.OnMedia() {
+			continue
+		}
+		if _, err := SumOf(s.From); err != nil {
+			return err
+		}
+		if s.Part != 0 || s.Offset < 0 || s.Offset%ChunkSize != 0 || s.Offset > maxTotal {
+			return fmt.Errorf("segment %d: part %d offset %d of %s, want no part and whole chunks", i, s.Part, s.Offset, s.From)
+		}
+	}
+	if n != b.Size && !b.Base {
+		return fmt.Errorf("segments of %d bytes, want %d", n, b.Size)
 	}
 	return nil
 }

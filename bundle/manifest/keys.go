@@ -1,6 +1,7 @@
 package manifest
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/base64"
@@ -20,12 +21,15 @@ const (
 	maxKeyFile = 64 << 10 // bytes
 )
 
-// Trust is the set of keys of which Threshold must have signed a release. The
-// zero Trust trusts nothing.
+// Trust is the set of keys of which Threshold must have signed a release: a
+// fixed one, or the one that a Root gives. The zero Trust trusts nothing.
 type Trust struct {
 	keys      []string
 	verifiers []note.Verifier
 	threshold int
+
+	root *Root // nil: the keys are fixed
+	note []byte
 }
 
 // NewTrust makes a Trust of verifier keys ("name+hash+base64"), each of them a
@@ -62,6 +66,9 @@ func keyData(vkey string) string {
 
 // Need returns t with another threshold, from 1 to the number of keys.
 func (t Trust) Need(n int) (Trust, error) {
+	if t.root != nil && n != t.threshold {
+		return Trust{}, fmt.Errorf("trust: %d signatures, and root version %d asks for %d: leave the number out, the root gives it", n, t.root.Version, t.threshold)
+	}
 	if n < 1 || n > len(t.keys) {
 		return Trust{}, fmt.Errorf("trust: %d signatures of %d keys: want at least one key and a threshold between 1 and the number of keys", n, len(t.keys))
 	}
@@ -87,14 +94,25 @@ func (t Trust) names() string {
 }
 
 // LoadTrust reads verifier keys, one per line; empty lines and lines that
-// begin with # are skipped. One signature suffices; see Need. A file that
-// everyone may write is refused: it would let everyone choose the keys.
+// begin with # are skipped. One signature suffices; see Need. Or it reads one
+// root (see TrustRoot). A file that everyone may write is refused: it would let
+// everyone choose the keys.
 func LoadTrust(paths ...string) (Trust, error) {
 	var keys []string
 	for _, p := range paths {
 		b, err := readKey(p, 0o002)
 		if err != nil {
 			return Trust{}, err
+		}
+		if bytes.HasPrefix(b, []byte("{")) {
+			if len(paths) > 1 {
+				return Trust{}, fmt.Errorf("%s is a root, and there are %d files: want one root, or keys only", p, len(paths))
+			}
+			t, err := TrustRoot(b)
+			if err != nil {
+				return Trust{}, fmt.Errorf("%s: %w", p, err)
+			}
+			return t, nil
 		}
 		ls := keyLines(b)
 		if len(ls) == 0 {

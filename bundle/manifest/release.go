@@ -15,9 +15,17 @@
 // duplicate key, another spelling of a number or one added space is refused,
 // and so is any other signature line than the ones that the release expects.
 //
-// Limits: the release names its signers and a threshold (Roles), and every
-// signature on it must verify; but which keys a host trusts is a set of files
-// on that host. Rotation by signed role, as in TUF, is not built yet.
+// A host trusts either a set of release keys, or a Root: a signed statement of
+// who may sign roots and who may sign releases. Root N+1 counts when it is signed
+// by the threshold of root N and by its own, so that keys are added, replaced
+// and thrown away without anybody visiting the hosts:
+//
+//	trust, err := manifest.LoadTrust("/etc/clawbox/root.note") // the pinned root
+//	trust, err = trust.Follow(readRoot)                        // as far as the media's chain leads
+//	err = manifest.KeepRoot("/etc/clawbox/root.note", trust)   // never back
+//
+// Limits: there is no expiry, because an offline host has no clock to trust;
+// docs/bundle-format.md holds this against TUF, attack by attack.
 //
 // Sources: signed note, c2sp.org/signed-note; roles, TUF specification 1.0.33.
 package manifest
@@ -40,9 +48,9 @@ const (
 	IndexFormat   = "clawbox.io/index/v1"
 
 	// MaxNote and MaxIndex bound release.note and index.json in bytes, so that
-	// no more than 16 MiB are read before a signature is checked.
+	// they and MaxRoots roots are no more than 16 MiB.
 	MaxNote  = 1 << 20
-	MaxIndex = 15 << 20
+	MaxIndex = 14 << 20
 
 	// ChunkSize is the unit in which content is verified, in bytes.
 	ChunkSize = 4 << 20
@@ -63,10 +71,38 @@ type Release struct {
 	Sequence  int64     `json:"sequence"` // grows with every release; from 1
 	Created   time.Time `json:"created"`  // UTC, whole seconds
 	ChunkSize int64     `json:"chunkSize"`
-	Index     File      `json:"index"`
-	Parts     []Part    `json:"parts"`
-	Items     []Item    `json:"items"`
-	Roles     Roles     `json:"roles"`
+	// Base is the release that a differential bundle builds upon.
+	Base *Base `json:"base,omitempty"`
+	// Encryption is Age, or empty: then nothing is encrypted. With it, Index,
+	// Parts and Parity describe the encrypted files as they lie on the media.
+	Encryption string `json:"encryption,omitempty"`
+	Roots      []File `json:"roots,omitempty"` // root/1.note, root/2.note and so on
+	Index      File   `json:"index"`
+	Parts      []Part `json:"parts"`
+	// Parity are Reed-Solomon parts over Parts, parity/parity-0001 and so on: as
+	// many parts as there are of them may be lost.
+	Parity []Part `json:"parity,omitempty"`
+	// Items is empty in the note of an encrypted release: the index has them,
+	// so that a stick that is found does not tell what is on it.
+	Items []Item `json:"items,omitempty"`
+	Roles Roles  `json:"roles"`
+}
+
+// Age is the value of Release.Encryption: C2SP age, age-encryption.org/v1.
+const Age = "age-encryption.org/v1"
+
+// Base names the release that a host must have before it can take a
+// differential bundle.
+type Base struct {
+	Name     string `json:"name"`
+	Version  string `json:"version"`
+	Sequence int64  `json:"sequence"`
+	Note     Sum    `json:"note"` // the sha256 of its release.note
+}
+
+// String names the release for people.
+func (b Base) String() string {
+	return fmt.Sprintf("%s %s (sequence %d)", b.Name, b.Version, b.Sequence)
 }
 
 // File pins one file: bytes and sha256.
@@ -75,11 +111,22 @@ type File struct {
 	SHA256 Sum   `json:"sha256"`
 }
 
-// Part is one raw file under parts/. Its name is part-0001 and so on.
+// Part is one file under parts/ or parity/. Its name is part-0001 or
+// parity-0001 and so on.
 type Part struct {
 	Name   string `json:"name"`
-	Size   int64  `json:"size"`
+	Size   int64  `json:"size"` // of the file on the media
 	SHA256 Sum    `json:"sha256"`
+	// Content is the number of payload bytes in an encrypted part.
+	Content int64 `json:"content,omitempty"`
+}
+
+// Payload returns how many bytes of the payload the part holds.
+func (p Part) Payload() int64 {
+	if p.Content > 0 {
+		return p.Content
+	}
+	return p.Size
 }
 
 // Item is one thing that the recipe asked for.
@@ -146,6 +193,12 @@ func SumOf(h v1.Hash) (s Sum, err error) {
 
 // PartName returns the name of the n-th part, from 1.
 func PartName(n int) string { return fmt.Sprintf("part-%04d", n) }
+
+// ParityName returns the name of the n-th parity part, from 1.
+func ParityName(n int) string { return fmt.Sprintf("parity-%04d", n) }
+
+// RootName returns the name of root version n, below root/.
+func RootName(n int64) string { return fmt.Sprintf("%d.note", n) }
 
 // encodeRelease is the canonical form: two-space indent, no HTML escapes, a
 // newline at the end.
