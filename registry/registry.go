@@ -1,24 +1,39 @@
 // Package registry serves the store as an OCI registry (distribution-spec
-// 1.1), for pulling: container engines, K3s, crane and oras read images,
-// models and files straight from the store's blobs, without a copy.
+// 1.1): container engines, K3s, crane, oras and skopeo read images, models and
+// files straight from the store's blobs, without a copy, and operators push
+// more of them.
 //
 //	http.ListenAndServe("127.0.0.1:5000", registry.New(store, registry.Options{}))
 //	crane manifest 127.0.0.1:5000/openclaw:2026.9.6
 //
+//	users, err := registry.OpenUsers("users") // htpasswd -B
+//	h, err := registry.Open(store, registry.Options{Push: true, Users: users, Rules: []registry.Rule{
+//		registry.LoopbackPulls,
+//		{Who: "user:*", Repos: "**", May: []registry.Right{registry.Pull, registry.Push, registry.Delete}},
+//	}})
+//
 // # Names
 //
-// A name in the store is a repository and a tag: "openclaw:2026.9.6" is tag
-// 2026.9.6 of repository openclaw, "web" is tag latest of web, "web@sha256:…"
-// is repository web with a manifest and no tag. There is no implied
-// "library/". A name that the specification doesn't allow can't be pulled.
+// A name in the store's index.json is a repository and a tag:
+// "openclaw:2026.9.6" is tag 2026.9.6 of repository openclaw, "web" is tag
+// latest of web, "web@sha256:…" is repository web with a manifest and no tag.
+// There is no implied "library/". A name that the specification doesn't allow
+// can't be pulled. Those are the names of installed releases. The registry
+// reads them and never writes them: nobody who pushes can change what a
+// release means by a name, or delete it. What is pushed has names of its own
+// under registry/ in the store (see shelfDir), beside them.
 //
 // # What a repository shows
 //
-// What its tags reach and nothing else: indexes, manifests, configurations
-// and layers. A blob that only another repository uses answers 404 here, even
-// though the store holds it. A manifest that has a subject and no name of its
+// Of a release: what its tags reach and nothing else, indexes, manifests,
+// configurations and layers. A manifest that has a subject and no name of its
 // own in index.json belongs to the repositories that show its subject; so a
-// signature travels without a tag.
+// signature travels without a tag. Of what was pushed: the blobs and manifests
+// that were pushed to this repository or mounted into it. A blob that only
+// another repository has answers 404 here, even though the store holds it.
+//
+// A blob can be mounted from each repository that the client may pull from;
+// without a "from" all of those are searched.
 //
 // # Integrity
 //
@@ -27,51 +42,146 @@
 // clients verify the digest. A response never carries content under another
 // digest than the one asked for, unless the disk rots under a blob.
 //
-// Limits: pushing and deleting answer 405; there is no access control, so
-// listen on loopback or inside the appliance only; digests are sha256.
+// A pushed manifest must name only what its repository shows, with the right
+// sizes (except layers that say they are elsewhere, and the subject); blobs
+// and manifests that another manifest here needs can't be deleted. A success
+// is answered when all of it is flushed to the disk.
+//
+// Content may be named by its sha256 or sha512. The store keeps it once, by
+// sha256; sha512 names need one more read when an upload ends.
+//
+// # Who may
+//
+// Rules say who may pull, push and delete in which repositories; without
+// rules, connections from this host may pull and nobody may do anything else.
+//
+// # Space
+//
+// Deleting takes names away. The bytes go with Collect, which keeps all that
+// releases, slots, repositories and uploads under way need.
+//
+// Limits: no token service (passwords and client certificates only); a nested
+// index is followed eight levels down; one process at a time should accept
+// pushes, as the limits on uploads are counted per process.
 package registry
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
+	"maps"
 	"net/http"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/clawbox/clawbox/bundle/content"
+	"github.com/clawbox/clawbox/internal/durable"
 )
 
-// Options may be left zero.
+// Options may be left zero: then it is for pulling, from this host only.
 type Options struct {
-	Log *slog.Logger // gets what made a request fail on this side; nil: nowhere
+	Log    *slog.Logger // gets what made a request fail on this side; nil: nowhere
+	Push   bool         // take pushes and deletions from those who have the right
+	Rules  []Rule       // who may do what; nil: LoopbackPulls
+	Users  *Users       // names and passwords; nil: there are none
+	Limits Limits
+	// Sparse takes manifests whose parts are not all here.
+	Sparse bool
 }
 
-// New returns the registry over store. It is safe for concurrent use and sees
-// a new tag at the next request.
+// New returns the registry over store, for pulling; what o says of pushing is
+// refused. It is safe for concurrent use and sees a new tag at the next
+// request.
 func New(store *content.Store, o Options) http.Handler {
+	o.Push = false
+	h, err := Open(store, o)
+	if err != nil { // without pushing, only rules can be wrong
+		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			(&problem{http.StatusInternalServerError, codeUnknown, err.Error()}).write(w)
+		})
+	}
+	return h
+}
+
+// Open is New for a registry that may take pushes. It makes the folder that
+// holds their names.
+func Open(store *content.Store, o Options) (http.Handler, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &server{store: store, log: o.Log, views: views{store: store}}
+	if o.Rules == nil {
+		o.Rules = []Rule{LoopbackPulls}
+	}
+	for _, r := range o.Rules {
+		if err := r.Check(); err != nil {
+			return nil, fmt.Errorf("registry: %w", err)
+		}
+	}
+	s := &server{
+		store: store, log: o.Log, push: o.Push, sparse: o.Sparse, views: views{store: store},
+		shelf: shelf{filepath.Join(store.Dir(), shelfDir)}, gate: gate{o.Rules, o.Users},
+	}
+	if !s.push {
+		return s, nil
+	}
+	if err := durable.MkdirAll(filepath.Join(s.shelf.dir, "uploads"), 0o755); err != nil {
+		return nil, fmt.Errorf("registry: %w: pushing needs to write in the store", err)
+	}
+	var err error
+	s.ups, err = openSessions(store, s.shelf, o.Limits)
+	return s, err
 }
 
 type server struct {
-	store *content.Store
-	log   *slog.Logger
-	views views
+	store  *content.Store
+	log    *slog.Logger
+	push   bool
+	sparse bool
+	views  views
+	shelf  shelf
+	gate   gate
+	ups    *sessions // nil unless push
+}
+
+// call is one request for something in a repository.
+type call struct {
+	*server
+	w    http.ResponseWriter
+	r    *http.Request
+	who  client
+	view *view
+	repo *repo  // the release's part of it, or nil
+	name string // the repository's
+	ref  string // digest, tag or session
+}
+
+// action is what a method does, and the right that it needs.
+type action struct {
+	need Right
+	do   func(*call) error
+}
+
+// actions are distribution-spec, "Endpoints": what is asked for, and how.
+var actions = map[string]map[string]action{
+	"manifests": {"GET": {Pull, (*call).getManifest}, "HEAD": {Pull, (*call).getManifest}, "PUT": {Push, (*call).putManifest}, "DELETE": {Delete, (*call).deleteManifest}},
+	"blobs":     {"GET": {Pull, (*call).getBlob}, "HEAD": {Pull, (*call).getBlob}, "DELETE": {Delete, (*call).deleteBlob}},
+	"uploads": {
+		"POST": {Push, (*call).startUpload}, "PATCH": {Push, (*call).patchUpload}, "PUT": {Push, (*call).endUpload},
+		"GET": {Push, (*call).uploadStatus}, "DELETE": {Push, (*call).cancelUpload},
+	},
+	"referrers": {"GET": {Pull, (*call).getReferrers}, "HEAD": {Pull, (*call).getReferrers}},
+	"tags":      {"GET": {Pull, (*call).getTags}, "HEAD": {Pull, (*call).getTags}},
 }
 
 // Names and tags: distribution-spec, "Pulling manifests".
 var (
-	nameForm   = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
-	tagForm    = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
-	digestForm = regexp.MustCompile(`^[a-z0-9]+([+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]+$`)
+	nameForm = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
+	tagForm  = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
 )
 
 const maxName = 255
@@ -85,164 +195,111 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		return
 	}
-	var p *problem
-	if !errors.As(err, &p) {
+	p := s.explain(err)
+	if p.status == http.StatusInternalServerError {
 		s.log.Error("registry", "method", r.Method, "path", r.URL.Path, "err", err)
-		p = &problem{http.StatusInternalServerError, "UNKNOWN", "the store could not answer; the appliance's log says why"}
 	}
 	p.write(w)
+}
+
+// explain is what the client is told of err.
+func (s *server) explain(err error) *problem {
+	var p *problem
+	switch {
+	case errors.As(err, &p):
+		return p
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return &problem{http.StatusInsufficientStorage, codeDenied, "the store is full: delete what isn't needed, collect garbage, and push again"}
+	}
+	return &problem{http.StatusInternalServerError, codeUnknown, "the store could not answer; the appliance's log says why"}
 }
 
 // serve answers r, or returns an error before anything was written.
 func (s *server) serve(w http.ResponseWriter, r *http.Request) error {
 	path, ok := strings.CutPrefix(r.URL.Path, "/v2")
 	if !ok || path != "" && path[0] != '/' {
-		return &problem{http.StatusNotFound, "UNSUPPORTED", "only /v2/ is served here"}
+		return refuse(http.StatusNotFound, codeUnsupported, "only /v2/ is served here")
 	}
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		w.Header().Set("Allow", "GET, HEAD")
-		return &problem{http.StatusMethodNotAllowed, "UNSUPPORTED", r.Method + ": this registry is filled from signed bundles only; add the item to a bundle and load that"}
-	}
-	v, err := s.views.get()
+	who, err := s.gate.client(w, r)
 	if err != nil {
 		return err
 	}
-	path = strings.TrimPrefix(path, "/")
-	switch path {
+	c := &call{server: s, w: w, r: r, who: who}
+	switch path = strings.TrimPrefix(path, "/"); path {
 	case "":
-		return reply(w, "application/json", struct{}{})
+		return c.ping()
 	case "_catalog":
-		return s.catalog(w, r, v)
+		return c.catalog()
 	}
+	what := c.parse(path)
+	if what == "" {
+		return refuse(http.StatusNotFound, codeNoName, "no such endpoint")
+	}
+	if !goodName(c.name) {
+		return refuse(http.StatusBadRequest, codeName, "repository name %.80q: want lower-case letters, digits, and . _ - / between them, %d bytes at most", c.name, maxName)
+	}
+	return c.route(actions[what])
+}
+
+// parse takes the path behind /v2/ apart, and returns what is asked for.
+func (c *call) parse(path string) (what string) {
 	p := strings.Split(path, "/")
-	if len(p) < 3 {
-		return &problem{http.StatusNotFound, "NAME_UNKNOWN", "no such endpoint"}
-	}
-	name, what, ref := strings.Join(p[:len(p)-2], "/"), p[len(p)-2], p[len(p)-1]
-	if !goodName(name) {
-		return &problem{http.StatusBadRequest, "NAME_INVALID", fmt.Sprintf("repository name %.80q: want lower-case letters, digits, and . _ - / between them, %d bytes at most", name, maxName)}
-	}
-	return s.route(w, r, v.repos[name], name, what, ref)
-}
-
-// route answers for one repository, which is nil when there is no such.
-func (s *server) route(w http.ResponseWriter, r *http.Request, repo *repo, name, what, ref string) error {
+	n := len(p)
 	switch {
-	case what == "referrers":
-		return referrers(w, r, repo, ref)
-	case repo == nil:
-		return &problem{http.StatusNotFound, "NAME_UNKNOWN", "no repository " + name}
-	case what == "manifests":
-		return s.manifest(w, r, repo, ref)
-	case what == "blobs":
-		return s.blob(w, r, repo, ref)
-	case what == "tags" && ref == "list":
-		return tags(w, r, repo, name)
+	case n >= 4 && p[n-3] == "blobs" && p[n-2] == "uploads":
+		c.name, c.ref, what = strings.Join(p[:n-3], "/"), p[n-1], "uploads"
+	case n >= 3 && p[n-2] == "blobs" && p[n-1] == "uploads":
+		c.name, what = strings.Join(p[:n-2], "/"), "uploads"
+	case n >= 3:
+		c.name, c.ref, what = strings.Join(p[:n-2], "/"), p[n-1], p[n-2]
 	}
-	return &problem{http.StatusNotFound, "NAME_UNKNOWN", "no such endpoint"}
+	if actions[what] == nil || what == "tags" && c.ref != "list" {
+		return ""
+	}
+	return what
 }
 
-// parseDigest tells a malformed digest, which is an error, from a well-formed
-// one of an algorithm that the store doesn't have, which is just not there.
-func parseDigest(s string) (v1.Hash, error) {
-	if !digestForm.MatchString(s) {
-		return v1.Hash{}, &problem{http.StatusBadRequest, "DIGEST_INVALID", fmt.Sprintf("digest %.80q: want algorithm:encoded", s)}
-	}
-	alg, hex, _ := strings.Cut(s, ":")
-	h := v1.Hash{Algorithm: alg, Hex: hex}
-	if alg == "sha256" && !sha256Form.MatchString(hex) {
-		return h, &problem{http.StatusBadRequest, "DIGEST_INVALID", fmt.Sprintf("digest %.80q: want 64 lower-case hex digits after sha256", s)}
-	}
-	return h, nil
-}
-
-var sha256Form = regexp.MustCompile(`^[0-9a-f]{64}$`)
-
-func (s *server) manifest(w http.ResponseWriter, r *http.Request, repo *repo, ref string) error {
-	unknown := &problem{http.StatusNotFound, "MANIFEST_UNKNOWN", fmt.Sprintf("no manifest %.80q here", ref)}
-	h, ok := repo.tags[ref]
+// route picks the action for the method, sees to it that it is allowed, and
+// takes it.
+func (c *call) route(as map[string]action) (err error) {
+	allowed := maps.Clone(as)
+	maps.DeleteFunc(allowed, func(_ string, a action) bool { return a.need != Pull && !c.push })
+	a, ok := allowed[c.r.Method]
 	if !ok {
-		if !strings.Contains(ref, ":") {
-			return unknown
+		c.w.Header().Set("Allow", strings.Join(slices.Sorted(maps.Keys(allowed)), ", "))
+		return refuse(http.StatusMethodNotAllowed, codeUnsupported, "%.20s: this registry does not do that here; without pushing it is filled from signed bundles only", c.r.Method)
+	}
+	if !c.gate.may(c.who, c.name, a.need) {
+		if c.who.user == "" && c.who.cert == "" {
+			return c.gate.errUnauthorized(c.w)
 		}
-		var err error
-		if h, err = parseDigest(ref); err != nil {
-			return err
-		}
+		return refuse(http.StatusForbidden, codeDenied, "%s may not %s in %s: no rule of this registry says so", c.who, a.need, c.name)
 	}
-	m, ok := repo.manifests[h]
-	if !ok {
-		return unknown
-	}
-	w.Header().Set("Vary", "Accept")
-	if !accepts(r.Header.Values("Accept"), string(m.desc.MediaType)) {
-		return &problem{http.StatusNotFound, "MANIFEST_UNKNOWN", fmt.Sprintf("manifest %.80q is %s, which the Accept header doesn't allow", ref, m.desc.MediaType)}
-	}
-	b, err := readManifest(s.store, m.desc)
-	if errors.Is(err, fs.ErrNotExist) {
-		return unknown
-	}
-	if err != nil {
+	if c.view, err = c.views.get(); err != nil {
 		return err
 	}
-	head(w, h, string(m.desc.MediaType))
-	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(b))
+	c.repo = c.view.repos[c.name]
+	return a.do(c)
+}
+
+// ping says that this is a registry, to those who may do anything in it.
+func (c *call) ping() error {
+	if err := c.pingable(); err != nil {
+		return err
+	}
+	return reply(c.w, "application/json", struct{}{})
+}
+
+func (c *call) pingable() error {
+	if c.r.Method != http.MethodGet && c.r.Method != http.MethodHead {
+		c.w.Header().Set("Allow", "GET, HEAD")
+		return refuse(http.StatusMethodNotAllowed, codeUnsupported, "%.20s: want GET or HEAD", c.r.Method)
+	}
+	if !c.gate.known(c.who) {
+		return c.gate.errUnauthorized(c.w)
+	}
 	return nil
 }
 
-// accepts says whether one of the Accept header's lines allows media type t.
-// No line at all allows everything; parameters, and with them weights, are
-// not looked at: there is only one form to give.
-func accepts(lines []string, t string) bool {
-	group, _, _ := strings.Cut(t, "/")
-	for _, a := range strings.Split(strings.Join(lines, ","), ",") {
-		a, _, _ = strings.Cut(a, ";")
-		switch strings.ToLower(strings.TrimSpace(a)) {
-		case strings.ToLower(t), "*/*", group + "/*":
-			return true
-		case "":
-			if len(lines) == 0 {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-func (s *server) blob(w http.ResponseWriter, r *http.Request, repo *repo, ref string) error {
-	h, err := parseDigest(ref)
-	if err != nil {
-		return err
-	}
-	unknown := &problem{http.StatusNotFound, "BLOB_UNKNOWN", fmt.Sprintf("no blob %s here", h)}
-	size, ok := repo.blobs[h]
-	if !ok {
-		return unknown
-	}
-	f, err := s.store.Open(h)
-	if errors.Is(err, fs.ErrNotExist) {
-		return unknown
-	}
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	if !fi.Mode().IsRegular() || fi.Size() != size {
-		return fmt.Errorf("blob %s is %v with %d bytes, its manifest says %d: load the bundle again", h, fi.Mode(), fi.Size(), size)
-	}
-	head(w, h, "application/octet-stream")
-	http.ServeContent(w, r, "", time.Time{}, f)
-	return nil
-}
-
-// head sets what every answer that carries content has. The content never
-// changes under its digest.
-func head(w http.ResponseWriter, h v1.Hash, mediaType string) {
-	w.Header().Set("Content-Type", mediaType)
-	w.Header().Set("Docker-Content-Digest", h.String())
-	w.Header().Set("ETag", `"`+h.String()+`"`)
-}
+// idle is how long a client may be silent within a request.
+const idle = 60 * time.Second

@@ -36,23 +36,39 @@ func ok[T any](v T, err error) func(testing.TB) T {
 	return func(t testing.TB) T { t.Helper(); must(t, err); return v }
 }
 
-// shelf is a store with a registry in front.
-type shelf struct {
+// rack is a store with a registry in front.
+type rack struct {
 	*content.Store
 	srv *httptest.Server
 }
 
-func newShelf(t *testing.T) shelf {
+func newRack(t *testing.T) rack {
 	t.Helper()
 	s := ok(content.Open(filepath.Join(t.TempDir(), "store")))(t)
 	srv := httptest.NewServer(New(s, Options{}))
 	t.Cleanup(srv.Close)
-	return shelf{s, srv}
+	return rack{s, srv}
 }
 
-func (s shelf) host() string { return strings.TrimPrefix(s.srv.URL, "http://") }
+// everything is the rule under which most tests push.
+var everything = Rule{Who: "loopback", Repos: "**", May: []Right{Pull, Push, Delete}}
 
-func (s shelf) put(t *testing.T, b []byte) v1.Hash {
+// pushRack is a rack that everybody on this host may push to.
+func pushRack(t testing.TB, o Options) rack {
+	t.Helper()
+	s := ok(content.Open(filepath.Join(t.TempDir(), "store")))(t)
+	o.Push = true
+	if o.Rules == nil {
+		o.Rules = []Rule{everything}
+	}
+	srv := httptest.NewServer(ok(Open(s, o))(t))
+	t.Cleanup(srv.Close)
+	return rack{s, srv}
+}
+
+func (s rack) host() string { return strings.TrimPrefix(s.srv.URL, "http://") }
+
+func (s rack) put(t *testing.T, b []byte) v1.Hash {
 	t.Helper()
 	h, n, err := v1.SHA256(bytes.NewReader(b))
 	must(t, err)
@@ -61,7 +77,7 @@ func (s shelf) put(t *testing.T, b []byte) v1.Hash {
 }
 
 // image stores img and what it is made of.
-func (s shelf) image(t *testing.T, img v1.Image) v1.Descriptor {
+func (s rack) image(t *testing.T, img v1.Image) v1.Descriptor {
 	t.Helper()
 	for _, l := range ok(img.Layers())(t) {
 		rc := ok(l.Compressed())(t)
@@ -73,7 +89,7 @@ func (s shelf) image(t *testing.T, img v1.Image) v1.Descriptor {
 	return *ok(partial.Descriptor(img))(t)
 }
 
-func (s shelf) index(t *testing.T, idx v1.ImageIndex) v1.Descriptor {
+func (s rack) index(t *testing.T, idx v1.ImageIndex) v1.Descriptor {
 	t.Helper()
 	for _, d := range ok(idx.IndexManifest())(t).Manifests {
 		s.image(t, ok(idx.Image(d.Digest))(t))
@@ -83,7 +99,7 @@ func (s shelf) index(t *testing.T, idx v1.ImageIndex) v1.Descriptor {
 }
 
 // file stores b as an artifact in the form that bundles use.
-func (s shelf) file(t *testing.T, title string, b []byte, subject *v1.Descriptor) v1.Descriptor {
+func (s rack) file(t *testing.T, title string, b []byte, subject *v1.Descriptor) v1.Descriptor {
 	t.Helper()
 	empty := []byte("{}")
 	cfg := v1.Descriptor{MediaType: types.OCIEmptyJSON, Digest: s.put(t, empty), Size: 2}
@@ -104,7 +120,7 @@ type answer struct {
 	body   string
 }
 
-func (s shelf) do(t *testing.T, method, path string, header ...string) answer {
+func (s rack) do(t *testing.T, method, path string, header ...string) answer {
 	t.Helper()
 	r := ok(http.NewRequestWithContext(t.Context(), method, s.srv.URL+path, nil))(t)
 	for i := 0; i < len(header); i += 2 {
@@ -129,7 +145,7 @@ func drain(t *testing.T, img v1.Image) {
 }
 
 func TestPullImage(t *testing.T) {
-	s := newShelf(t)
+	s := newRack(t)
 	img := ok(random.Image(200_000, 3))(t)
 	d := s.image(t, img)
 	must(t, s.Tag("acme/web:1.2", d))
@@ -146,7 +162,7 @@ func TestPullImage(t *testing.T) {
 }
 
 func TestPullIndex(t *testing.T) {
-	s := newShelf(t)
+	s := newRack(t)
 	idx := ok(random.Index(50_000, 2, 3))(t)
 	must(t, s.Tag("multi", s.index(t, idx))) // no tag: latest
 	got := ok(remote.Index(ok(name.ParseReference(s.host() + "/multi:latest"))(t)))(t)
@@ -159,7 +175,7 @@ func TestPullIndex(t *testing.T) {
 }
 
 func TestPullArtifactAndRange(t *testing.T) {
-	s := newShelf(t)
+	s := newRack(t)
 	body := bytes.Repeat([]byte("0123456789"), 50_000)
 	must(t, s.Tag("clawbox:1", s.file(t, "bin/clawbox", body, nil)))
 	m := ok(crane.Manifest(s.host() + "/clawbox:1"))(t)
@@ -196,7 +212,7 @@ func TestPullArtifactAndRange(t *testing.T) {
 }
 
 func TestManifestHeadAndAccept(t *testing.T) {
-	s := newShelf(t)
+	s := newRack(t)
 	d := s.image(t, ok(random.Image(100, 1))(t))
 	must(t, s.Tag("a:1", d))
 	for _, c := range []struct {
@@ -232,7 +248,7 @@ func TestManifestHeadAndAccept(t *testing.T) {
 }
 
 func TestErrors(t *testing.T) {
-	s := newShelf(t)
+	s := newRack(t)
 	a, b := s.image(t, ok(random.Image(100, 1))(t)), s.image(t, ok(random.Image(100, 1))(t))
 	must(t, s.Tag("a:1", a))
 	must(t, s.Tag("b:1", b))
@@ -258,7 +274,7 @@ func TestErrors(t *testing.T) {
 		{"GET", "/v2/a/blobs/" + loose.String(), 404, "BLOB_UNKNOWN"},
 		{"GET", "/v2/a/blobs/" + none, 404, "BLOB_UNKNOWN"},
 		{"GET", "/v2/a/blobs/1", 400, "DIGEST_INVALID"},
-		{"GET", "/v2/a/blobs/uploads/1", 404, "NAME_UNKNOWN"},
+		{"GET", "/v2/a/blobs/uploads/1", 405, "UNSUPPORTED"},
 		{"GET", "/v2/none/manifests/1", 404, "NAME_UNKNOWN"},
 		{"GET", "/v2/none/tags/list", 404, "NAME_UNKNOWN"},
 		{"GET", "/v2/a/tags/lists", 404, "NAME_UNKNOWN"},
@@ -294,7 +310,7 @@ func TestErrors(t *testing.T) {
 // TestNoTraversal asks for files beside the blobs in every way that comes to
 // mind.
 func TestNoTraversal(t *testing.T) {
-	s := newShelf(t)
+	s := newRack(t)
 	must(t, s.Tag("a:1", s.image(t, ok(random.Image(100, 1))(t))))
 	must(t, os.WriteFile(filepath.Join(s.Dir(), "..", "secret"), []byte("s3cret"), 0o600))
 	for _, p := range []string{
@@ -303,6 +319,7 @@ func TestNoTraversal(t *testing.T) {
 		"/v2/a/manifests/../../../../secret", "/v2/..%2f..%2fsecret/tags/list", "/v2/a%00/tags/list", "/v2/a/manifests/1%00", "/v2/a/blobs/sha256:" + strings.Repeat("0", 63) + "%2f",
 	} {
 		r := httptest.NewRequest("GET", p, nil) // the server itself: no client in between that tidies the path
+		r.RemoteAddr = "127.0.0.1:1"
 		w := httptest.NewRecorder()
 		s.srv.Config.Handler.ServeHTTP(w, r)
 		if w.Code < 400 || strings.Contains(w.Body.String(), "s3cret") {
@@ -312,7 +329,7 @@ func TestNoTraversal(t *testing.T) {
 }
 
 func TestTagsAndCatalog(t *testing.T) {
-	s := newShelf(t)
+	s := newRack(t)
 	d := s.image(t, ok(random.Image(10, 1))(t))
 	var tags, repos []string
 	for i := range 7 {
@@ -348,7 +365,7 @@ func TestTagsAndCatalog(t *testing.T) {
 }
 
 func TestReferrers(t *testing.T) {
-	s := newShelf(t)
+	s := newRack(t)
 	img := s.image(t, ok(random.Image(10, 1))(t))
 	must(t, s.Tag("app:1", img))
 	must(t, s.Tag("other:1", s.image(t, ok(random.Image(10, 1))(t))))
@@ -388,7 +405,7 @@ func TestReferrers(t *testing.T) {
 
 // TestDamage: a manifest or a blob that isn't what it is called isn't served.
 func TestDamage(t *testing.T) {
-	s := newShelf(t)
+	s := newRack(t)
 	img := ok(random.Image(1000, 1))(t)
 	d := s.image(t, img)
 	must(t, s.Tag("a:1", d))
@@ -416,7 +433,7 @@ func TestDamage(t *testing.T) {
 	}
 	fresh := httptest.NewServer(New(s.Store, Options{})) // also when it was so from the start
 	defer fresh.Close()
-	if a := (shelf{s.Store, fresh}).do(t, "GET", "/v2/a/manifests/1"); a.status != 404 {
+	if a := (rack{s.Store, fresh}).do(t, "GET", "/v2/a/manifests/1"); a.status != 404 {
 		t.Errorf("changed manifest, new view: %+v", a)
 	}
 }
@@ -424,7 +441,7 @@ func TestDamage(t *testing.T) {
 // TestConfusedManifest: a document that is an index and an image at once is
 // nobody's.
 func TestConfusedManifest(t *testing.T) {
-	s := newShelf(t)
+	s := newRack(t)
 	for name, m := range map[string]string{
 		"both":   `{"schemaVersion":2,"manifests":[],"layers":[]}`,
 		"type":   `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`,
@@ -441,7 +458,7 @@ func TestConfusedManifest(t *testing.T) {
 
 // TestNewTagIsSeen: no restart between a load and a pull.
 func TestNewTagIsSeen(t *testing.T) {
-	s := newShelf(t)
+	s := newRack(t)
 	a, b := s.image(t, ok(random.Image(10, 1))(t)), s.image(t, ok(random.Image(10, 1))(t))
 	for _, d := range []v1.Descriptor{a, b, a} {
 		must(t, s.Tag("app:1", d))

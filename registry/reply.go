@@ -7,13 +7,30 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
-
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// problem is an error that the client is told (distribution-spec, "Error
-// codes").
+// The error codes of distribution-spec, "Error codes"; the last two are
+// registries' custom.
+const (
+	codeBlob         = "BLOB_UNKNOWN"
+	codeUpload       = "BLOB_UPLOAD_INVALID"
+	codeNoUpload     = "BLOB_UPLOAD_UNKNOWN"
+	codeDigest       = "DIGEST_INVALID"
+	codeMissing      = "MANIFEST_BLOB_UNKNOWN"
+	codeManifest     = "MANIFEST_INVALID"
+	codeNoManifest   = "MANIFEST_UNKNOWN"
+	codeName         = "NAME_INVALID"
+	codeNoName       = "NAME_UNKNOWN"
+	codeSize         = "SIZE_INVALID"
+	codeUnauthorized = "UNAUTHORIZED"
+	codeDenied       = "DENIED"
+	codeUnsupported  = "UNSUPPORTED"
+	codeTooMany      = "TOOMANYREQUESTS"
+	codePage         = "PAGINATION_NUMBER_INVALID"
+	codeUnknown      = "UNKNOWN"
+)
+
+// problem is an error that the client is told.
 type problem struct {
 	status  int
 	code    string
@@ -21,6 +38,10 @@ type problem struct {
 }
 
 func (p *problem) Error() string { return p.code + ": " + p.message }
+
+func refuse(status int, code, format string, args ...any) error {
+	return &problem{status, code, fmt.Sprintf(format, args...)}
+}
 
 func (p *problem) write(w http.ResponseWriter) {
 	type item struct {
@@ -48,35 +69,6 @@ func reply(w http.ResponseWriter, mediaType string, v any) error {
 	return nil
 }
 
-func tags(w http.ResponseWriter, r *http.Request, repo *repo, name string) error {
-	all := make([]string, 0, len(repo.tags))
-	for t := range repo.tags {
-		all = append(all, t)
-	}
-	some, err := page(w, r, all)
-	if err != nil {
-		return err
-	}
-	return reply(w, "application/json", struct {
-		Name string   `json:"name"`
-		Tags []string `json:"tags"`
-	}{name, some})
-}
-
-func (s *server) catalog(w http.ResponseWriter, r *http.Request, v *view) error {
-	all := make([]string, 0, len(v.repos))
-	for n := range v.repos {
-		all = append(all, n)
-	}
-	some, err := page(w, r, all)
-	if err != nil {
-		return err
-	}
-	return reply(w, "application/json", struct {
-		Repositories []string `json:"repositories"`
-	}{some})
-}
-
 // page sorts all and cuts out what the query asks for: n entries after last.
 // When more follow it sets the Link header to them.
 func page(w http.ResponseWriter, r *http.Request, all []string) ([]string, error) {
@@ -94,36 +86,19 @@ func page(w http.ResponseWriter, r *http.Request, all []string) ([]string, error
 	}
 	n, err := strconv.Atoi(q.Get("n"))
 	if err != nil || n < 0 {
-		return nil, &problem{http.StatusBadRequest, "PAGINATION_NUMBER_INVALID", fmt.Sprintf("n is %.20q, want a number, 0 or more", q.Get("n"))}
+		return nil, refuse(http.StatusBadRequest, codePage, "n is %.20q, want a number, 0 or more", q.Get("n"))
 	}
 	if n >= len(all) {
 		return all, nil
 	}
 	if n > 0 {
-		next := url.URL{Path: r.URL.Path, RawQuery: url.Values{"n": {strconv.Itoa(n)}, "last": {all[n-1]}}.Encode()}
-		w.Header().Set("Link", "<"+next.String()+`>; rel="next"`)
+		next(w, r, url.Values{"n": {strconv.Itoa(n)}, "last": {all[n-1]}})
 	}
 	return all[:n], nil
 }
 
-// referrers lists the manifests whose subject is ref. As the specification
-// wants, it never answers 404: nothing refers to what isn't here.
-func referrers(w http.ResponseWriter, r *http.Request, repo *repo, ref string) error {
-	h, err := parseDigest(ref)
-	if err != nil {
-		return err
-	}
-	out := v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex, Manifests: []v1.Descriptor{}}
-	want := r.URL.Query().Get("artifactType")
-	if want != "" {
-		w.Header().Set("OCI-Filters-Applied", "artifactType")
-	}
-	if repo != nil {
-		for _, d := range repo.referrers[h] {
-			if want == "" || want == d.ArtifactType {
-				out.Manifests = append(out.Manifests, d)
-			}
-		}
-	}
-	return reply(w, string(types.OCIImageIndex), out)
+// next links to the rest of a list (RFC 5988).
+func next(w http.ResponseWriter, r *http.Request, q url.Values) {
+	u := url.URL{Path: r.URL.Path, RawQuery: q.Encode()}
+	w.Header().Set("Link", "<"+u.String()+`>; rel="next"`)
 }

@@ -3,8 +3,6 @@ package registry
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,13 +13,9 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/clawbox/clawbox/bundle/content"
 )
-
-// maxManifest is the size that the specification tells registries to accept.
-const maxManifest = 4 << 20
 
 // view is what the store's names reach, computed once per state of index.json.
 type view struct {
@@ -37,14 +31,10 @@ type repo struct {
 	referrers map[v1.Hash][]v1.Descriptor
 }
 
-// manifest is what the registry has to know of an index or a manifest.
+// manifest is a document that is in the store as desc.
 type manifest struct {
-	desc    v1.Descriptor
-	parts   []v1.Descriptor // configuration and layers
-	lower   []v1.Descriptor // an index's manifests
-	subject *v1.Descriptor
-	notes   map[string]string
-	kind    string // artifact type
+	desc v1.Descriptor
+	*document
 }
 
 // views keeps the newest view.
@@ -55,6 +45,7 @@ type views struct {
 	cur   *view
 	index os.FileInfo
 	at    time.Time
+	known map[v1.Hash]*manifest // what the newest view has read
 }
 
 // get returns the view of the present index.json. A view with holes is looked
@@ -70,22 +61,27 @@ func (vs *views) get() (*view, error) {
 	if same && (!vs.cur.holes || time.Since(vs.at) < time.Second) {
 		return vs.cur, nil
 	}
-	v, err := look(vs.store)
+	l := &looker{store: vs.store, old: vs.known, seen: map[v1.Hash]*manifest{}}
+	v, err := l.look()
 	if err != nil {
 		return nil, err
 	}
-	vs.cur, vs.index, vs.at = v, fi, time.Now()
+	vs.cur, vs.index, vs.at, vs.known = v, fi, time.Now(), l.seen
 	return v, nil
 }
 
 // look builds the view of store.
 func look(store *content.Store) (*view, error) {
-	refs, err := store.Refs()
+	return (&looker{store: store, seen: map[v1.Hash]*manifest{}}).look()
+}
+
+func (l *looker) look() (*view, error) {
+	refs, err := l.store.Refs()
 	if err != nil {
 		return nil, err
 	}
 	v := &view{repos: map[string]*repo{}}
-	l := &looker{store: store, view: v, seen: map[v1.Hash]*manifest{}}
+	l.view = v
 	var loose []v1.Descriptor
 	for _, d := range refs {
 		ref := d.Annotations[content.RefName]
@@ -144,7 +140,23 @@ const maxDepth = 8
 type looker struct {
 	store *content.Store
 	view  *view
+	old   map[v1.Hash]*manifest // what an earlier look has read
 	seen  map[v1.Hash]*manifest // nil: couldn't be read
+}
+
+// read returns manifest d, or nil when it can't be read. What a digest names
+// never changes, so each is parsed once; damage that comes later is found
+// when it is served.
+func (l *looker) read(d v1.Descriptor) *manifest {
+	if m, known := l.seen[d.Digest]; known {
+		return m
+	}
+	m := l.old[d.Digest]
+	if m == nil {
+		m, _ = load(l.store, d) // nil is a hole
+	}
+	l.seen[d.Digest] = m
+	return m
 }
 
 // add puts the manifest d and everything under it into r. What can't be read
@@ -153,15 +165,9 @@ func (l *looker) add(r *repo, d v1.Descriptor, depth int) {
 	if r.manifests[d.Digest] != nil || depth > maxDepth {
 		return
 	}
-	m, known := l.seen[d.Digest]
-	if !known {
-		var err error
-		if m, err = load(l.store, d); err != nil {
-			l.view.holes, m = true, nil
-		}
-		l.seen[d.Digest] = m
-	}
+	m := l.read(d)
 	if m == nil {
+		l.view.holes = true
 		return
 	}
 	r.manifests[d.Digest] = m
@@ -180,11 +186,7 @@ func (l *looker) attach(loose []v1.Descriptor) {
 	for again := true; again; {
 		again = false
 		for _, d := range loose {
-			m, known := l.seen[d.Digest]
-			if !known {
-				m, _ = load(l.store, d) // unreadable: about nothing
-				l.seen[d.Digest] = m
-			}
+			m := l.read(d)
 			if m == nil || m.subject == nil {
 				continue
 			}
@@ -204,9 +206,7 @@ func (r *repo) refer() {
 		if m.subject == nil {
 			continue
 		}
-		r.referrers[m.subject.Digest] = append(r.referrers[m.subject.Digest], v1.Descriptor{
-			MediaType: m.desc.MediaType, Digest: m.desc.Digest, Size: m.desc.Size, ArtifactType: m.kind, Annotations: m.notes,
-		})
+		r.referrers[m.subject.Digest] = append(r.referrers[m.subject.Digest], m.referrer())
 	}
 	for _, ds := range r.referrers {
 		slices.SortFunc(ds, func(a, b v1.Descriptor) int { return strings.Compare(a.Digest.Hex, b.Digest.Hex) })
@@ -234,39 +234,21 @@ func readManifest(store *content.Store, d v1.Descriptor) ([]byte, error) {
 	return b, nil
 }
 
-// load reads what manifest d holds.
+// load reads the manifest d.
 func load(store *content.Store, d v1.Descriptor) (*manifest, error) {
 	b, err := readManifest(store, d)
 	if err != nil {
 		return nil, err
 	}
-	var j struct {
-		MediaType    types.MediaType   `json:"mediaType"`
-		ArtifactType string            `json:"artifactType"`
-		Config       *v1.Descriptor    `json:"config"`
-		Layers       []v1.Descriptor   `json:"layers"`
-		Manifests    []v1.Descriptor   `json:"manifests"`
-		Subject      *v1.Descriptor    `json:"subject"`
-		Annotations  map[string]string `json:"annotations"`
-	}
-	if err := json.Unmarshal(b, &j); err != nil { // fields that we don't know are allowed by the specification
+	doc, err := parseDocument(b, d.MediaType)
+	if err != nil {
 		return nil, fmt.Errorf("manifest %s: %w", d.Digest, err)
 	}
-	if j.MediaType == "" {
-		j.MediaType = d.MediaType
-	}
-	// A document that reads as both kinds is how CVE-2021-41190 tricks one
-	// client into another image than the next.
-	if j.MediaType != d.MediaType || j.Manifests != nil && (j.Layers != nil || j.Config != nil) {
-		return nil, errors.New("manifest " + d.Digest.String() + ": its media type and its content don't agree")
-	}
 	d.Annotations, d.Platform = nil, nil
-	m := &manifest{desc: d, parts: j.Layers, lower: j.Manifests, subject: j.Subject, notes: j.Annotations, kind: j.ArtifactType}
-	if j.Config != nil {
-		m.parts = append(slices.Clone(j.Layers), *j.Config)
-		if m.kind == "" {
-			m.kind = string(j.Config.MediaType) // distribution-spec, "Listing referrers"
-		}
-	}
-	return m, nil
+	return &manifest{d, doc}, nil
+}
+
+// referrer is m as its subject's list shows it.
+func (m *manifest) referrer() v1.Descriptor {
+	return v1.Descriptor{MediaType: m.desc.MediaType, Digest: m.desc.Digest, Size: m.desc.Size, ArtifactType: m.kind, Annotations: m.notes}
 }
