@@ -50,12 +50,25 @@ func Import(ctx context.Context, s *content.Store, f *Folder, a About, p Progres
 		return Model{}, err
 	}
 	files := make([]File, len(f.Files))
-	known := sizes(s)
+	known, err := sizes(s)
+	if err != nil {
+		return Model{}, err
+	}
 	for i, x := range f.Files {
 		if x.Digest, err = take(ctx, s, f, x, known, p); err != nil {
 			return Model{}, fmt.Errorf("model %s: %s: %w", f.Path, x.Name, err)
 		}
 		files[i] = x
+	}
+	release, err := s.Hold() // a collection must not take the blobs before they have a name
+	if err != nil {
+		return Model{}, err
+	}
+	defer release()
+	for _, x := range files {
+		if _, err := s.Stat(x.Digest); err != nil {
+			return Model{}, fmt.Errorf("model %s: %s was collected meanwhile: import it again: %w", f.Path, x.Name, err)
+		}
 	}
 	// The source may have changed since Scan; what is in the store can't.
 	facts, err := inspect(files, func(x File) (*os.File, error) { return s.Open(x.Digest) })
@@ -66,19 +79,11 @@ func Import(ctx context.Context, s *content.Store, f *Folder, a About, p Progres
 	return m, m.tag(ctx, s)
 }
 
-// sizes are the sizes of the blobs that models in the store have.
-func sizes(s *content.Store) map[int64]bool {
+// sizes are the sizes of the blobs in the store; what an interrupted import left
+// there is not written again.
+func sizes(s *content.Store) (map[int64]bool, error) {
 	out := map[int64]bool{}
-	ms, err := List(s)
-	if err != nil {
-		return out // it only saves work
-	}
-	for _, m := range ms {
-		for _, f := range m.Files {
-			out[f.Size] = true
-		}
-	}
-	return out
+	return out, s.Walk(func(_ v1.Hash, n int64) error { out[n] = true; return nil })
 }
 
 // take stores one file, which must have kept its size and its kind.
