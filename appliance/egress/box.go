@@ -155,7 +155,9 @@ func (b *box) Close() error {
 		b.proxy.mu.Lock()
 		delete(b.proxy.boxes, b)
 		b.proxy.mu.Unlock()
+		b.mu.Lock() // see goes
 		b.cancel()
+		b.mu.Unlock()
 		errs = b.closeSockets()
 		b.wg.Wait()
 		errs = append(errs, b.proxy.c.Holds.Forget(b.agent.ID))
@@ -216,7 +218,8 @@ func (b *box) changes() <-chan struct{} {
 	return b.changed
 }
 
-// recheck wakes what is held, which decides again, and judges what is open.
+// recheck wakes what is held, which decides again, and judges what is open. It
+// returns when what is no longer allowed is closed; the records of that follow.
 func (b *box) recheck() {
 	b.mu.Lock()
 	close(b.changed)
@@ -226,7 +229,20 @@ func (b *box) recheck() {
 	for _, c := range b.open() {
 		over = append(over, c.recheck()...)
 	}
-	_ = b.recordNow(over...) // it is closed already
+	if tell := func() { _ = b.recordNow(over...) }; len(over) > 0 && !b.goes(tell) {
+		tell()
+	}
+}
+
+// goes runs f while the box waits for it to end; not ok when it is closing.
+func (b *box) goes(f func()) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ctx.Err() != nil {
+		return false
+	}
+	b.wg.Go(f)
+	return true
 }
 
 // digest is the present policy's, computed once for each policy.

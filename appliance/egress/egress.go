@@ -307,7 +307,8 @@ func (p *Proxy) serve(ctx context.Context, b *box, s *Sockets) error {
 }
 
 // Recheck applies the agent's present policy to what is open: connections that
-// it no longer allows are closed, held ones are decided anew, the rest stays.
+// it no longer allows are closed when Recheck returns, and recorded at once;
+// held ones are decided anew, the rest stays.
 // To be called after a policy was reloaded or an approval revoked.
 func (p *Proxy) Recheck(agentID string) {
 	p.mu.Lock()
