@@ -9,6 +9,8 @@ import (
 
 	"filippo.io/age"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/clawbox/clawbox/bundle/content"
 )
 
 // Index lists the blobs in the order in which they lie in the parts.
@@ -28,10 +30,43 @@ type Blob struct {
 	Offset   int64     `json:"offset,omitempty"`
 	Base     bool      `json:"base,omitempty"`
 	Segments []Segment `json:"segments,omitempty"`
-	// Chunks are the sha256 of each ChunkSize bytes, the last one shorter. A
-	// blob that fits into one chunk has none: its digest is that sum. Nor has a
-	// blob of the base.
+	// Chunks are the sha256 of each ChunkSize bytes, the last one shorter: by
+	// them a later release finds what has not changed. A blob that fits into
+	// one chunk has none: its digest is that sum. Nor has a blob of the base.
 	Chunks []Sum `json:"chunks,omitempty"`
+	// States are the states of the blob's own sha256 after each chunk but the
+	// last, by which a reader proves a chunk: see Blob.Piece.
+	States []content.State `json:"states,omitempty"`
+}
+
+// Piece hashes data, which is to be chunk i, from the state before it, and
+// compares with the state after it, or with the digest after the last one. So
+// each byte is summed once for the chunk and for the blob. Other bytes than the
+// signed ones are an ErrTampered.
+func (b Blob) Piece(i int, data []byte) (content.Piece, error) {
+	if _, n := b.Chunk(i); int64(len(data)) != n {
+		return content.Piece{}, &TamperedError{What: "blob " + b.Digest.String(), Detail: fmt.Sprintf("chunk %d has %d bytes, want %d", i, len(data), n)}
+	}
+	from := content.StartState
+	if i > 0 {
+		from = b.States[i-1]
+	}
+	p, err := from.Piece(int64(i)*ChunkSize, data)
+	if err != nil {
+		return p, err
+	}
+	got, want := p.Digest().String(), b.Digest.String()
+	if i < len(b.States) {
+		s, err := p.State()
+		if err != nil {
+			return p, err
+		}
+		got, want = s.String(), b.States[i].String()
+	}
+	if got != want {
+		return content.Piece{}, &TamperedError{What: "blob " + b.Digest.String(), Detail: fmt.Sprintf("chunk %d leads to %s, want %s", i, got, want)}
+	}
+	return p, nil
 }
 
 // Segment is a run of whole chunks of a blob: Length bytes from Offset of the
@@ -298,6 +333,9 @@ func (b Blob) check(hasBase bool) error {
 	}
 	if len(b.Chunks) != want {
 		return fmt.Errorf("%s: %d chunk sums for %d bytes, want %d", b.Digest, len(b.Chunks), b.Size, want)
+	}
+	if len(b.States) != max(0, want-1) {
+		return fmt.Errorf("%s: %d states for %d bytes, want %d", b.Digest, len(b.States), b.Size, max(0, want-1))
 	}
 	if !b.Base && len(b.Segments) == 0 {
 		return nil // its place is checked with the others

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/clawbox/clawbox/bundle/content"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
@@ -52,7 +54,7 @@ func sample(t *testing.T) (Release, []byte) {
 	t.Helper()
 	blobs := []Blob{
 		{Digest: digest("root"), Size: 400},
-		{Digest: digest("layer"), Size: ChunkSize + 1, Chunks: make([]Sum, 2)},
+		{Digest: digest("layer"), Size: ChunkSize + 1, Chunks: make([]Sum, 2), States: make([]content.State, 1)},
 		{Digest: digest(""), Size: 0},
 	}
 	parts := SplitParts(400+ChunkSize+1, 3<<20)
@@ -287,6 +289,10 @@ func TestIndexRules(t *testing.T) {
 		"twice":          func(_ *Release, x *Index) { x.Blobs[2].Digest = x.Blobs[0].Digest },
 		"chunk missing":  func(_ *Release, x *Index) { x.Blobs[1].Chunks = x.Blobs[1].Chunks[:1] },
 		"chunk extra":    func(_ *Release, x *Index) { x.Blobs[0].Chunks = make([]Sum, 1) },
+		"state missing":  func(_ *Release, x *Index) { x.Blobs[1].States = nil },
+		"state extra":    func(_ *Release, x *Index) { x.Blobs[0].States = make([]content.State, 1) },
+		"base unnamed":   func(_ *Release, x *Index) { x.Blobs[0].Base, x.Blobs[0].Part = true, 0 },
+		"items twice":    func(r *Release, x *Index) { x.Items = r.Items },
 		"parts too long": func(r *Release, _ *Index) { r.Parts[1].Size++ },
 		"part too many":  func(r *Release, _ *Index) { r.Parts = append(r.Parts, Part{Name: PartName(3), Size: 1}) },
 		"item not there": func(r *Release, _ *Index) { r.Items[0].Descriptor.Digest = digest("else") },
