@@ -471,19 +471,10 @@ func (s *site) resign(t *testing.T, change func(*manifest.Release)) {
 	write(t, path, note)
 }
 
-// TestCarelessBuilder: a signature over a wrong part sum, or over an item that
-// is not whole, is no way past the reader.
+// TestCarelessBuilder: a signature over an item that is not whole is no way
+// past the reader.
 func TestCarelessBuilder(t *testing.T) {
 	s := newSite(t)
-	s.mustBuild(t)
-	s.resign(t, func(r *manifest.Release) { r.Parts[1].SHA256[0] ^= 1 })
-	m, err := OpenMedia(s.trust, s.opt.Out)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := m.Verify(t.Context(), nil); !errors.Is(err, manifest.ErrTampered) || !strings.Contains(err.Error(), "part-0002: got sha256") {
-		t.Errorf("wrong part sum: %v", err)
-	}
 	s.mustBuild(t)
 	s.resign(t, func(r *manifest.Release) { // an image whose root is the layer of a file
 		it := &r.Items[1]
@@ -498,7 +489,8 @@ func TestCarelessBuilder(t *testing.T) {
 			}
 		}
 	})
-	if m, err = OpenMedia(s.trust, s.opt.Out); err != nil {
+	m, err := OpenMedia(s.trust, s.opt.Out)
+	if err != nil {
 		t.Fatal(err)
 	}
 	st := newStore(t)

@@ -2,7 +2,6 @@ package bundle
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -12,7 +11,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
+	"filippo.io/age"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
@@ -20,16 +21,29 @@ import (
 )
 
 // Media is a bundle on one or several directories, whose signature and index
-// have been verified and whose parts are all there with the right size. It
-// writes nothing to them.
+// have been verified and whose parts are all there with the right size, or can
+// be rebuilt from parity. It writes nothing to them.
 type Media struct {
-	release manifest.Release
+	release manifest.Release // with the items of the index, when that has them
 	index   manifest.Index
 	signers []string
+	trust   manifest.Trust
 	note    []byte
 	dirs    []string
-	parts   []string // paths, by number - 1
+	parts   []string // paths, by number - 1; "" for one that is lost
+	parity  []string // the same
 	blobs   map[v1.Hash]manifest.Blob
+	ids     []age.Identity
+
+	open  func(path string) (mediaFile, int64, error)
+	pause func(try int) time.Duration // before another try, after a read error
+}
+
+// MediaOptions says what to open, and what is known before.
+type MediaOptions struct {
+	Trust      manifest.Trust
+	Dirs       []string       // where the sticks are mounted, in any order
+	Identities []age.Identity // to decrypt with
 }
 
 // OpenMedia opens the bundle below dirs: one directory, or the mount points of
@@ -38,28 +52,38 @@ type Media struct {
 // than were signed, or with files in clawbox/ that the release doesn't name, is
 // manifest.ErrTampered; one of which something is missing or cut off is
 // manifest.ErrIncomplete, and a part is named with its size.
+//
+// A part that is missing or cut off is none of these when enough parity parts
+// are there to rebuild it.
 func OpenMedia(trust manifest.Trust, dirs ...string) (*Media, error) {
-	note, err := readNote(dirs)
+	return MediaOptions{Trust: trust, Dirs: dirs}.Open()
+}
+
+// Open is OpenMedia for encrypted media, too. When the trust is a root, the
+// roots on the media are followed first; Trust returns where they led.
+func (o MediaOptions) Open() (*Media, error) {
+	note, err := readNote(o.Dirs)
 	if err != nil {
 		return nil, err
 	}
-	r, signers, err := trust.Open(note)
-	if err != nil {
-		return nil, fmt.Errorf("media %s: %w", strings.Join(dirs, ", "), err)
+	m := &Media{note: note, dirs: slices.Clone(o.Dirs), ids: o.Identities, blobs: map[v1.Hash]manifest.Blob{}, open: openPart, pause: patience}
+	if m.trust, err = o.Trust.Follow(m.readRoot); err != nil {
+		return nil, fmt.Errorf("media: %w", err)
 	}
-	m := &Media{release: r, signers: signers, note: note, dirs: slices.Clone(dirs), blobs: map[v1.Hash]manifest.Blob{}}
-	if m.index, err = readIndex(r, dirs); err != nil {
+	if m.release, m.signers, err = m.trust.Open(note); err != nil {
+		return nil, fmt.Errorf("media %s: %w", strings.Join(o.Dirs, ", "), err)
+	}
+	if m.index, err = readIndex(m.release, o.Dirs, o.Identities...); err != nil {
 		return nil, err
+	}
+	if m.release.Encryption != "" {
+		m.release.Items = m.index.Items
 	}
 	for _, b := range m.index.Blobs {
 		m.blobs[b.Digest] = b
 	}
-	found := findParts(r, dirs)
-	if err := found.err(dirs); err != nil {
+	if err := m.find(); err != nil {
 		return nil, err
-	}
-	for _, p := range found {
-		m.parts = append(m.parts, p.Path)
 	}
 	if err := errors.Join(m.strangers()...); err != nil {
 		return nil, fmt.Errorf("media: %w", err)
@@ -67,8 +91,54 @@ func OpenMedia(trust manifest.Trust, dirs ...string) (*Media, error) {
 	return m, nil
 }
 
-// Release returns the verified release.
+// find looks for parts and parity parts. As many parts as there are parity
+// parts may be missing.
+func (m *Media) find() error {
+	parts, parity := findParts(m.release, m.dirs), findParity(m.release, m.dirs)
+	m.parts, m.parity = parts.whole(), parity.whole()
+	lost := 0
+	for _, p := range m.parts {
+		if p == "" {
+			lost++
+		}
+	}
+	for _, p := range m.parity {
+		if p == "" {
+			lost++
+		}
+	}
+	if lost <= len(m.parity) {
+		return nil
+	}
+	err := parts.err(m.dirs)
+	if len(m.parity) > 0 {
+		err = fmt.Errorf("%w; %d of the %d parts and parity parts are missing or damaged, and %d can be rebuilt", err, lost, len(parts)+len(parity), len(m.parity))
+	}
+	return err
+}
+
+// Release returns the verified release, with its items.
 func (m *Media) Release() manifest.Release { return m.release }
+
+// Trust returns the trust that the media was opened with, or the newer root
+// that its chain led to: what the host should keep (manifest.KeepRoot).
+func (m *Media) Trust() manifest.Trust { return m.trust }
+
+// Lost names the parts and parity parts that are missing or cut off, and that
+// parity stands in for.
+func (m *Media) Lost() (names []string) {
+	for i, p := range m.parts {
+		if p == "" {
+			names = append(names, manifest.PartName(i+1))
+		}
+	}
+	for i, p := range m.parity {
+		if p == "" {
+			names = append(names, manifest.ParityName(i+1))
+		}
+	}
+	return names
+}
 
 // Signers returns the names of the trusted keys that signed.
 func (m *Media) Signers() []string { return slices.Clone(m.signers) }
@@ -137,9 +207,20 @@ func readNote(dirs []string) (note []byte, err error) {
 	return note, nil
 }
 
+// readRoot finds the root of a version.
+func (m *Media) readRoot(version int64) ([]byte, error) {
+	for _, d := range m.dirs {
+		b, err := readTop(d, rootDir+"/"+manifest.RootName(version), manifest.MaxRoot)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return b, err
+		}
+	}
+	return nil, fs.ErrNotExist
+}
+
 // readIndex takes the first index.json; every copy must be the right one, or
 // the stick that has it is not of this release.
-func readIndex(r manifest.Release, dirs []string) (x manifest.Index, err error) {
+func readIndex(r manifest.Release, dirs []string, ids ...age.Identity) (x manifest.Index, err error) {
 	found := false
 	for _, d := range dirs {
 		b, err := readTop(d, indexFile, manifest.MaxIndex)
@@ -148,7 +229,10 @@ func readIndex(r manifest.Release, dirs []string) (x manifest.Index, err error) 
 		} else if err != nil {
 			return x, fmt.Errorf("media: %w", err)
 		}
-		if x, err = r.OpenIndex(b); err != nil {
+		if x, err = r.OpenIndex(b, ids...); err != nil {
+			if errors.Is(err, manifest.ErrSealed) {
+				return x, fmt.Errorf("media %s: %w", d, err)
+			}
 			return x, fmt.Errorf("media %s: %w: copy the bundle again", d, err)
 		}
 		found = true
@@ -172,11 +256,17 @@ type partList []PartInfo
 
 // findParts looks for each part in each directory. One with the right size is
 // preferred; nothing is read.
-func findParts(r manifest.Release, dirs []string) (out partList) {
-	for _, p := range r.Parts {
+func findParts(r manifest.Release, dirs []string) partList { return findFiles(r.Parts, partsDir, dirs) }
+
+func findParity(r manifest.Release, dirs []string) partList {
+	return findFiles(r.Parity, parityDir, dirs)
+}
+
+func findFiles(parts []manifest.Part, folder string, dirs []string) (out partList) {
+	for _, p := range parts {
 		i := PartInfo{Name: p.Name, Size: p.Size, Got: -1}
 		for _, d := range dirs {
-			path := filepath.Join(d, topDir, partsDir, p.Name)
+			path := filepath.Join(d, topDir, folder, p.Name)
 			fi, err := os.Lstat(path)
 			if err != nil || !fi.Mode().IsRegular() || i.Got == p.Size {
 				continue
@@ -186,6 +276,17 @@ func findParts(r manifest.Release, dirs []string) (out partList) {
 		out = append(out, i)
 	}
 	return out
+}
+
+// whole returns the paths of the parts that have the right size, "" for others.
+func (l partList) whole() (paths []string) {
+	for _, p := range l {
+		if p.Got != p.Size {
+			p.Path = ""
+		}
+		paths = append(paths, p.Path)
+	}
+	return paths
 }
 
 // err names every part that is missing or has another size.
@@ -208,176 +309,4 @@ func (l partList) err(dirs []string) error {
 		return nil
 	}
 	return fmt.Errorf("media: %w", errors.Join(errs...))
-}
-
-// reader reads stretches of the payload, with one part open at a time.
-type reader struct {
-	m    *Media
-	part int
-	f    *os.File
-}
-
-func (r *reader) close() {
-	if r.f != nil {
-		r.f.Close()
-		r.f = nil
-	}
-}
-
-// read fills buf with n bytes from byte off of b.
-func (r *reader) read(b manifest.Blob, off int64, buf []byte) error {
-	for _, s := range spans(r.m.release, b, off, int64(len(buf))) {
-		if err := r.at(s, buf[:s.n]); err != nil {
-			return r.m.damage(b, err.Error(), s)
-		}
-		buf = buf[s.n:]
-	}
-	return nil
-}
-
-func (r *reader) at(s span, p []byte) error {
-	if r.f == nil || r.part != s.part {
-		r.close()
-		f, n, err := openFile(r.m.parts[s.part-1])
-		if err != nil {
-			return err
-		}
-		r.f, r.part = f, s.part
-		if want := r.m.release.Parts[s.part-1].Size; n != want {
-			return fmt.Errorf("got %d bytes, want %d", n, want)
-		}
-	}
-	_, err := r.f.ReadAt(p, s.offset)
-	if err == io.EOF {
-		err = io.ErrUnexpectedEOF
-	}
-	return err
-}
-
-// damage describes bytes of b, over one or several spans, that are not what
-// was signed. Any of the parts may be the damaged one, so all are named.
-func (m *Media) damage(b manifest.Blob, detail string, ss ...span) error {
-	var paths []string
-	for _, s := range ss {
-		paths = append(paths, m.parts[s.part-1])
-	}
-	item := itemOf(m.release, m.readManifest, b.Digest)
-	return &manifest.TamperedError{
-		What: fmt.Sprintf("blob %s of item %s", b.Digest, item), Part: ss[0].part, Offset: ss[0].offset,
-		Detail: detail + "; copy " + strings.Join(paths, " and ") + " again from the source, or use another copy of the media",
-	}
-}
-
-// mismatch describes a chunk of n bytes, from byte off of b, whose sum isn't
-// the one that was signed.
-func (m *Media) mismatch(b manifest.Blob, off, n int64, sums string) error {
-	ss := spans(m.release, b, off, n)
-	if len(ss) == 0 { // an empty blob
-		ss = []span{place(m.release, b, off)}
-	}
-	where := ""
-	if k := len(ss); k > 1 {
-		where = " to " + manifest.PartName(ss[k-1].part)
-	}
-	return m.damage(b, fmt.Sprintf("%d bytes from here%s have %s", n, where, sums), ss...)
-}
-
-// readManifest reads a small blob from the media, verified.
-func (m *Media) readManifest(d v1.Descriptor) ([]byte, error) {
-	b, ok := m.blobs[d.Digest]
-	if !ok || b.Size > maxManifest {
-		return nil, fmt.Errorf("manifest %s: %w", d.Digest, fs.ErrNotExist)
-	}
-	r := reader{m: m}
-	defer r.close()
-	buf := make([]byte, 0, b.Size)
-	for _, s := range spans(m.release, b, 0, b.Size) {
-		buf = buf[:len(buf)+int(s.n)]
-		if err := r.at(s, buf[len(buf)-int(s.n):]); err != nil {
-			return nil, err
-		}
-	}
-	return readManifest(bytes.NewReader(buf), d)
-}
-
-// chunk is a piece of a blob on its way through a stream.
-type chunk struct {
-	blob manifest.Blob
-	i    int
-	data []byte
-	err  error // the chunk is not what was signed
-}
-
-// stream reads blobs chunk by chunk, verifies each chunk, and hands it to each
-// in order, the next one being read meanwhile. It holds three chunks at most.
-// data is valid until each returns; each's error ends the stream.
-func (m *Media) stream(ctx context.Context, blobs []manifest.Blob, each func(chunk) error) error {
-	ctx, cancel := context.WithCancel(ctx)
-	free, full := make(chan []byte, 3), make(chan chunk, 3)
-	for range cap(free) {
-		free <- make([]byte, manifest.ChunkSize)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		defer close(full)
-		m.produce(ctx, blobs, free, full)
-	}()
-	var err error
-	for c := range full {
-		if err = ctx.Err(); err != nil { // not the chunks that were read ahead either
-			break
-		}
-		if err = each(c); err != nil {
-			break
-		}
-		free <- c.data[:cap(c.data)]
-	}
-	if err == nil {
-		err = ctx.Err()
-	}
-	cancel()
-	<-done
-	return err
-}
-
-func (m *Media) produce(ctx context.Context, blobs []manifest.Blob, free <-chan []byte, full chan<- chunk) {
-	r := reader{m: m}
-	defer r.close()
-	for _, b := range blobs {
-		for i := range b.Len() {
-			var buf []byte
-			select {
-			case buf = <-free:
-			case <-ctx.Done():
-				return
-			}
-			if ctx.Err() != nil { // select is free to choose when both are ready
-				return
-			}
-			full <- r.chunk(b, i, buf) // never blocks: as many places as buffers
-		}
-	}
-}
-
-// chunk reads and verifies chunk i of b.
-func (r *reader) chunk(b manifest.Blob, i int, buf []byte) chunk {
-	want, n := b.Chunk(i)
-	off := int64(i) * manifest.ChunkSize
-	c := chunk{blob: b, i: i, data: buf[:n]}
-	if c.err = r.read(b, off, c.data); c.err != nil {
-		return c
-	}
-	if got := manifest.Sum(sha256.Sum256(c.data)); got != want {
-		c.err = r.m.mismatch(b, off, n, fmt.Sprintf("sha256 %s, want %s", got, want))
-	}
-	return c
-}
-
-// place is where byte off of b lies.
-func place(r manifest.Release, b manifest.Blob, off int64) span {
-	if s := spans(r, b, off, 1); b.Size > 0 {
-		return s[0]
-	}
-	return span{part: b.Part, offset: b.Offset}
 }

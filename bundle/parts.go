@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/clawbox/clawbox/bundle/content"
 	"github.com/clawbox/clawbox/bundle/manifest"
 	"github.com/clawbox/clawbox/internal/durable"
 )
@@ -41,12 +42,12 @@ func (b *build) writeParts(ctx context.Context, dir string, blobs []entry) (mani
 	index := manifest.Index{Format: manifest.IndexFormat}
 	task := b.Progress.Start("write "+topDir, total)
 	for i, e := range blobs {
-		chunks, cerr := b.copyBlob(ctx, w, e, task)
+		chunks, states, cerr := b.copyBlob(ctx, w, e, task)
 		if cerr != nil {
 			err = fmt.Errorf("item %s: %w", e.item, cerr)
 			break
 		}
-		index.Blobs = append(index.Blobs, manifest.Blob{Digest: e.digest, Size: e.size, Part: at[i].Part, Offset: at[i].Offset, Chunks: chunks})
+		index.Blobs = append(index.Blobs, manifest.Blob{Digest: e.digest, Size: e.size, Part: at[i].Part, Offset: at[i].Offset, Chunks: chunks, States: states})
 	}
 	err = errors.Join(err, w.close())
 	if err == nil {
@@ -56,41 +57,49 @@ func (b *build) writeParts(ctx context.Context, dir string, blobs []entry) (mani
 	return index, w.parts, err
 }
 
-// copyBlob appends one blob and returns its chunk sums, none for a blob of one
-// chunk.
-func (b *build) copyBlob(ctx context.Context, w *partWriter, e entry, task Task) (sums []manifest.Sum, err error) {
+// copyBlob appends one blob and returns its chunk sums, and the states between
+// its chunks; none for a blob of one chunk.
+func (b *build) copyBlob(ctx context.Context, w *partWriter, e entry, task Task) (sums []manifest.Sum, states []content.State, err error) {
 	f, err := b.pool.open(e.digest)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer f.Close()
-	whole, buf := sha256.New(), make([]byte, min(e.size, manifest.ChunkSize))
+	at, last := content.StartState, content.Piece{}
+	buf := make([]byte, min(e.size, manifest.ChunkSize))
 	for left := e.size; left > 0; {
 		if err := ctx.Err(); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		p := buf[:min(left, manifest.ChunkSize)]
 		if _, err := io.ReadFull(f, p); err != nil {
-			return nil, changed(f.Name(), e, err)
+			return nil, nil, changed(f.Name(), e, err)
 		}
 		var sum manifest.Sum
-		parallel(func() { sum = sha256.Sum256(p) }, func() { whole.Write(p) }, func() { err = w.write(p) })
-		if err != nil {
-			return nil, err
+		var perr error
+		parallel(func() { sum = sha256.Sum256(p) }, func() { last, perr = at.Piece(e.size-left, p) }, func() { err = w.write(p) })
+		if err := errors.Join(err, perr); err != nil {
+			return nil, nil, err
+		}
+		if left > manifest.ChunkSize {
+			if at, err = last.State(); err != nil {
+				return nil, nil, err
+			}
+			states = append(states, at)
 		}
 		sums, left = append(sums, sum), left-int64(len(p))
 		task.Add(int64(len(p)))
 	}
-	if got := manifest.Sum(whole.Sum(nil)); got.Digest() != e.digest {
-		return nil, changed(f.Name(), e, fmt.Errorf("its digest is %s", got.Digest()))
+	if e.size > 0 && last.Digest() != e.digest {
+		return nil, nil, changed(f.Name(), e, fmt.Errorf("its digest is %s", last.Digest()))
 	}
 	if n, _ := f.Read(make([]byte, 1)); n > 0 {
-		return nil, changed(f.Name(), e, errors.New("it has grown"))
+		return nil, nil, changed(f.Name(), e, errors.New("it has grown"))
 	}
 	if len(sums) < 2 {
-		return nil, nil
+		return nil, nil, nil
 	}
-	return sums, nil
+	return sums, states, nil
 }
 
 func changed(path string, e entry, err error) error {
@@ -152,27 +161,4 @@ func (w *partWriter) close() error {
 	f := w.f
 	w.f = nil
 	return f.Close()
-}
-
-// span is a stretch of a part.
-type span struct {
-	part   int // from 1
-	offset int64
-	n      int64
-}
-
-// spans returns the stretches that hold n bytes from byte off of blob b.
-func spans(r manifest.Release, b manifest.Blob, off, n int64) (out []span) {
-	p, at := b.Part, b.Offset+off
-	for n > 0 {
-		size := r.Parts[p-1].Size
-		if at >= size {
-			p, at = p+1, at-size
-			continue
-		}
-		k := min(n, size-at)
-		out = append(out, span{p, at, k})
-		n, at = n-k, at+k
-	}
-	return out
 }

@@ -5,36 +5,83 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash"
+	"io"
 	"io/fs"
 	"path/filepath"
 
+	"github.com/clawbox/clawbox/bundle/content"
 	"github.com/clawbox/clawbox/bundle/manifest"
 )
 
 // maxDamage bounds how many damages one report names.
 const maxDamage = 20
 
-// Verify reads everything and checks every chunk, every blob and every part,
-// and that there is nothing in clawbox/ that the release doesn't name. It goes
-// on after a damage and reports up to 20 of them.
+// Verify reads everything once and checks every chunk, so every blob, every
+// parity part and root, and that there is nothing in clawbox/ that the release
+// doesn't name. It goes on after a damage and reports up to 20 of them, also
+// those that parity can repair, and says so.
+//
+// The sums of the parts are for other tools (sha256sum): every byte of a part
+// belongs to a chunk that was proved, and is hashed once.
 func (m *Media) Verify(ctx context.Context, p Progress) error {
-	v := verifier{m: m, task: orQuiet(p).Start("verify "+m.release.Name, m.release.Size()), blob: sha256.New(), part: sha256.New(), at: 1}
+	total := m.release.Size()
+	for _, p := range m.release.Parity {
+		total += p.Size
+	}
+	v := verifier{task: orQuiet(p).Start("verify "+m.release.Name, total)}
 	v.found(m.strangers()...)
-	err := m.stream(ctx, m.index.Blobs, v.each)
+	v.found(m.checkRoots()...)
+	for _, name := range m.Lost() {
+		v.found(fmt.Errorf("%w: %s is missing or cut off; parity rebuilds it: copy it again before more is lost", manifest.ErrIncomplete, name))
+	}
+	var jobs []toRead
+	for _, b := range m.index.Blobs {
+		jobs = append(jobs, toRead{blob: b})
+	}
+	r := m.reader(func(err error) { v.warned = append(v.warned, err) })
+	err := stream(ctx, onMedia(jobs), r.onMedia, v.each)
 	if err == nil {
+		err = v.parity(ctx, m)
+	}
+	r.close()
+	if v.found(v.warned...); err == nil {
 		err = errors.Join(v.errs...)
 	}
 	v.task.Done(err)
 	return err
 }
 
+// onMedia leaves out what the base has.
+func onMedia(jobs []toRead) (out []toRead) {
+	for _, j := range jobs {
+		if j.blob.Size == 0 || j.blob.OnMedia() > 0 {
+			out = append(out, j)
+		}
+	}
+	return out
+}
+
+// onMedia is chunk for those chunks that lie on the media.
+func (r *reader) onMedia(ctx context.Context, b manifest.Blob, i int, buf []byte) (content.Piece, error) {
+	if !b.Source(i).OnMedia() {
+		return content.Piece{}, nil
+	}
+	return r.chunk(ctx, b, i, buf)
+}
+
 // strangers names what is in clawbox/ and not in the release, up to maxDamage
 // things. It reads directories only.
 func (m *Media) strangers() (errs []error) {
-	known := map[string]bool{".": true, noteFile: true, indexFile: true, partsDir: true}
+	dirs := map[string]bool{".": true, partsDir: true, parityDir: true, rootDir: true}
+	known := map[string]bool{noteFile: true, indexFile: true}
 	for _, p := range m.release.Parts {
 		known[partsDir+"/"+p.Name] = true
+	}
+	for _, p := range m.release.Parity {
+		known[parityDir+"/"+p.Name] = true
+	}
+	for i := range m.release.Roots {
+		known[rootDir+"/"+manifest.RootName(int64(i+1))] = true
 	}
 	for _, d := range m.dirs {
 		root := filepath.Join(d, topDir)
@@ -43,8 +90,7 @@ func (m *Media) strangers() (errs []error) {
 				return err
 			}
 			rel, _ := filepath.Rel(root, p) // p is below root
-			isDir := rel == "." || rel == partsDir
-			if known[rel] && e.IsDir() == isDir {
+			if e.IsDir() && dirs[rel] || !e.IsDir() && known[rel] {
 				return nil
 			}
 			if len(errs) == maxDamage {
@@ -63,21 +109,33 @@ func (m *Media) strangers() (errs []error) {
 	return errs
 }
 
+// checkRoots holds the roots on the media against the release.
+func (m *Media) checkRoots() (errs []error) {
+	for i, want := range m.release.Roots {
+		name := rootDir + "/" + manifest.RootName(int64(i+1))
+		b, err := m.readRoot(int64(i + 1))
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			errs = append(errs, fmt.Errorf("%w: %s is missing: copy it again", manifest.ErrIncomplete, name))
+		case err != nil:
+			errs = append(errs, err)
+		default:
+			if got := manifest.Sum(sha256.Sum256(b)); got != want.SHA256 {
+				errs = append(errs, &manifest.TamperedError{What: name, Detail: fmt.Sprintf("got sha256 %s, want %s: copy it again", got, want.SHA256)})
+			}
+		}
+	}
+	return errs
+}
+
 // verifier takes the chunks of all blobs, in the order of the parts.
 type verifier struct {
-	m    *Media
-	task Task
-	errs []error
-
-	blob, part hash.Hash
-	at         int   // the current part, from 1
-	n          int64 // bytes seen of it
-	bad        bool  // damage in it was reported already
-	badBlob    bool
+	task   Task
+	errs   []error
+	warned []error // the reader's own, from its goroutine, read after the stream
 }
 
 func (v *verifier) found(errs ...error) {
-	v.bad, v.badBlob = v.bad || len(errs) > 0, v.badBlob || len(errs) > 0
 	v.errs = append(v.errs, errs...)
 	if len(v.errs) > maxDamage {
 		v.errs = v.errs[:maxDamage]
@@ -85,39 +143,52 @@ func (v *verifier) found(errs ...error) {
 }
 
 func (v *verifier) each(c chunk) error {
-	if c.i == 0 {
-		v.blob.Reset()
-		v.badBlob = false
-	}
 	if c.err != nil {
 		v.found(c.err)
 	}
-	parallel(func() { v.blob.Write(c.data) }, func() { v.feed(c) })
-	if c.i == c.blob.Len()-1 && !v.badBlob {
-		if got := manifest.Sum(v.blob.Sum(nil)).Digest(); got != c.blob.Digest {
-			v.found(v.m.damage(c.blob, "the whole blob has digest "+got.String(), place(v.m.release, c.blob, 0)))
-		}
-	}
-	v.task.Add(int64(len(c.data)))
+	v.task.Add(int64(len(c.piece.Data())))
 	return nil
 }
 
-// feed gives the chunk to the sum of the part that it lies in.
-func (v *verifier) feed(c chunk) {
-	data := c.data
-	for _, s := range spans(v.m.release, c.blob, int64(c.i)*manifest.ChunkSize, int64(len(data))) {
-		v.part.Write(data[:s.n])
-		data = data[s.n:]
-		v.n += s.n
-		p := v.m.release.Parts[v.at-1]
-		if v.n < p.Size {
-			continue
+// parity holds the parity parts against their sums.
+func (v *verifier) parity(ctx context.Context, m *Media) error {
+	for i, p := range m.release.Parity {
+		if m.parity[i] == "" {
+			continue // reported already
 		}
-		if got := manifest.Sum(v.part.Sum(nil)); got != p.SHA256 && !v.bad {
-			v.errs = append(v.errs, &manifest.TamperedError{What: p.Name, Detail: fmt.Sprintf("got sha256 %s, want %s", got, p.SHA256)})
+		got, err := m.sum(ctx, m.parity[i], v.task)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			v.found(&manifest.TamperedError{What: m.parity[i], Detail: err.Error() + "; copy it again"})
+		case got != p.SHA256:
+			v.found(&manifest.TamperedError{What: m.parity[i], Detail: fmt.Sprintf("got sha256 %s, want %s; copy it again", got, p.SHA256)})
 		}
-		// A chunk may run over the border: its damage counts for both sides.
-		v.part.Reset()
-		v.at, v.n, v.bad = v.at+1, 0, c.err != nil
+	}
+	return nil
+}
+
+// sum is the sha256 of a file.
+func (m *Media) sum(ctx context.Context, path string, t Task) (s manifest.Sum, err error) {
+	f, size, err := m.open(path)
+	if err != nil {
+		return s, err
+	}
+	defer f.Close()
+	h, buf := sha256.New(), make([]byte, 1<<20)
+	in := io.NewSectionReader(f, 0, size)
+	for {
+		if err := ctx.Err(); err != nil {
+			return s, err
+		}
+		n, err := in.Read(buf)
+		h.Write(buf[:n])
+		t.Add(int64(n))
+		if err == io.EOF {
+			return manifest.Sum(h.Sum(nil)), nil
+		} else if err != nil {
+			return s, err
+		}
 	}
 }
