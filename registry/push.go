@@ -43,7 +43,7 @@ func (c *call) putManifest() error {
 	if err != nil {
 		return err
 	}
-	release, err := c.store.Hold() // what it refers to must not be collected now
+	release, err := c.hold() // what it refers to must not be collected now
 	if err != nil {
 		return err
 	}
@@ -281,9 +281,9 @@ func (c *call) linkParts(d *document, depth int) error {
 	return nil
 }
 
-// documents reads the repository's pushed manifests one by one; only indexes,
-// if so asked.
-func (c *call) documents(indexes bool, each func(h v1.Hash, d *document) error) error {
+// documents reads those of the repository's pushed manifests that are wanted,
+// one by one.
+func (c *call) documents(want func(v1.Hash, entry) bool, each func(v1.Hash, *document) error) error {
 	hs, err := c.shelf.digests(c.shelf.path(c.name, manifestsIn))
 	if err != nil {
 		return err
@@ -293,12 +293,12 @@ func (c *call) documents(indexes bool, each func(h v1.Hash, d *document) error) 
 		if err != nil {
 			return err
 		}
-		if !ok || indexes && !forms[types.MediaType(e.Type)] {
+		if !ok || !want(h, e) {
 			continue
 		}
 		m, err := load(c.store, v1.Descriptor{MediaType: types.MediaType(e.Type), Digest: e.At, Size: e.Size})
 		if err != nil {
-			return fmt.Errorf("%s: %w", c.name, err)
+			return fmt.Errorf("repository %s: %w: delete that manifest, or push it again", c.name, err)
 		}
 		if err := each(h, m.document); err != nil {
 			return err
@@ -307,13 +307,13 @@ func (c *call) documents(indexes bool, each func(h v1.Hash, d *document) error) 
 	return nil
 }
 
-// unneeded refuses when a pushed manifest, other than h itself, lists h.
-func (c *call) unneeded(h v1.Hash, indexes bool) error {
-	return c.documents(indexes, func(by v1.Hash, d *document) error {
-		for _, p := range slices.Concat(d.parts, d.lower) {
-			if p.Digest == h && by != h {
-				return refuse(http.StatusMethodNotAllowed, codeDenied, "manifest %s needs %s: delete that first", by, h)
-			}
+// unneeded refuses when another pushed manifest lists h. Only indexes list
+// manifests.
+func (c *call) unneeded(h v1.Hash, manifest bool) error {
+	want := func(by v1.Hash, e entry) bool { return by != h && (!manifest || forms[types.MediaType(e.Type)]) }
+	return c.documents(want, func(by v1.Hash, d *document) error {
+		if slices.ContainsFunc(slices.Concat(d.parts, d.lower), func(p v1.Descriptor) bool { return p.Digest == h }) {
+			return refuse(http.StatusMethodNotAllowed, codeDenied, "manifest %s needs %s: delete that first", by, h)
 		}
 		return nil
 	})

@@ -282,6 +282,21 @@ func (c *call) route(as map[string]action) (err error) {
 	return a.do(c)
 }
 
+// hold keeps collections away until release is called: from before content is
+// looked for or committed until it has a name.
+func (s *server) hold() (release func(), err error) {
+	mine, err := s.shelf.flock(".collect", unix.LOCK_SH)
+	if err != nil {
+		return nil, err
+	}
+	theirs, err := s.store.Hold()
+	if err != nil {
+		mine()
+		return nil, err
+	}
+	return func() { theirs(); mine() }, nil
+}
+
 // ping says that this is a registry, to those who may do anything in it.
 func (c *call) ping() error {
 	if err := c.pingable(); err != nil {

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/crane"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -64,6 +65,16 @@ func pushRack(t testing.TB, o Options) rack {
 	srv := httptest.NewServer(ok(Open(s, o))(t))
 	t.Cleanup(srv.Close)
 	return rack{s, srv}
+}
+
+// patiently waits until a machine that is busy with other things has done it.
+func patiently(t testing.TB, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); !done(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it has not happened within a minute")
+		}
+	}
 }
 
 func (s rack) host() string { return strings.TrimPrefix(s.srv.URL, "http://") }

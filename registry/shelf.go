@@ -24,6 +24,7 @@ import (
 //	repos/NAME/_tags/TAG                 the tag's digest
 //	uploads/                             who began which upload
 //	.names                               flock for changes of repos/
+//	.collect                             flock: shared by who pushes, exclusive for Collect
 //
 // Each is one small file, an entry as JSON. No part of a NAME begins with "_".
 const shelfDir = "registry"
@@ -51,13 +52,17 @@ func (s shelf) path(name string, rest ...string) string {
 }
 
 // lock takes the shelf for a change of names.
-func (s shelf) lock() (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(s.dir, ".names"), os.O_RDWR|os.O_CREATE, 0o600)
+func (s shelf) lock() (unlock func(), err error) { return s.flock(".names", unix.LOCK_EX) }
+
+// flock takes one of the shelf's flocks, unix.LOCK_EX or LOCK_SH, and waits
+// for it.
+func (s shelf) flock(name string, how int) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(s.dir, name), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	for {
-		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); err != unix.EINTR {
+		if err = unix.Flock(int(f.Fd()), how); err != unix.EINTR {
 			break
 		}
 	}

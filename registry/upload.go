@@ -71,7 +71,7 @@ func (c *call) mount(digest, from string) (done bool, err error) {
 	} else if !goodName(from) || !c.gate.may(c.who, from, Pull) {
 		return false, nil
 	}
-	release, err := c.store.Hold()
+	release, err := c.hold()
 	if err != nil {
 		return false, err
 	}
@@ -139,7 +139,7 @@ func (c *call) finish(id string, h v1.Hash) error {
 	if err := c.receive(u); err != nil {
 		return errors.Join(err, u.Close())
 	}
-	release, err := c.store.Hold() // until it has a name
+	release, err := c.hold() // until it has a name
 	if err != nil {
 		return errors.Join(err, u.Close())
 	}
