@@ -13,7 +13,9 @@ type attack struct {
 	theme, name string
 	tries       string   // what it tries, in words
 	args        []string // of the program inside; $WORDS are the host's, see host.words
-	agent       string   // which sandbox; "": prey
+	agent       string   // which sandbox; "": the theme's own
+	fresh       bool     // the sandbox is made for this attack, and removed after it
+	alone       bool     // nothing else runs meanwhile
 	want        want
 	records     []record // that it must leave, all of them
 	silent      string   // why there is none
@@ -21,7 +23,12 @@ type attack struct {
 	// drive is for attacks that need a hand outside, such as an operator's. It
 	// returns an error when the attack succeeded or went wrong.
 	drive func(*host) error
+	// measure is one that also has something to tell.
+	measure func(*host) (string, error)
 }
+
+// outside says whether the attack is driven by a hand outside.
+func (a attack) outside() bool { return a.drive != nil || a.measure != nil }
 
 // want is how the attack must fail.
 type want struct {
@@ -116,17 +123,37 @@ func uncontrolled(why string) elsewhere { return elsewhere{none: why} }
 // unless marks a control run that a kernel may lack the feature for.
 func unless(errnos ...string) elsewhere { return elsewhere{lacks: errnos} }
 
-// all is the suite in its order: those that may end the sandbox come last.
-func all() []attack {
-	var out []attack
-	for _, t := range []struct {
-		theme   string
-		attacks []attack
-	}{
-		{"paths", paths}, {"exec", execs}, {"kernel", kernelCalls}, {"network", network}, {"messages", messages}, {"load", loads}, {"operator", operators},
-	} {
+// themes are the suite. Each has a sandbox of its own, so that themes run beside
+// each other; in a theme one attack follows the other, because records are told
+// apart by agent and time. Floods and what harms the appliance run alone, each
+// flood in a fresh sandbox: a budget that is hit again tells of it once a minute.
+var themes = []struct {
+	name, agent  string
+	fresh, alone bool
+	attacks      []attack
+}{
+	{name: "paths", agent: prey, attacks: paths},
+	{name: "exec", agent: "prey-exec", attacks: execs},
+	{name: "kernel", agent: "prey-kernel", attacks: kernelCalls},
+	{name: "network", agent: "prey-network", attacks: network},
+	{name: "messages", agent: "prey-messages", attacks: messages},
+	{name: "operator", agent: waiter, attacks: operators},
+	{name: "load", fresh: true, alone: true, attacks: loads},
+	{name: "neighbour", fresh: true, alone: true, attacks: neighbours},
+	{name: "service", agent: prey, alone: true, attacks: services},
+}
+
+// all is the suite in its order.
+func all() (out []attack) {
+	for _, t := range themes {
 		for _, a := range t.attacks {
-			a.theme = t.theme
+			a.theme, a.alone, a.fresh = t.name, t.alone, t.fresh
+			switch {
+			case a.fresh:
+				a.agent = a.name
+			case a.agent == "":
+				a.agent = t.agent
+			}
 			out = append(out, a)
 		}
 	}

@@ -15,7 +15,7 @@ import (
 // a reason for none.
 func TestList(t *testing.T) {
 	var src strings.Builder
-	for _, f := range []string{"paths", "exec", "kernel", "net", "http", "load"} {
+	for _, f := range []string{"paths", "exec", "kernel", "net", "http", "load", "neighbour"} {
 		b, err := os.ReadFile("inside/" + f + ".go")
 		if err != nil {
 			t.Fatal(err)
@@ -28,13 +28,13 @@ func TestList(t *testing.T) {
 			t.Errorf("%s: twice, or without words", a.name)
 		}
 		seen[a.name] = true
-		if (a.drive == nil) == (len(a.args) == 0) {
+		if a.outside() == (len(a.args) > 0) {
 			t.Errorf("%s: want arguments or a driver", a.name)
 		}
-		if a.drive == nil && !regexp.MustCompile(`(?m)^\t"`+regexp.QuoteMeta(a.args[0])+`":`).MatchString(src.String()) {
+		if !a.outside() && !regexp.MustCompile(`(?m)^\t"`+regexp.QuoteMeta(a.args[0])+`":`).MatchString(src.String()) {
 			t.Errorf("%s: inside has no %q", a.name, a.args[0])
 		}
-		if a.drive == nil && len(a.want.errnos) == 0 && a.want.say == "" {
+		if !a.outside() && len(a.want.errnos) == 0 && a.want.say == "" {
 			t.Errorf("%s: nothing is expected of it", a.name)
 		}
 		if (len(a.records) == 0) != (a.silent != "") {

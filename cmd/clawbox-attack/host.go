@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -25,9 +26,9 @@ import (
 	"github.com/clawbox/clawbox/appliance/control"
 )
 
-// The agents: prey runs the attacks, other is the neighbour whose data they
-// want, waiter's connections are held, lone
-// may start no process.
+// The agents: prey runs attacks, and others like it that the themes name; other
+// is the neighbour whose data they want, waiter's connections are held, lone may
+// start no process.
 const (
 	prey   = "prey"
 	other  = "other"
@@ -43,7 +44,7 @@ type host struct {
 	daemon *exec.Cmd
 	vendor *exec.Cmd
 	words  *strings.Replacer
-	marks  int
+	marks  atomic.Int64
 	log    bytes.Buffer // of the daemon
 	locks  []*os.File   // held for life
 }
@@ -52,7 +53,9 @@ func (h *host) at(names ...string) string {
 	return filepath.Join(append([]string{h.opts.dir}, names...)...)
 }
 func (h *host) ledger() string { return h.at("host/var/lib/clawbox/ledger") }
-func (h *host) next() int      { h.marks++; return h.marks }
+
+// mark is what the vendor must not see of one attempt.
+func (h *host) mark() string { return fmt.Sprintf("leak%d", h.marks.Add(1)) }
 
 // newHost bundles, installs and starts.
 func newHost(ctx context.Context, o options) (*host, error) {
@@ -123,7 +126,7 @@ func (h *host) files() error {
 		return err
 	}
 	for name, text := range map[string]string{
-		"recipe.yaml": recipe(h.opts.dist), "answers.yaml": answers, prey + ".yaml": preyPolicy, other + ".yaml": otherPolicy, waiter + ".yaml": waiterPolicy, lone + ".yaml": lonePolicy,
+		"recipe.yaml": recipe(h.opts.dist), "answers.yaml": answers, prey + ".yaml": preyPolicy,
 	} {
 		if err := os.WriteFile(h.at(name), []byte(text), 0o644); err != nil {
 			return err
@@ -312,12 +315,12 @@ func (h *host) usage(agent string) (n int64, err error) {
 }
 
 func (h *host) launch(name string) error {
-	src, err := os.ReadFile(h.at(name + ".yaml"))
-	if err != nil {
-		return err
+	src, ok := agentPolicies[name]
+	if !ok {
+		src = preyPolicy
 	}
-	_, err = h.client.Launch(h.ctx, control.LaunchRequest{
-		Name: name, Image: "attack:0.1.0", Policy: name + ".yaml", Source: src, Command: []string{"/bin/busybox", "sleep", "100000"},
+	_, err := h.client.Launch(h.ctx, control.LaunchRequest{
+		Name: name, Image: "attack:0.1.0", Policy: name + ".yaml", Source: []byte(src), Command: []string{"/bin/busybox", "sleep", "100000"},
 	})
 	return err
 }
@@ -325,17 +328,21 @@ func (h *host) launch(name string) error {
 // ready launches an agent again that an attack ended, and gives the ledger's
 // size.
 func (h *host) ready(agent string) (int64, error) {
-	st, err := h.client.Agent(h.ctx, agent)
-	if err != nil {
-		return 0, err
-	}
-	if st.State != "running" {
+	if st, err := h.client.Agent(h.ctx, agent); err != nil || st.State != "running" {
 		if err := h.launch(agent); err != nil {
 			return 0, err
 		}
 	}
 	s, err := h.client.Status(h.ctx)
 	return int64(s.LedgerSize), err
+}
+
+// remove ends an agent and deletes what is its.
+func (h *host) remove(agent string) error {
+	if err := h.client.Stop(h.ctx, agent, control.StopRequest{}); err != nil {
+		return err
+	}
+	return h.client.Remove(h.ctx, agent)
 }
 
 func (h *host) expand(args []string) []string {

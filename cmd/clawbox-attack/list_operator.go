@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -11,25 +12,29 @@ import (
 	"github.com/clawbox/clawbox/appliance/control"
 )
 
-// operators are attacks on what is outside the sandbox: approvals, the record,
-// the guard. Each is driven from outside and returns an error if it succeeded.
+// operators are attacks on approvals, and on what an operator is told. Each is
+// driven from outside and returns an error if it succeeded.
 var operators = []attack{
-	{name: "approval-timeout", tries: "outwait the operator", agent: waiter, drive: outwait, records: []record{{Kind: "connect", Verdict: "held", Host: "allowed.example"}, way("allowed.example")}},
-	{name: "approval-replay", tries: "use an answer twice", agent: waiter, drive: replay, records: []record{{Kind: "approval", Verdict: "allowed", Host: "allowed.example"}}},
-	{name: "approval-swap", tries: "have an answer taken for another question", agent: waiter, drive: swapDigest, records: []record{{Kind: "connect", Verdict: "held", Host: "allowed.example"}}},
-	{name: "approval-over-deny", tries: "have a denied host held and approved", agent: waiter, drive: overDeny, records: []record{{Host: "evil.example"}}},
+	{name: "approval-timeout", tries: "outwait the operator", drive: outwait, records: []record{{Kind: "connect", Verdict: "held", Host: "allowed.example"}, way("allowed.example")}},
+	{name: "approval-replay", tries: "use an answer twice", drive: replay, records: []record{{Kind: "approval", Verdict: "allowed", Host: "allowed.example"}}},
+	{name: "approval-swap", tries: "have an answer taken for another question", drive: swapDigest, records: []record{{Kind: "connect", Verdict: "held", Host: "allowed.example"}}},
+	{name: "approval-over-deny", tries: "have a denied host held and approved", drive: overDeny, records: []record{{Host: "evil.example"}}},
 	{name: "pinned-content", tries: "run a program with other content than the policy pins", agent: other, drive: pinned, records: []record{}, silent: "the start is refused to the operator who asks for it"},
 	{name: "log-flood", tries: "fill the host's disk by output", agent: other, drive: logFlood, silent: "the log is bounded, nothing is refused"},
+	{name: "approval-flood", tries: "bury the operator in questions", drive: questions, records: []record{{Kind: "connect", Verdict: "held"}}},
+}
+
+// services are attacks while a part of the appliance is dead.
+var services = []attack{
 	{name: "guard-killed", tries: "run something while the guard is dead", drive: serviceKilled("guard", "exec", "/bin/other"), records: []record{{Kind: "service", Verdict: "", Detail: "guard"}}},
 	{name: "egress-killed", tries: "connect while the way out is dead", drive: serviceKilled("egress", "tcp", publicAddr+":80"), records: []record{{Kind: "service", Detail: "egress"}}},
-	{name: "approval-flood", tries: "bury the operator in questions", agent: waiter, drive: questions, records: []record{{Kind: "connect", Verdict: "held"}}},
 }
 
 // hold starts a connection in the waiter and gives the question.
 func (h *host) hold(host, mark string) (control.Pending, <-chan outcome, error) {
 	done := make(chan outcome, 1)
 	go func() { done <- h.inside(waiter, mark, []string{"tcp", host + ":80"}) }()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		ps, err := h.client.Approvals(h.ctx)
 		if err != nil {
 			return control.Pending{}, done, err
@@ -47,7 +52,7 @@ func (h *host) hold(host, mark string) (control.Pending, <-chan outcome, error) 
 
 // outwait asks and nobody answers.
 func outwait(h *host) error {
-	mark := fmt.Sprintf("leak%d", h.next())
+	mark := h.mark()
 	_, done, err := h.hold("allowed.example", mark)
 	if err != nil {
 		return err
@@ -65,7 +70,7 @@ func (h *host) answer(p control.Pending, scope string) error {
 
 // replay answers once, then sends the same answer for the next question.
 func replay(h *host) error {
-	first := fmt.Sprintf("leak%d", h.next())
+	first := h.mark()
 	p, done, err := h.hold("allowed.example", first)
 	if err != nil {
 		return err
@@ -79,7 +84,7 @@ func replay(h *host) error {
 	if err := h.answer(p, "once"); err == nil {
 		return errors.New("the same answer was taken twice")
 	}
-	again := fmt.Sprintf("leak%d", h.next())
+	again := h.mark()
 	q, done, err := h.hold("allowed.example", again)
 	if err != nil {
 		return fmt.Errorf("the second connection was not held: %w", err)
@@ -98,7 +103,7 @@ func replay(h *host) error {
 
 // swapDigest answers a question with what another one showed.
 func swapDigest(h *host) error {
-	mark := fmt.Sprintf("leak%d", h.next())
+	mark := h.mark()
 	p, done, err := h.hold("allowed.example", mark)
 	if err != nil {
 		return err
@@ -115,7 +120,7 @@ func swapDigest(h *host) error {
 
 // overDeny must not even be asked.
 func overDeny(h *host) error {
-	mark := fmt.Sprintf("leak%d", h.next())
+	mark := h.mark()
 	done := make(chan outcome, 1)
 	go func() { done <- h.inside(waiter, mark, []string{"tcp", "evil.example:80"}) }()
 	for {
@@ -142,6 +147,7 @@ func overDeny(h *host) error {
 // questions opens many connections to many names; the operator's list and the
 // appliance must stay usable.
 func questions(h *host) error {
+	ctx, stop := context.WithCancel(h.ctx)
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
@@ -149,23 +155,27 @@ func questions(h *host) error {
 			for j := range 10 {
 				hosts = append(hosts, fmt.Sprintf("n%d-%d.example:80", i, j))
 			}
-			h.inside(waiter, "", append([]string{"tcp"}, hosts...))
+			h.insideFor(ctx, waiter, "", append([]string{"tcp"}, hosts...))
 		})
 	}
 	defer wg.Wait()
-	time.Sleep(time.Second)
-	t0 := time.Now()
-	ps, err := h.client.Approvals(h.ctx)
-	if err != nil {
-		return err
+	defer stop()
+	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		t0 := time.Now()
+		ps, err := h.client.Approvals(h.ctx)
+		if err != nil {
+			return err
+		}
+		if d := time.Since(t0); d > 10*time.Second || len(ps) > 1000 {
+			return fmt.Errorf("%d questions wait, and listing them took %v", len(ps), d)
+		}
+		if len(ps) >= 4 {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("%d questions are held, so the attack proves nothing", len(ps))
+		}
 	}
-	if d := time.Since(t0); d > 2*time.Second || len(ps) > 1000 {
-		return fmt.Errorf("%d questions wait, and listing them took %v", len(ps), d)
-	}
-	if len(ps) == 0 {
-		return errors.New("nothing was held, so the attack proves nothing")
-	}
-	return nil
 }
 
 // pinned launches an agent whose policy pins a program to a content that it has
@@ -184,17 +194,18 @@ func pinned(h *host) error {
 	return nil
 }
 
-// logFlood lets an agent write 300 MiB to its output.
+// logFlood lets an agent write more to its output than its log may take, which
+// is 32 MiB. It is slowed down to 4 MiB a second.
 func logFlood(h *host) error {
 	const name = "shouter"
 	_, err := h.client.Launch(h.ctx, control.LaunchRequest{
-		Name: name, Image: "attack:0.1.0", Policy: "other.yaml", Source: []byte(otherPolicy), Command: []string{"/bin/attack", "shout", "300"},
+		Name: name, Image: "attack:0.1.0", Policy: "other.yaml", Source: []byte(otherPolicy), Command: []string{"/bin/attack", "shout", "44"},
 	})
 	if err != nil {
 		return err
 	}
 	defer h.client.Remove(h.ctx, name)
-	for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
 		st, err := h.client.Agent(h.ctx, name)
 		if err != nil {
 			return err
@@ -203,15 +214,15 @@ func logFlood(h *host) error {
 			break
 		}
 		if time.Now().After(end) {
-			return h.client.Stop(h.ctx, name, control.StopRequest{})
+			return errors.Join(errors.New("it still writes after two minutes"), h.client.Stop(h.ctx, name, control.StopRequest{}))
 		}
 	}
 	n, err := h.usage(name)
-	if err != nil || n > 64<<20 {
+	if err != nil || n > 40<<20 {
 		return fmt.Errorf("its log takes %d MiB of the host's disk (%v)", n>>20, err)
 	}
-	if n == 0 {
-		return errors.New("there is no log, so the attack proves nothing")
+	if n < 8<<20 {
+		return fmt.Errorf("its log takes %d bytes only, so the attack proves nothing", n)
 	}
 	return nil
 }
@@ -227,8 +238,8 @@ func serviceKilled(service string, args ...string) func(*host) error {
 		if err := syscall.Kill(before.PID, syscall.SIGKILL); err != nil {
 			return err
 		}
-		mark := fmt.Sprintf("leak%d", h.next())
-		for end := time.Now().Add(30 * time.Second); ; {
+		mark := h.mark()
+		for end := time.Now().Add(2 * patience); ; {
 			if o := h.inside(prey, mark, args); o.OK || h.saw(mark) {
 				return fmt.Errorf("the attack succeeded: %s", o)
 			}
@@ -236,7 +247,7 @@ func serviceKilled(service string, args ...string) func(*host) error {
 				return h.whole()
 			}
 			if time.Now().After(end) {
-				return errors.New("the service did not come back in 30 s")
+				return errors.New("the service did not come back in a minute")
 			}
 		}
 	}
@@ -258,7 +269,7 @@ func (h *host) service(name string) (control.ServiceStatus, error) {
 
 // whole waits until the appliance takes work again, and starts what it stopped.
 func (h *host) whole() error {
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(2 * patience); ; time.Sleep(100 * time.Millisecond) {
 		st, err := h.client.Status(h.ctx)
 		if err == nil && st.Error == "" {
 			for _, name := range []string{prey, other, waiter, lone} {

@@ -34,6 +34,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"sync"
 	"syscall"
 )
 
@@ -105,11 +107,52 @@ func again(stage string, args ...string) *exec.Cmd {
 	return c
 }
 
+// tryAll runs the themes beside each other, then what must run alone, and gives
+// the results in the list's order.
+func (h *host) tryAll(list []attack) ([]result, error) {
+	rs := make([]result, len(list))
+	var screen sync.Mutex
+	try := func(i int) {
+		if h.ctx.Err() != nil {
+			return
+		}
+		rs[i] = h.try(list[i])
+		screen.Lock()
+		defer screen.Unlock()
+		rs[i].line(os.Stdout, h.opts.verbose)
+	}
+	themes, alone := map[string][]int{}, []int{}
+	for i, a := range list {
+		if a.alone {
+			alone = append(alone, i)
+			continue
+		}
+		themes[a.theme] = append(themes[a.theme], i)
+	}
+	var wg sync.WaitGroup
+	for _, is := range themes {
+		wg.Go(func() {
+			for _, i := range is {
+				try(i)
+			}
+		})
+	}
+	wg.Wait()
+	for _, i := range alone {
+		try(i)
+	}
+	return rs, h.ctx.Err()
+}
+
 // attackAll runs the suite.
 func attackAll(ctx context.Context, o options) (code int, err error) {
 	only, err := regexp.Compile(o.only)
 	if err != nil {
 		return 2, fmt.Errorf("-only: %w", err)
+	}
+	list := slices.DeleteFunc(all(), func(a attack) bool { return !only.MatchString(a.theme + "/" + a.name) })
+	if len(list) == 0 {
+		return 2, fmt.Errorf("-only %q matches no attack", o.only)
 	}
 	h, err := newHost(ctx, o)
 	if h != nil {
@@ -118,20 +161,9 @@ func attackAll(ctx context.Context, o options) (code int, err error) {
 	if err != nil {
 		return 1, err
 	}
-	var rs []result
-	for _, a := range all() {
-		if !only.MatchString(a.theme + "/" + a.name) {
-			continue
-		}
-		if ctx.Err() != nil {
-			return 1, ctx.Err()
-		}
-		r := h.try(a)
-		rs = append(rs, r)
-		r.line(os.Stdout, o.verbose)
-	}
-	if len(rs) == 0 {
-		return 2, fmt.Errorf("-only %q matches no attack", o.only)
+	rs, err := h.tryAll(list)
+	if err != nil {
+		return 1, err
 	}
 	if err := h.prove(); err != nil {
 		return 1, err

@@ -24,7 +24,7 @@ kind: Answers
 operator: attack
 start: none
 registry: ` + registryAddr + `
-holdSeconds: 3
+holdSeconds: 5
 agents:
   - {name: prey, image: "attack:0.1.0", policy: prey.yaml, args: [/bin/busybox, sleep, "100000"]}
 `
@@ -86,3 +86,7 @@ filesystem: {read: [/bin, /etc, /proc, /dev], write: [/workspace, /tmp], workdir
 process: {exec: [/bin/busybox, /bin/sh, /bin/attack], spawn: false, seccomp: strict}
 budgets: {processes: 32, memory: 64MiB, wallTime: 2h}
 `
+
+// agentPolicies are those of the agents that have one of their own; every other
+// has prey's.
+var agentPolicies = map[string]string{other: otherPolicy, waiter: waiterPolicy, lone: lonePolicy}

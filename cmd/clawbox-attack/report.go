@@ -16,7 +16,7 @@ func (r result) line(w io.Writer, verbose bool) {
 		mark = "WON"
 	}
 	outcome := strings.Join(strings.Fields(r.Outcome), " ")
-	fmt.Fprintf(w, "%-8s %-8s %-22s %-44.44s %-26.26s %s\n", mark, r.Theme, r.Name, r.Tries, outcome, r.Control)
+	fmt.Fprintf(w, "%-8s %-9s %-20s %-44.44s %5.1f s %-26.26s %s\n", mark, r.Theme, r.Name, r.Tries, r.Seconds, outcome, r.Control)
 	for _, s := range r.Wrong {
 		fmt.Fprintf(w, "         ! %.1500s\n", s)
 	}

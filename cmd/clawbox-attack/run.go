@@ -29,44 +29,32 @@ type result struct {
 	Records []string `json:"records"`
 	Control string   `json:"control"`
 	Wrong   []string `json:"wrong,omitempty"`
+	Seconds float64  `json:"seconds"`
 }
 
 // try runs an attack in the sandbox and in the control, and judges.
-func (h *host) try(a attack) result {
-	r := result{Theme: a.theme, Name: a.name, Tries: a.tries}
+func (h *host) try(a attack) (r result) {
+	r = result{Theme: a.theme, Name: a.name, Tries: a.tries}
 	wrong := func(format string, args ...any) { r.Wrong = append(r.Wrong, fmt.Sprintf(format, args...)) }
-	agent := a.agent
-	if agent == "" {
-		agent = prey
-	}
-	from, err := h.ready(agent)
+	t0 := time.Now()
+	defer func() { r.Seconds, r.Passed = time.Since(t0).Seconds(), len(r.Wrong) == 0 }()
+	from, err := h.ready(a.agent)
 	if err != nil {
 		wrong("%v", err)
 		return r
 	}
-	mark := fmt.Sprintf("leak%d", h.next())
-	if a.drive != nil {
-		r.Outcome = "as it should"
-		if err := a.drive(h); err != nil {
-			r.Outcome = "wrong"
-			wrong("%v", err)
-		}
-	} else {
-		o := h.inside(agent, mark, h.expand(a.args))
-		r.Outcome, r.Said = o.String(), o.Say
-		if h.saw(mark) {
-			o.OK = true
-			wrong("the vendor saw the mark")
-		}
-		r.Won = o.OK
-		if w := a.want.holds(o); w != "" {
-			wrong("%s", w)
-		}
+	if a.fresh {
+		defer func() {
+			if err := h.remove(a.agent); err != nil {
+				wrong("%v", err)
+			}
+		}()
 	}
+	h.strike(a, &r, wrong)
 	for _, want := range h.expandRecords(a.records) {
-		e, ok := h.await(want, agent, from)
+		e, ok := h.await(want, a.agent, from)
 		if !ok {
-			wrong("no record %+v among %q", want, h.others(agent, from))
+			wrong("no record %+v among %q", want, h.others(a.agent, from))
 			continue
 		}
 		r.Records = append(r.Records, e)
@@ -75,8 +63,35 @@ func (h *host) try(a attack) result {
 		wrong("the suite names %d records, and says that there is none because %q", len(a.records), a.silent)
 	}
 	r.Control = h.controlled(a, wrong)
-	r.Passed = len(r.Wrong) == 0
 	return r
+}
+
+// strike lets the attack happen.
+func (h *host) strike(a attack, r *result, wrong func(string, ...any)) {
+	if a.outside() {
+		var err error
+		if a.drive != nil {
+			err = a.drive(h)
+		} else {
+			r.Said, err = a.measure(h)
+		}
+		if r.Outcome = "as it should"; err != nil {
+			r.Outcome = "wrong"
+			wrong("%v", err)
+		}
+		return
+	}
+	mark := h.mark()
+	o := h.inside(a.agent, mark, h.expand(a.args))
+	r.Outcome, r.Said = o.String(), o.Say
+	if h.saw(mark) {
+		o.OK = true
+		wrong("the vendor saw the mark")
+	}
+	r.Won = o.OK
+	if w := a.want.holds(o); w != "" {
+		wrong("%s", w)
+	}
 }
 
 // controlled runs the attack where nothing confines it.
@@ -84,12 +99,12 @@ func (h *host) controlled(a attack, wrong func(string, ...any)) string {
 	switch {
 	case a.control.none != "":
 		return "none: " + a.control.none
-	case a.drive != nil:
+	case a.outside():
 		return "none: it is driven from outside"
 	case h.opts.noControl:
 		return "left out"
 	}
-	mark := fmt.Sprintf("leak%d", h.next())
+	mark := h.mark()
 	o := h.bare(mark, h.expand(a.args))
 	if o.OK || h.saw(mark) {
 		return "succeeds"
@@ -146,7 +161,11 @@ const attackTime = 90 * time.Second
 
 // inside runs an attack in an agent's sandbox.
 func (h *host) inside(agent, mark string, args []string) outcome {
-	ctx, cancel := context.WithTimeout(h.ctx, attackTime)
+	return h.insideFor(h.ctx, agent, mark, args)
+}
+
+func (h *host) insideFor(ctx context.Context, agent, mark string, args []string) outcome {
+	ctx, cancel := context.WithTimeout(ctx, attackTime)
 	defer cancel()
 	var out limited
 	r := control.ExecRequest{Args: append([]string{"/bin/attack"}, args...), Env: []string{"MARK=" + mark}}
@@ -192,10 +211,14 @@ func short(e ledger.Entry) string {
 	return fmt.Sprintf("%d %s %s %s %s%s %s", e.Index, e.Record.Kind, e.Record.Verdict, e.Record.Reason, e.Record.Path, e.Record.Host, e.Record.Detail)
 }
 
+// patience is how long a record may take: it is there at once on an idle
+// machine, and this run shares one.
+const patience = 30 * time.Second
+
 // await looks for a record of the agent from entry from on, for a while. A
 // record of the appliance itself, such as a weakening, counts too.
 func (h *host) await(want record, agent string, from int64) (string, bool) {
-	for end := time.Now().Add(6 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
 		for e, err := range ledger.Read(h.ledger(), from) {
 			if err != nil {
 				break

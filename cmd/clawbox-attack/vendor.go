@@ -224,6 +224,10 @@ func listen(port string, serve func(net.Conn)) error {
 	return nil
 }
 
+// lastWords is how long the vendor reads on after a request that says that it
+// is the last.
+const lastWords = 300 * time.Millisecond
+
 // web reads requests and repeats them. What an allowed request carries in its
 // body is the agent's own business; every other mark counts: in requests to
 // another host, in what no parser reads, and behind a request whose length two
@@ -235,6 +239,9 @@ func (v *vendor) web(c net.Conn) {
 		r, err := http.ReadRequest(in)
 		if err != nil {
 			v.seen(raw.Bytes())
+			if raw.Len() == 0 {
+				return
+			}
 			fmt.Fprintf(c, "HTTP/1.0 200 OK\r\n\r\nVENDOR %s", raw.Bytes())
 			return
 		}
@@ -246,7 +253,12 @@ func (v *vendor) web(c net.Conn) {
 			whole = []byte("allowed")
 		}
 		fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\nVENDOR %s", len(whole)+7, whole)
+		rest, _ := in.Peek(in.Buffered())
 		raw.Reset()
+		raw.Write(rest)
+		if r.Close { // what comes behind in spite of that still counts
+			c.SetReadDeadline(time.Now().Add(lastWords))
+		}
 	}
 }
 
