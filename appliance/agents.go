@@ -221,8 +221,7 @@ func (a *Appliance) Stop(ctx context.Context, name string, grace time.Duration) 
 
 // Remove forgets a stopped agent and deletes its files.
 func (a *Appliance) Remove(ctx context.Context, name string) error {
-	a.launching.Lock()
-	defer a.launching.Unlock()
+	defer a.turns.of(name)()
 	ag, err := a.agent(name)
 	if err != nil {
 		return err
@@ -252,9 +251,7 @@ func (a *Appliance) Remove(ctx context.Context, name string) error {
 // Reload replaces the network and inference layers of an agent's policy. The
 // locked layers must be what they are.
 func (a *Appliance) Reload(ctx context.Context, name string, q control.PolicyRequest) (control.AgentStatus, error) {
-	// Not during a launch, which has read the policy already.
-	a.launching.Lock()
-	defer a.launching.Unlock()
+	defer a.turns.of(name)() // not during a launch, which has read the policy already
 	ag, err := a.agent(name)
 	if err != nil {
 		return control.AgentStatus{}, err
@@ -285,12 +282,19 @@ func atStart(old, p *policies.Policy) string {
 	if looksIntoTLS(p) && !inspects(old) { // who inspects at all was given the CA
 		return "the policy inspects TLS for the first time, and the agent doesn't trust the sandbox's own CA: its certificate is put in when the agent starts"
 	}
-	x, _ := json.Marshal(old.Credentials)
-	y, _ := json.Marshal(p.Credentials)
-	if !bytes.Equal(x, y) {
+	if !slices.Equal(named(old.Credentials), named(p.Credentials)) {
 		return "the policy changes which credentials there are, and the agent gets their placeholders in its environment when it starts"
 	}
 	return ""
+}
+
+// named are credentials without the lines that they stand on: those may move.
+func named(cs []policies.Credential) []policies.Credential {
+	cs = slices.Clone(cs)
+	for i := range cs {
+		cs[i].Line = 0
+	}
+	return cs
 }
 
 func inspects(p *policies.Policy) bool {

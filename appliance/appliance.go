@@ -49,7 +49,7 @@ type Appliance struct {
 	boxes  *sandbox.Local
 	images *sandbox.Images
 
-	launching sync.Mutex // held for a whole launch or removal
+	turns turns // one launch, reload, snapshot or removal of an agent at a time
 
 	registryPort *os.File        // the registry's listening socket
 	engineNet    *os.File        // the engine's network namespace
@@ -209,8 +209,7 @@ func (a *Appliance) shutdown() error {
 		a.failure = errStopping
 	}
 	a.mu.Unlock()
-	a.launching.Lock() // a launch under way sees the failure when it is done
-	defer a.launching.Unlock()
+	defer a.turns.all()() // a launch under way sees the failure when it is done
 	a.stopAll(5 * time.Second)
 	err := a.dismiss("guard") // which has told everything then
 	rec := ledger.Record{Kind: ledger.KindService, Verdict: ledger.Allowed, Reason: "service.stopped"}

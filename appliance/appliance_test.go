@@ -15,6 +15,7 @@ import (
 	"github.com/clawbox/clawbox/appliance/control"
 	"github.com/clawbox/clawbox/appliance/guard"
 	"github.com/clawbox/clawbox/appliance/ledger"
+	"github.com/clawbox/clawbox/appliance/sandbox"
 	"github.com/clawbox/clawbox/policies"
 	"golang.org/x/mod/sumdb/note"
 )
@@ -305,13 +306,23 @@ func TestFailClosed(t *testing.T) {
 // TestFailedLaunchLeavesNothing: an agent that could not start is not there
 // afterwards, neither in memory nor for the next daemon.
 func TestFailedLaunchLeavesNothing(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skipf("sandboxes need root; euid is %d", os.Geteuid())
+	}
 	a := bare(t)
 	must(t, a.openLedgerBy(openHere))
+	self, err := os.Executable()
+	must(t, err)
+	a.boxes, err = sandbox.Open(sandbox.Options{State: a.cfg.Paths.State, Launcher: self, UIDBase: 710_000})
+	must(t, err)
+	defer a.boxes.Close()
+	a.cfg.Paths.Store = t.TempDir()
+	must(t, a.openStore())
 	must(t, a.log.Close()) // no record, so no start
 	const src = "apiVersion: clawbox.io/v1\nkind: AgentPolicy\nmetadata: {name: x}\nrequire: {tier: T4}\n"
-	_, err := a.Launch(context.Background(), control.LaunchRequest{Name: "bob", Image: "i", Policy: "x.yaml", Source: []byte(src)})
-	if err == nil {
-		t.Fatal("launched without a record")
+	_, err = a.Launch(context.Background(), control.LaunchRequest{Name: "bob", Image: "i", Policy: "x.yaml", Source: []byte(src)})
+	if err == nil || !strings.Contains(err.Error(), "ledger") {
+		t.Fatalf("launched without a record: %v", err)
 	}
 	if _, err := a.agent("bob"); err == nil {
 		t.Error("the agent is still listed")

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"github.com/clawbox/clawbox/appliance/control"
 	"github.com/clawbox/clawbox/appliance/guard"
@@ -19,6 +20,7 @@ import (
 func (a *Appliance) openBoxes() (err error) {
 	a.boxes, err = sandbox.Open(sandbox.Options{
 		State: a.cfg.Paths.State, Launcher: filepath.Join(a.cfg.Paths.Slot, "bin", "clawbox-launch"), UIDBase: a.cfg.UIDBase,
+		Warm: a.cfg.WarmLaunchers(), Ahead: a.landAhead,
 	})
 	if err != nil {
 		return err
@@ -27,33 +29,50 @@ func (a *Appliance) openBoxes() (err error) {
 	return err
 }
 
-// sandbox starts an agent's sandbox with everything attached.
-func (a *Appliance) sandbox(ctx context.Context, ag *agent, out io.Writer) (*sandbox.Box, error) {
-	if _, err := a.store.Resolve(ag.Image); errors.Is(err, fs.ErrNotExist) {
-		return nil, control.Errorf("not_found", "the store has no image %q; the registry at %s lists what it has (GET /v2/_catalog)", ag.Image, a.cfg.Registry)
-	}
-	img, err := a.images.Prepare(ctx, ag.Image)
+// sandbox starts an agent's sandbox with everything attached. Nothing of the
+// agent runs before kept has returned, and only if that is without an error.
+func (a *Appliance) sandbox(ctx context.Context, ag *agent, out io.Writer, kept func() error) (*sandbox.Box, error) {
+	spec, err := a.specify(ctx, ag)
 	if err != nil {
 		return nil, err
 	}
-	if len(ag.Command) > 0 {
-		img.Entrypoint, img.Cmd = ag.Command, nil
+	spec.Stdout, spec.Stderr, spec.Before = out, out, kept
+	box, err := a.boxes.Start(ctx, spec)
+	if err != nil {
+		for _, role := range []string{"guard", "router", "egress"} {
+			a.push(role, callForget, ref{ag.Name})
+		}
+		return nil, err
 	}
+	for _, n := range box.Notes() {
+		slog.Warn("policy and image differ", "agent", ag.Name, "note", n)
+	}
+	return box, nil
+}
+
+// specify finds everything that a start needs: the image is looked for while
+// the services learn of the agent.
+func (a *Appliance) specify(ctx context.Context, ag *agent) (spec sandbox.Spec, err error) {
 	uid, err := a.boxes.UID(ag.Name, ag.policy().Process)
 	if err != nil {
-		return nil, err
+		return spec, err
 	}
 	ag.mu.Lock()
 	ag.uid = uid
 	ag.mu.Unlock()
-	pp, err := a.papers(ctx, ag)
+	var img sandbox.Image
+	var pp papers
+	err = atOnce(
+		func() (err error) { img, err = a.image(ctx, ag); return err },
+		func() (err error) { pp, err = a.introduce(ctx, ag); return err },
+	)
 	if err != nil {
-		return nil, err
+		return spec, err
 	}
-	spec := sandbox.Spec{
-		Name: ag.Name, Image: img, Policy: ag.policy(), Args: ag.Args, Env: slices.Concat(ag.Env, pp.Env), Stdout: out, Stderr: out,
-		TrustPEM: pp.CA, Tier: string(a.tierNow()),
+	spec = sandbox.Spec{
+		Name: ag.Name, Image: img, Policy: ag.policy(), Args: ag.Args, Env: slices.Concat(ag.Env, pp.Env), TrustPEM: pp.CA, Tier: string(a.tierNow()),
 		Network: func(ctx context.Context, _ int, ns *os.File) (io.Closer, error) { return a.attach(ctx, ag, ns) },
+		Landed:  func(ctx context.Context, l sandbox.Ahead) (io.Closer, error) { return a.open(ctx, ag, l.(*landing)) },
 		Event:   func(e sandbox.Event) { a.strike(ag, e.Budget, e.Count, e.Detail) },
 	}
 	if a.tierNow() != guard.TierNone {
@@ -61,14 +80,43 @@ func (a *Appliance) sandbox(ctx context.Context, ag *agent, out io.Writer) (*san
 		spec.Programs = func(m map[guard.Inode]string) { programs = m }
 		spec.Guard = func(s guard.Scope) (io.Closer, error) { return a.watch(ctx, ag, s, programs) }
 	}
-	box, err := a.boxes.Start(ctx, spec)
-	if err != nil {
-		return nil, err
+	return spec, nil
+}
+
+// image makes an agent's image ready to run.
+func (a *Appliance) image(ctx context.Context, ag *agent) (sandbox.Image, error) {
+	if _, err := a.store.Resolve(ag.Image); errors.Is(err, fs.ErrNotExist) {
+		return sandbox.Image{}, control.Errorf("not_found", "the store has no image %q; the registry at %s lists what it has (GET /v2/_catalog)", ag.Image, a.cfg.Registry)
 	}
-	for _, n := range box.Notes() {
-		slog.Warn("policy and image differ", "agent", ag.Name, "note", n)
+	img, err := a.images.Prepare(ctx, ag.Image)
+	if len(ag.Command) > 0 {
+		img.Entrypoint, img.Cmd = ag.Command, nil
 	}
-	return box, nil
+	return img, err
+}
+
+// introduce tells every service of an agent, and brings what its sandbox has
+// to hold for egress.
+func (a *Appliance) introduce(ctx context.Context, ag *agent) (pp papers, err error) {
+	calls := []func() error{
+		func() error { return a.nameAgents(ctx) },
+		func() (err error) { pp, err = a.papers(ctx, ag); return err },
+	}
+	for _, role := range []string{"guard", "router"} {
+		calls = append(calls, func() error { return a.part(role).call(ctx, callAgent, ag.info(), nil) })
+	}
+	return pp, atOnce(calls...)
+}
+
+// atOnce returns when all are done, with everything that went wrong.
+func atOnce(do ...func() error) error {
+	errs := make([]error, len(do))
+	var wg sync.WaitGroup
+	for i, f := range do {
+		wg.Go(func() { errs[i] = f() })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // landlock describes the kernel's Landlock for status.

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/clawbox/clawbox/appliance/config"
@@ -25,9 +26,8 @@ func (a *Appliance) Launch(ctx context.Context, q control.LaunchRequest) (contro
 	if err := a.refusal(); err != nil {
 		return control.AgentStatus{}, err
 	}
-	// One launch at a time: it keeps "does it run already" and "start it" together.
-	a.launching.Lock()
-	defer a.launching.Unlock()
+	// It keeps "does it run already" and "start it" together.
+	defer a.turns.of(q.Name)()
 	ag, err := a.prepare(q)
 	if err != nil {
 		return control.AgentStatus{}, err
@@ -39,11 +39,7 @@ func (a *Appliance) Launch(ctx context.Context, q control.LaunchRequest) (contro
 	a.agents[ag.Name] = ag
 	a.mu.Unlock()
 	crew := a.crew()
-	err = a.nameAgents(ctx)
-	if err == nil {
-		err = a.start(ctx, ag)
-	}
-	if err != nil {
+	if err = a.start(ctx, ag); err != nil {
 		return control.AgentStatus{}, errors.Join(err, a.forget(ag, old))
 	}
 	// Whoever stops all agents has seen the sandbox by now, or this sees why.
@@ -230,21 +226,22 @@ func (a *Appliance) start(ctx context.Context, ag *agent) error {
 	if err := durable.MkdirAll(ag.dir, 0o711); err != nil {
 		return err
 	}
-	if err := ag.save(); err != nil {
-		return err
-	}
 	out, err := openOutput(ag.logPath())
 	if err != nil {
 		return err
 	}
-	err = a.log.Record(ctx, a.lifecycle(ag, ledger.Allowed, "agent.launch", "image "+ag.Image))
-	if err != nil {
-		out.Close()
-		return err
-	}
 	ag.tallies = map[string]tally{}
-	box, err := a.sandbox(ctx, ag, out)
+	// Disk and ledger take their time while the sandbox is built.
+	var keep sync.WaitGroup
+	var saved error
+	launch := a.lifecycle(ag, ledger.Allowed, "agent.launch", "image "+ag.Image)
+	keep.Go(func() {
+		saved = atOnce(ag.save, func() error { return a.log.Record(ctx, launch) })
+	})
+	kept := func() error { keep.Wait(); return saved }
+	box, err := a.sandbox(ctx, ag, out, kept)
 	if err != nil {
+		_ = kept() // it is in err, if the start came that far
 		out.Close()
 		if ag.fresh {
 			rerr := a.boxes.Remove(ag.Name)

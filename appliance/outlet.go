@@ -96,35 +96,6 @@ func (o *outlet) files() []*os.File {
 	return append(append([]*os.File(nil), o.sockets.TCP...), o.sockets.DNS)
 }
 
-// attach gives a sandbox its way out, before anything runs in it.
-func (a *Appliance) attach(ctx context.Context, ag *agent, netns *os.File) (_ io.Closer, err error) {
-	for _, role := range []string{"router", "egress"} {
-		if err := a.part(role).call(ctx, callAgent, ag.info(), nil); err != nil {
-			return nil, err
-		}
-	}
-	o := &outlet{}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, a.detach(ag, o))
-		}
-	}()
-	if o.credentials, err = a.credentials(ag.policy()); err != nil {
-		return nil, err
-	}
-	so := egress.SocketOptions{Ports: egress.PolicyPorts(ag.policy()), Steer: a.steer(ag.Name)}
-	if o.sockets, o.land, err = egress.OpenSockets(netns, so); err != nil {
-		return nil, err
-	}
-	if err := a.part("egress").call(ctx, callServe, o.serving(ag), nil, o.files()...); err != nil {
-		return nil, err
-	}
-	ag.mu.Lock()
-	ag.outlet = o
-	ag.mu.Unlock()
-	return closer(func() error { return a.detach(ag, o) }), nil
-}
-
 // detach takes it away again. A service that doesn't run has forgotten already.
 func (a *Appliance) detach(ag *agent, o *outlet) error {
 	ag.mu.Lock()
@@ -196,8 +167,7 @@ func (a *Appliance) answerEgress(ctx context.Context, r *service.Request) (any, 
 
 // widen adds a rule to an agent's policy, for good.
 func (a *Appliance) widen(ctx context.Context, q always) error {
-	a.launching.Lock() // not during a launch, which has read the policy already, or a reload
-	defer a.launching.Unlock()
+	defer a.turns.of(q.Agent)() // not during a launch, which has read the policy already, or a reload
 	ag, err := a.agent(q.Agent)
 	if err != nil {
 		return err

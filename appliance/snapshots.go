@@ -66,9 +66,9 @@ func (a *Appliance) onFiles(r *http.Request, reason, snap string, do func(agent 
 	if err := a.refusal(); err != nil {
 		return err
 	}
-	a.launching.Lock() // neither starts nor goes meanwhile
-	defer a.launching.Unlock()
-	ag, err := a.agent(r.PathValue("name"))
+	name := r.PathValue("name")
+	defer a.turns.of(name)() // it neither starts nor goes meanwhile
+	ag, err := a.agent(name)
 	if err != nil {
 		return err
 	}

@@ -54,3 +54,21 @@ func (c Config) RecordBytes() int64 {
 	}
 	return n << 20
 }
+
+// defaultWarm serves two starts in quick succession; maxWarm is what more than
+// one host full of agents starts at a time.
+const (
+	defaultWarm = 2
+	maxWarm     = 64
+)
+
+// WarmLaunchers is how many launchers wait for starts.
+func (c Config) WarmLaunchers() int {
+	switch {
+	case c.Warm == 0:
+		return defaultWarm
+	case c.Warm < 0:
+		return 0
+	}
+	return c.Warm
+}

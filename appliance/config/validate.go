@@ -155,6 +155,9 @@ func (c Config) numbers() error {
 	if c.HoldSeconds < 1 || c.HoldSeconds > 86400 {
 		errs = append(errs, bad("holdSeconds", c.HoldSeconds, "1 to 86400 seconds"))
 	}
+	if c.Warm < -1 || c.Warm > maxWarm {
+		errs = append(errs, bad("warm", c.Warm, fmt.Sprintf("1 to %d launchers, 0 for the default, or -1 for none", maxWarm)))
+	}
 	if c.RecordMiB < 0 || c.RecordMiB > 1<<20 {
 		errs = append(errs, bad("recordMiB", c.RecordMiB, "1 to 1048576 MiB, or 0 for the default"))
 	}

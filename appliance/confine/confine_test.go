@@ -297,7 +297,7 @@ func TestValidate(t *testing.T) {
 		t.Fatal(err)
 	}
 	tests := map[string]func(*Root){
-		"root has version 3":           func(r *Root) { r.Version = Version + 1 },
+		"root has version 4":           func(r *Root) { r.Version = Version + 1 },
 		"want at least 2":              func(r *Root) { r.Layers = r.Layers[:1] },
 		"sizes above 0":                func(r *Root) { r.Scratch = 0 },
 		"which the launcher mounts":    func(r *Root) { r.Binds = []Bind{{"/s", "/proc/sys", false, false}} },

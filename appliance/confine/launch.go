@@ -74,9 +74,10 @@ var modes = map[string]func([]string) (int, error){"init": initBox, "join": join
 
 // initBox is the first process of a sandbox: root at first, its confined
 // supervisor before the agent begins. It returns with the agent.
-func initBox([]string) (int, error) {
+// args say where other sandboxes' mounts are: see letGo.
+func initBox(args []string) (int, error) {
 	ctl := os.NewFile(controlFD, "control")
-	if err := await(); err != nil {
+	if err := await(args); err != nil {
 		return 0, err
 	}
 	r, err := stand(ctl)
@@ -117,7 +118,7 @@ func spareThreads(n int) {
 
 // await does what is the same for every sandbox, before it is known which one
 // this becomes: a launcher that waits has done two thirds of a start.
-func await() error {
+func await(others []string) error {
 	// The daemon has started this process in its cgroups, so the new
 	// namespace's root is the sandbox's own cgroup.
 	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
@@ -126,7 +127,7 @@ func await() error {
 	if err := leaveDaemon(); err != nil {
 		return err
 	}
-	if err := setStage(); err != nil {
+	if err := errors.Join(setStage(), letGo(others)); err != nil {
 		return fmt.Errorf("mount: %w", err)
 	}
 	spareThreads(2)
@@ -134,16 +135,16 @@ func await() error {
 }
 
 // stand reads the Root and builds it.
-func stand(ctl io.Reader) (*Root, error) {
-	var r Root
-	if err := receive(ctl, &r); err != nil {
+func stand(ctl *os.File) (*Root, error) {
+	r, trees, err := receiveRoot(ctl)
+	if err != nil {
 		return nil, fmt.Errorf("read root: %w", err)
 	}
 	r.Supervisor.Args = []string{"/launcher"} // executes nothing
 	if err := r.Validate(); err != nil {
 		return nil, err
 	}
-	if err := build(&r); err != nil {
+	if err := build(&r, trees); err != nil {
 		return nil, fmt.Errorf("mount: %w", err)
 	}
 	return &r, nil

@@ -68,14 +68,14 @@ func setStage() error {
 	})
 }
 
-// build mounts r, takes along what setStage has mounted, and makes all of it the
-// root.
-func build(r *Root) error {
+// build mounts r with the trees of its binds, takes along what setStage has
+// mounted, and makes all of it the root.
+func build(r *Root, trees []int) error {
 	return inOrder([]mounting{
 		{"hostname", func() error { return unix.Sethostname([]byte(r.Hostname)) }},
 		{"overlay", func() error { return mountOverlay(r.Layers) }},
 		{"enter", func() error { return unix.Chdir(r.Layers[0]) }},
-		{"binds", func() error { return mountBinds(r.Binds) }}, // named by descriptors in /proc
+		{"binds", func() error { return mountBinds(r.Binds, trees) }},
 		{"dev", func() error { return unix.Mount(stagedDev, "dev", "", unix.MS_MOVE, "") }},
 		{"shm", func() error { return mountTmp("dev/shm", r.Shm) }},
 		{"proc", func() error { return unix.Mount(stagedProc, "proc", "", unix.MS_MOVE, "") }},
@@ -120,45 +120,35 @@ func mountOverlay(layers []string) error {
 	return nil
 }
 
-func mountBinds(bs []Bind) error {
-	for _, b := range bs {
-		if err := b.mount(); err != nil {
+func mountBinds(bs []Bind, trees []int) error {
+	for i, b := range bs {
+		if err := b.mount(trees[i]); err != nil {
 			return fmt.Errorf("%s: %w", b.Target, err)
 		}
 	}
 	return nil
 }
 
-// mount binds without following a link: the source belongs to the daemon, and
-// the target lies in the read-only image.
-//
-// The sandbox can read where the source lies on its file system: the kernel
-// prints it as "root" in /proc/self/mountinfo (proc_pid_mountinfo(5), field 4),
-// with the device, and has no way to hide it. The path gives no access.
-func (b Bind) mount() error {
+// mount restricts the tree, which is attached nowhere yet, and puts it in its
+// place.
+func (b Bind) mount(tree int) error {
 	at, err := target(b.Target)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(at)
-	to := fmt.Sprintf("/proc/self/fd/%d", at)
-	if err := unix.Mount(b.Source, to, "", unix.MS_BIND, ""); err != nil {
-		return err
-	}
-	// The mount now lies over the directory that at still means: look it up again.
-	over, err := target(b.Target)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(over)
-	flags := uintptr(unix.MS_REMOUNT | unix.MS_BIND | unix.MS_NOSUID | unix.MS_NODEV)
+	defer unix.Close(tree)
+	a := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_PRIVATE}
 	if !b.Writable {
-		flags |= unix.MS_RDONLY
+		a.Attr_set |= unix.MOUNT_ATTR_RDONLY
 	}
 	if !b.Exec {
-		flags |= unix.MS_NOEXEC
+		a.Attr_set |= unix.MOUNT_ATTR_NOEXEC
 	}
-	return unix.Mount("", fmt.Sprintf("/proc/self/fd/%d", over), "", flags, "")
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &a); err != nil {
+		return fmt.Errorf("restrict: %w; want Linux 5.12 or newer", err)
+	}
+	return unix.MoveMount(tree, "", at, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
 }
 
 // target opens a directory of the new root, which is the working directory.

@@ -10,7 +10,7 @@ import (
 
 // Version is the version of Root and Spec that this package reads. A launcher
 // refuses any other: daemon and launcher come from one release.
-const Version = 2
+const Version = 3
 
 // Root describes the file system and identity of a sandbox. The paths of
 // Layers and of bind sources are the host's; all others are the sandbox's.
@@ -31,7 +31,7 @@ type Root struct {
 
 // Bind shows a host directory in the sandbox, always nosuid and nodev.
 type Bind struct {
-	Source   string // host directory
+	Source   string // host directory; SendRoot sends a mount of it along
 	Target   string // directory in the sandbox; must exist
 	Writable bool
 	Exec     bool // without it the mount is noexec

@@ -21,25 +21,36 @@ const maxMessage = 4 << 20
 // document is a Root or a Spec.
 type document interface{ walk(*codec) }
 
-// Send writes a *Root or a *Spec.
+// head is the length of a message's length, in bytes.
+const head = 8
+
+// Send writes a *Spec.
 func Send(w io.Writer, d document) error {
-	c := &codec{b: make([]byte, 8, 8<<10)}
-	d.walk(c)
-	if c.err != nil {
-		return c.err
+	b, err := encode(d)
+	if err == nil {
+		_, err = w.Write(b)
 	}
-	binary.LittleEndian.PutUint64(c.b, uint64(len(c.b)-8))
-	_, err := w.Write(c.b)
 	return err
+}
+
+func encode(d document) ([]byte, error) {
+	c := &codec{b: make([]byte, head, 8<<10)}
+	d.walk(c)
+	binary.LittleEndian.PutUint64(c.b, uint64(len(c.b)-head))
+	return c.b, c.err
 }
 
 // receive reads one message and nothing behind it.
 func receive(r io.Reader, d document) error {
-	var head [8]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
+	var b [head]byte
+	if _, err := io.ReadFull(r, b[:]); err != nil {
 		return fmt.Errorf("no message: %w", err)
 	}
-	n := binary.LittleEndian.Uint64(head[:])
+	return receiveBody(r, binary.LittleEndian.Uint64(b[:]), d)
+}
+
+// receiveBody reads what comes behind a message's length.
+func receiveBody(r io.Reader, n uint64, d document) error {
 	if n > maxMessage {
 		return fmt.Errorf("message of %d bytes; want at most %d: do daemon and launcher come from one release?", n, maxMessage)
 	}

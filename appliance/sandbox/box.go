@@ -100,6 +100,11 @@ func (b *Box) start(ctx context.Context, s *Spec) (err error) {
 	if err := b.watchRoom(); err != nil {
 		return err
 	}
+	if s.Before != nil {
+		if err := s.Before(); err != nil {
+			return err
+		}
+	}
 	b.spec, b.notes, b.began = c.spec, append(b.notes, c.notes...), time.Now()
 	err = b.p.launch(ctx, &b.spec)
 	b.done("launch")
@@ -170,7 +175,7 @@ func (b *Box) enclose(ctx context.Context, s *Spec, root *confine.Root) error {
 		return err
 	}
 	b.done("fork")
-	if err := confine.Send(b.p.control, root); err != nil {
+	if err := confine.SendRoot(b.p.control, root); err != nil {
 		return err
 	}
 	got, err := b.p.control.answer(ctx)

@@ -39,6 +39,7 @@ type size struct {
 
 const (
 	diskFile  = "disk.img"
+	diskMount = "files"
 	diskTable = "disk.size" // what disk.img was made for: bytes and inodes
 	inodeSize = 256         // bytes, ext4's default
 	diskBlock = 4096
@@ -52,7 +53,7 @@ const (
 )
 
 func (d disk) image() string { return filepath.Join(d.dir, diskFile) }
-func (d disk) mount() string { return filepath.Join(d.dir, "files") }
+func (d disk) mount() string { return filepath.Join(d.dir, diskMount) }
 func (d disk) exists() bool {
 	_, err := os.Lstat(d.image())
 	return err == nil

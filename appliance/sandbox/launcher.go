@@ -40,7 +40,7 @@ type launcher struct {
 
 // channel is the daemon's end of a socket pair.
 type channel struct {
-	net.Conn
+	*net.UnixConn
 	r *bufio.Reader
 }
 
@@ -57,7 +57,8 @@ func newChannel() (*channel, *os.File, error) {
 		theirs.Close()
 		return nil, nil, err
 	}
-	return &channel{c, bufio.NewReaderSize(c, 4096)}, theirs, nil
+	u := c.(*net.UnixConn)
+	return &channel{u, bufio.NewReaderSize(u, 4096)}, theirs, nil
 }
 
 // answer reads one line. A line that begins with "error: " is an error, and

@@ -50,6 +50,9 @@ type Spec struct {
 	// Programs is called before Guard with where those programs are in the
 	// sandbox; of several paths to one file it has one. May be nil.
 	Programs func(map[guard.Inode]string)
+	// Before is called last, when all but the agent stands: it returns once the
+	// agent may run, or an error, and then it doesn't. May be nil.
+	Before func() error
 	// Tier is the guard's, such as "T3": policies can require what only some
 	// tiers do. Empty is as good as none.
 	Tier string

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -47,7 +48,7 @@ func (l *Local) newShell(name string) (*shell, error) {
 	if sh.g, err = l.h.newGroup(l.parent, name); err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(l.opt.Launcher, "init")
+	cmd := exec.Command(l.opt.Launcher, "init", filepath.Join(l.opt.State, "agents"), diskMount)
 	cmd.Stdin = strings.NewReader("") // a pipe at its end: package exec would open the host's /dev/null
 	cmd.Stdout, cmd.Stderr = sh.out, sh.err
 	cmd.SysProcAttr = &syscall.SysProcAttr{

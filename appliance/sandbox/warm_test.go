@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -71,6 +72,17 @@ func TestAheadOfNobody(t *testing.T) {
 	}
 }
 
+// TestBefore: what forbids the agent to run at the last moment is obeyed.
+func TestBefore(t *testing.T) {
+	b := newBench(t)
+	out := &buffer{}
+	s := Spec{Name: "agent", Policy: policy(), Image: b.image, Args: []string{"print=x"}, Stdout: out, Stderr: out}
+	s.Before = func() error { return errors.New("no record of it") }
+	if _, err := b.l.Start(t.Context(), s); err == nil || !strings.Contains(err.Error(), "no record of it") || out.String() != "" {
+		t.Errorf("got %v and output %q", err, out)
+	}
+}
+
 // TestRefill: shells are made again once it is quiet.
 func TestRefill(t *testing.T) {
 	b := newBench(t)
@@ -80,5 +92,26 @@ func TestRefill(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatal("none after a minute")
 		}
+	}
+}
+
+// TestWarmDisks: a launcher that waits sees disks that are mounted later, and
+// does not hold those that were mounted before.
+func TestWarmDisks(t *testing.T) {
+	b := newBench(t)
+	b.l.warm = make(chan *shell, 1)
+	p := policy()
+	p.Budgets.Disk = 4 << 20
+	for _, name := range []string{"before", "after"} {
+		if got, code, why := b.run(Spec{Name: name, Policy: p}, "write=/workspace/f"); code != 0 || got["write=/workspace/f"] != "ok" {
+			t.Fatalf("%s: %d, %s, %v", name, code, why, got)
+		}
+		if _, err := os.Stat(b.l.Files(name, "/workspace") + "/f"); err != nil {
+			t.Error(err)
+		}
+		b.l.refill()
+	}
+	if err := b.l.Remove("before"); err != nil || len(b.l.warm) != 1 {
+		t.Errorf("removed while %d wait: %v", len(b.l.warm), err)
 	}
 }
