@@ -367,10 +367,12 @@ func TestWarm(t *testing.T) {
 			t.Fatalf("%d wait, want 2", len(b.l.warm))
 		}
 		if round == 1 {
+			b.l.filling.Lock() // the last start has others made soon
 			sh := <-b.l.warm
 			sh.p.signal(unix.SIGKILL)
 			<-sh.p.done
 			b.l.warm <- sh
+			b.l.filling.Unlock()
 		}
 		if got, code, why := b.run(Spec{}, "write=/workspace/f", "links", "cwd"); code != 0 || got["write=/workspace/f"] != "ok" || got["links"] != "ok lo:loopback" {
 			t.Errorf("%d, %s, %v", code, why, got)
