@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"syscall"
+	"time"
 )
 
 // Client talks to one appliance. It is safe for concurrent use.
@@ -46,17 +47,17 @@ func (c *Client) connect(ctx context.Context) (net.Conn, error) {
 
 // Status asks for the appliance's account of itself.
 func (c *Client) Status(ctx context.Context) (s Status, err error) {
-	return s, c.call(ctx, "GET", "/v1/status", nil, &s)
+	return s, c.look(ctx, "/v1/status", &s)
 }
 
 // Agents lists all agents, running and stopped.
 func (c *Client) Agents(ctx context.Context) (as []AgentStatus, err error) {
-	return as, c.call(ctx, "GET", "/v1/agents", nil, &as)
+	return as, c.look(ctx, "/v1/agents", &as)
 }
 
 // Agent describes one agent.
 func (c *Client) Agent(ctx context.Context, name string) (a AgentStatus, err error) {
-	return a, c.call(ctx, "GET", agentPath(name, ""), nil, &a)
+	return a, c.look(ctx, agentPath(name, ""), &a)
 }
 
 // Launch starts an agent and returns once it runs.
@@ -88,12 +89,12 @@ func (c *Client) Approvals(ctx context.Context) (ps []Pending, err error) {
 // Watch lists what waits for an operator as soon as it differs from the
 // version given, or after half a minute.
 func (c *Client) Watch(ctx context.Context, version string) (h Held, err error) {
-	return h, c.call(ctx, "GET", "/v1/approvals?wait="+url.QueryEscape(version), nil, &h)
+	return h, c.within(ctx, watchTime, "/v1/approvals?wait="+url.QueryEscape(version), &h)
 }
 
 // Standing lists the answers that stand.
 func (c *Client) Standing(ctx context.Context) (ss []Standing, err error) {
-	return ss, c.call(ctx, "GET", "/v1/approvals/standing", nil, &ss)
+	return ss, c.look(ctx, "/v1/approvals/standing", &ss)
 }
 
 // Revoke takes back the answer that stands under id, and closes the
@@ -111,7 +112,7 @@ func (c *Client) Answer(ctx context.Context, id string, r AnswerRequest) error {
 // Checkpoint returns the ledger's newest signed checkpoint.
 func (c *Client) Checkpoint(ctx context.Context) ([]byte, error) {
 	var b []byte
-	return b, c.call(ctx, "GET", "/v1/ledger/checkpoint", nil, &b)
+	return b, c.look(ctx, "/v1/ledger/checkpoint", &b)
 }
 
 // Logs copies an agent's output to w; with follow until the agent stops.
@@ -128,6 +129,31 @@ func (c *Client) Logs(ctx context.Context, name string, follow bool, w io.Writer
 	_, err = io.Copy(w, resp.Body)
 	return err
 }
+
+// How long to wait for what an appliance that runs answers within seconds, also
+// when its services don't, and for what it answers within half a minute.
+const (
+	lookTime  = 20 * time.Second
+	watchTime = time.Minute
+)
+
+// look asks for what is answered at once, or not at all: a supervisor that is
+// stopped still has connections taken by the kernel.
+func (c *Client) look(ctx context.Context, path string, out any) error {
+	return c.within(ctx, lookTime, path, out)
+}
+
+func (c *Client) within(ctx context.Context, limit time.Duration, path string, out any) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, errSilent)
+	defer cancel()
+	err := c.call(ctx, "GET", path, nil, out)
+	if err != nil && errors.Is(context.Cause(ctx), errSilent) {
+		return fmt.Errorf("%w: %s takes connections and says nothing for %v: its process is stopped, or hangs; look at it with 'systemctl status clawbox', and at its log", ErrUnreachable, c.socket, limit)
+	}
+	return err
+}
+
+var errSilent = errors.New("silence")
 
 func agentPath(name, rest string) string { return "/v1/agents/" + url.PathEscape(name) + rest }
 

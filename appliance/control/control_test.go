@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestFrames(t *testing.T) {
@@ -79,6 +80,25 @@ func TestRefusals(t *testing.T) {
 	}
 	if _, err := Dial(filepath.Join(t.TempDir(), "none")).Status(context.Background()); !errors.Is(err, ErrUnreachable) {
 		t.Errorf("no socket: %v, want ErrUnreachable", err)
+	}
+}
+
+// TestSilence: the kernel takes connections for a supervisor that is stopped.
+func TestSilence(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	err = Dial(path).within(context.Background(), 50*time.Millisecond, "/v1/status", nil)
+	if !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "stopped, or hangs") {
+		t.Errorf("got %v, want what to look at", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := Dial(path).Status(ctx); !errors.Is(err, context.Canceled) || errors.Is(err, ErrUnreachable) {
+		t.Errorf("interrupted: %v", err)
 	}
 }
 
