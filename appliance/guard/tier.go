@@ -29,9 +29,16 @@ func (g *Guard) climb() error {
 		if t == TierTracepoint {
 			return err
 		}
-		whys = append(whys, fmt.Sprintf("%s: %v", t, err))
+		whys = append(whys, fmt.Sprintf("%s: %s", t, plainly(err)))
 	}
 	return errors.New("no tier to try") // Want is one of them
+}
+
+// plainly leaves out what the library guesses of a refusal that the kernel
+// gives no reason for: the limit on locked memory was lifted before anything
+// was loaded.
+func plainly(err error) string {
+	return strings.ReplaceAll(err.Error(), " (MEMLOCK may be too low, consider rlimit.RemoveMemlock)", "")
 }
 
 // try attaches what a tier has and provokes a denial. Afterwards all is as
