@@ -26,32 +26,33 @@ func decode(b []byte) (Record, error) {
 	if v, _ := lookup(e, "metadata.log_version"); v != logVersion {
 		return Record{}, fmt.Errorf("decode event: version %v, want %s: read it with the clawbox that wrote it", v, logVersion)
 	}
-	r, env, err := extract(e)
+	r, n, size, err := extract(e)
 	if err != nil {
 		return Record{}, fmt.Errorf("decode event: %w", err)
 	}
-	again, err := env.marshal(&r)
-	if err != nil || !bytes.Equal(again, b) {
+	if err := n.take(r, size); err != nil || !bytes.Equal(n.entry.append(nil), b) {
 		return Record{}, errors.New("decode event: not in the form that clawbox writes")
 	}
 	return r, nil
 }
 
-func extract(e map[string]any) (r Record, env envelope, err error) {
+// extract finds the record in an event, an encoder for its device, and the size
+// before something was cut.
+func extract(e map[string]any) (r Record, n *encoder, size int, err error) {
 	kind, _ := lookup(e, "metadata.event_code")
 	code, _ := kind.(string)
 	r.Kind = Kind(code)
 	c, ok := classes[r.Kind]
 	if !ok {
-		return r, env, fmt.Errorf("unknown kind %v", kind)
+		return r, nil, 0, fmt.Errorf("unknown kind %v", kind)
 	}
 	for _, f := range fields {
 		v, ok := lookup(e, c.path(f.name))
 		if !ok {
 			continue
 		}
-		if err := f.put(&r, v); err != nil {
-			return r, env, fmt.Errorf("%s: %w", c.path(f.name), err)
+		if err := f.read(&r, v); err != nil {
+			return r, nil, 0, fmt.Errorf("%s: %w", c.path(f.name), err)
 		}
 	}
 	d, _ := lookup(e, "disposition_id")
@@ -63,18 +64,17 @@ func extract(e map[string]any) (r Record, env envelope, err error) {
 	ms, _ := e["time"].(int64)
 	r.Time = time.UnixMilli(ms).UTC()
 	if ns, ok := lookup(e, "unmapped.time_ns"); ok {
-		n, _ := ns.(int64)
-		r.Time = r.Time.Add(time.Duration(n))
+		rest, _ := ns.(int64)
+		r.Time = r.Time.Add(time.Duration(rest))
 	}
 	if a, ok := lookup(e, "unmapped.attrs"); ok {
 		r.Attrs, _ = a.(map[string]any)
 	}
 	host, _ := lookup(e, "device.hostname")
-	env.host, _ = host.(string)
-	size, _ := lookup(e, "metadata.untruncated_size")
-	n, _ := size.(int64)
-	env.truncated = int(n)
-	return r, env, nil
+	name, _ := host.(string)
+	cut, _ := lookup(e, "metadata.untruncated_size")
+	was, _ := cut.(int64)
+	return r, &encoder{host: name}, int(was), nil
 }
 
 func lookup(m map[string]any, path string) (any, bool) {

@@ -10,58 +10,81 @@ import (
 
 const product = "clawbox"
 
-// event is a JSON object under construction; encoding/json sorts its keys.
-type event map[string]any
-
-// set puts v at a dotted path.
-func (e event) set(path string, v any) {
-	for {
-		k, rest, more := strings.Cut(path, ".")
-		if !more {
-			e[k] = v
-			return
-		}
-		sub, ok := e[k].(event)
-		if !ok {
-			sub = event{}
-			e[k] = sub
-		}
-		e, path = sub, rest
-	}
+// An encoder turns records into events. It is for one goroutine.
+type encoder struct {
+	host  string // the device; valid UTF-8, 255 bytes at most
+	entry entry  // memory for the next record
 }
 
-// envelope is what an event holds besides the record.
-type envelope struct {
-	host      string // the device
-	truncated int    // encoded size before something was cut, or 0
+// entry is a record on its way into an event.
+type entry struct {
+	Record
+	c     class
+	o     outcome
+	host  string
+	items []item
+	addr  bool   // the host is an IP address
+	act   int    // the class's number for what happened
+	word  string // what happened, in the producer's words
+
+	truncated int // encoded size before something was cut, or 0
 }
+
+func newEncoder(host string) *encoder { return &encoder{host: limit(legible(host), 255)} }
 
 // encode turns r into the JSON of an OCSF event of at most maxEntry bytes.
+func encode(r Record, host string) ([]byte, error) { return newEncoder(host).append(nil, r) }
+
+// append appends the JSON of an OCSF event, of at most maxEntry bytes, to b.
 // The same record always gives the same bytes. Strings are made valid UTF-8
 // (a wrong byte becomes \xNN); what is too long is cut and marked.
-func encode(r Record, host string) ([]byte, error) {
+func (n *encoder) append(b []byte, r Record) ([]byte, error) {
 	if err := check(&r); err != nil {
-		return nil, err
-	}
-	attrs, err := plainAttrs(r.Attrs)
-	if err != nil {
-		return nil, err
-	}
-	r.Attrs = attrs
-	mapStrings(&r, legible)
-	env := envelope{host: limit(legible(host), 255)}
-	b, err := env.marshal(&r)
-	if err != nil || len(b) <= maxEntry {
 		return b, err
 	}
-	env.truncated = len(b)
+	at := len(b)
+	if err := n.take(r, 0); err != nil {
+		return b, err
+	}
+	b = n.entry.append(b)
+	if len(b)-at <= maxEntry {
+		return b, nil
+	}
+	e, err := n.cut(r, len(b)-at)
+	return append(b[:at], e...), err
+}
+
+// take makes r the encoder's entry.
+func (n *encoder) take(r Record, truncated int) (err error) {
+	e := &n.entry
+	e.Record, e.host, e.truncated = r, n.host, truncated
+	e.c, e.o = classes[r.Kind], outcomes[r.Verdict]
+	if e.items, err = r.items(e.items); err != nil {
+		return err
+	}
+	e.addr = isAddr(r.Host)
+	e.act, e.word = e.activity()
+	return nil
+}
+
+// cut encodes a record that is too long, which took size bytes.
+func (n *encoder) cut(r Record, size int) ([]byte, error) {
+	attrs := map[string]any{}
+	for i := range n.entry.items {
+		attrs[n.entry.items[i].Key] = n.entry.items[i].value()
+	}
+	r.Attrs, r.More = attrs, nil
+	mapStrings(&r, legible)
 	for _, most := range []int{8192, 1024, 128} {
 		shrink(&r, most)
-		if b, err = env.marshal(&r); err != nil || len(b) <= maxEntry {
-			return b, err
+		if err := n.take(r, size); err != nil {
+			return nil, err
+		}
+		if b := n.entry.append(nil); len(b) <= maxEntry {
+			return b, nil
 		}
 	}
-	return nil, fmt.Errorf("event of %d bytes could not be cut to %d", env.truncated, maxEntry)
+	return nil, fmt.Errorf("event of %d bytes could not be cut to %d", size, maxEntry)
 }
 
 func check(r *Record) error {
@@ -77,112 +100,123 @@ func check(r *Record) error {
 	return nil
 }
 
-// plainAttrs reduces attributes to what JSON has: nil, bool, int64, float64,
-// json.Number (beyond those two), string, []any and map[string]any.
-func plainAttrs(m map[string]any) (map[string]any, error) {
-	if len(m) == 0 {
-		return nil, nil
-	}
-	b, err := json.Marshal(m)
-	if err != nil {
-		return nil, fmt.Errorf("record attributes: %w: give values that JSON can hold", err)
-	}
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.UseNumber()
-	var out map[string]any
-	if err := d.Decode(&out); err != nil {
-		return nil, fmt.Errorf("record attributes: %w", err)
-	}
-	return plain(out).(map[string]any), nil
+func (e *entry) append(b []byte) []byte {
+	return append(appendMembers(append(b, '{'), layouts[e.Kind], e), '}')
 }
 
-func plain(v any) any {
-	switch v := v.(type) {
-	case map[string]any:
-		for k, x := range v {
-			v[k] = plain(x)
-		}
-	case []any:
-		for i, x := range v {
-			v[i] = plain(x)
-		}
-	case json.Number:
-		if n, err := strconv.ParseInt(v.String(), 10, 64); err == nil {
-			return n
-		}
-		f, err := v.Float64()
-		if err == nil && !exactOnly(v.String()) {
-			return f
-		}
+// leaves are all values of an event of the class.
+func (c class) leaves(k Kind) []leaf {
+	ls := append(frame(k, c), c.derive...)
+	for _, f := range fields {
+		ls = append(ls, leaf{path: c.path(f.name), put: f.put})
 	}
-	return v
+	return ls
 }
 
-// exactOnly tells an integer that doesn't fit int64: as float64 it would lose
-// digits.
-func exactOnly(s string) bool { return !strings.ContainsAny(s, ".eE") }
+// frame is what an event of every class holds besides the record's own fields.
+func frame(k Kind, c class) []leaf {
+	return []leaf{
+		{path: "activity_id", put: func(b []byte, e *entry) []byte { return strconv.AppendInt(b, int64(e.act), 10) }},
+		{path: "activity_name", put: putActivity},
+		{path: "category_uid", text: strconv.Itoa(c.category)},
+		{path: "class_uid", text: strconv.Itoa(c.uid)},
+		{path: "type_uid", put: func(b []byte, e *entry) []byte { return strconv.AppendInt(b, int64(e.c.uid*100+e.act), 10) }},
+		{path: "severity_id", put: putSeverity},
+		{path: "status_id", put: func(b []byte, e *entry) []byte { return strconv.AppendInt(b, int64(e.o.status), 10) }},
+		{path: "action_id", put: func(b []byte, e *entry) []byte { return appendNumber(b, e.o.action) }},
+		{path: "disposition_id", put: func(b []byte, e *entry) []byte { return appendNumber(b, e.o.disposition) }},
+		{path: "time", put: func(b []byte, e *entry) []byte { return strconv.AppendInt(b, e.Time.UnixMilli(), 10) }},
+		{path: "unmapped.time_ns", put: func(b []byte, e *entry) []byte { return appendNumber(b, e.Time.Nanosecond()%1e6) }},
+		{path: "unmapped.attrs", put: putAttrs},
+		{path: "actor.invoked_by", put: putInvoked},
+		{path: "device.type_id", text: "1"}, // server
+		{path: "device.hostname", put: func(b []byte, e *entry) []byte { return appendWord(b, e.host) }},
+		{path: "metadata.event_code", text: string(appendString(nil, string(k)))},
+		{path: "metadata.log_name", text: `"clawbox"`},
+		{path: "metadata.log_version", text: `"` + logVersion + `"`},
+		{path: "metadata.version", text: `"` + ocsfVersion + `"`},
+		{path: "metadata.product.name", text: `"` + product + `"`},
+		{path: "metadata.product.vendor_name", text: `"` + product + `"`},
+		{path: "metadata.profiles", text: `["host","security_control"]`},
+		{path: "metadata.is_truncated", put: putTruncated},
+		{path: "metadata.untruncated_size", put: func(b []byte, e *entry) []byte { return appendNumber(b, e.truncated) }},
+	}
+}
 
-func (env envelope) marshal(r *Record) ([]byte, error) {
+func putActivity(b []byte, e *entry) []byte {
+	if e.act != activityOther {
+		return b
+	}
+	return appendWord(b, e.word)
+}
+
+func putSeverity(b []byte, e *entry) []byte {
+	n := e.o.severity
+	if e.c.severity != 0 {
+		n = e.c.severity
+	}
+	return strconv.AppendInt(b, int64(n), 10)
+}
+
+// putInvoked fills in for the agent: the class wants some actor.
+func putInvoked(b []byte, e *entry) []byte {
+	if e.Agent != "" {
+		return b
+	}
+	return appendString(b, product)
+}
+
+func putTruncated(b []byte, e *entry) []byte {
+	if e.truncated == 0 {
+		return b
+	}
+	return append(b, "true"...)
+}
+
+func putAttrs(b []byte, e *entry) []byte {
+	if len(e.items) == 0 {
+		return b
+	}
+	b = append(b, '{')
+	for i := range e.items {
+		it := &e.items[i]
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(appendString(b, it.Key), ':')
+		b = it.append(b)
+	}
+	return append(b, '}')
+}
+
+func (it *item) append(b []byte) []byte {
+	switch it.kind {
+	case attrText:
+		return appendString(b, it.Text)
+	case attrNumber:
+		return strconv.AppendInt(b, it.n, 10)
+	case attrFlag:
+		return strconv.AppendBool(b, it.n != 0)
+	case attrNull:
+		return append(b, "null"...)
+	}
 	var buf bytes.Buffer
 	enc := json.NewEncoder(&buf)
 	enc.SetEscapeHTML(false)
-	if err := enc.Encode(env.event(r)); err != nil {
-		return nil, fmt.Errorf("encode event: %w", err)
+	if err := enc.Encode(it.any); err != nil { // it came from a decoder
+		return append(b, "null"...)
 	}
-	return bytes.TrimSuffix(buf.Bytes(), []byte("\n")), nil
+	return append(b, bytes.TrimSuffix(buf.Bytes(), []byte("\n"))...)
 }
 
-func (env envelope) event(r *Record) event {
-	c, o := classes[r.Kind], outcomes[r.Verdict]
-	act, name := c.activityOf(r)
-	e := event{
-		"activity_id": act, "category_uid": c.category, "class_uid": c.uid, "type_uid": c.uid*100 + act,
-		"severity_id": o.severity, "status_id": o.status, "time": r.Time.UnixMilli(),
-	}
-	if act == activityOther && name != "" {
-		e["activity_name"] = name
-	}
-	if c.severity != 0 {
-		e["severity_id"] = c.severity
-	}
-	if r.Verdict != "" {
-		e["action_id"], e["disposition_id"] = o.action, o.disposition
-	}
-	if c.derive != nil {
-		c.derive(r, e)
-	}
-	for _, f := range fields {
-		if v, ok := f.get(r); ok {
-			e.set(c.path(f.name), v)
+// text is the attribute of a name if it is a string.
+func (e *entry) text(key string) string {
+	for i := range e.items {
+		if it := &e.items[i]; it.Key == key && it.kind == attrText {
+			return it.Text
 		}
 	}
-	if r.Agent == "" {
-		e.set("actor.invoked_by", product) // the class wants some actor
-	}
-	if ns := r.Time.Nanosecond() % 1e6; ns != 0 {
-		e.set("unmapped.time_ns", ns)
-	}
-	if len(r.Attrs) > 0 {
-		e.set("unmapped.attrs", r.Attrs)
-	}
-	env.stamp(r, e)
-	return e
-}
-
-func (env envelope) stamp(r *Record, e event) {
-	e.set("device.type_id", 1) // server
-	if env.host != "" {
-		e.set("device.hostname", env.host)
-	}
-	e["metadata"] = event{
-		"event_code": string(r.Kind), "log_name": "clawbox", "log_version": logVersion, "version": ocsfVersion,
-		"product":  event{"name": product, "vendor_name": product},
-		"profiles": []string{"host", "security_control"},
-	}
-	if env.truncated > 0 {
-		e.set("metadata.is_truncated", true)
-		e.set("metadata.untruncated_size", env.truncated)
-	}
+	return ""
 }
 
 func (c class) path(f field) string {
@@ -192,18 +226,18 @@ func (c class) path(f field) string {
 	return paths[f]
 }
 
-// activityOf finds the class's number for what happened, and its name in the
+// activity finds the class's number for what happened, and its name in the
 // producer's words.
-func (c class) activityOf(r *Record) (int, string) {
-	op, _ := r.Attrs["op"].(string)
-	word := r.Reason[strings.LastIndexByte(r.Reason, '.')+1:]
-	for _, k := range []string{op, word, string(r.Verdict)} {
-		if n, ok := c.activities[k]; ok {
+func (e *entry) activity() (int, string) {
+	op := e.text("op")
+	word := e.Reason[strings.LastIndexByte(e.Reason, '.')+1:]
+	for _, k := range [...]string{op, word, string(e.Verdict)} {
+		if n, ok := e.c.activities[k]; ok {
 			return n, k
 		}
 	}
 	if op != "" {
-		return c.activity, op
+		return e.c.activity, op
 	}
-	return c.activity, word
+	return e.c.activity, word
 }

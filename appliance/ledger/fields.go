@@ -6,12 +6,11 @@ import (
 	"strconv"
 )
 
-// accessor reads and writes one field of a Record. get says whether the
-// field is there.
+// accessor writes one field of a Record into an event and reads it back.
 type accessor struct {
 	name field
-	get  func(*Record) (any, bool)
-	put  func(*Record, any) error
+	put  putter
+	read func(*Record, any) error
 }
 
 var errType = errors.New("value has the wrong type")
@@ -19,7 +18,7 @@ var errType = errors.New("value has the wrong type")
 func text(name field, p func(*Record) *string) accessor {
 	return accessor{
 		name,
-		func(r *Record) (any, bool) { s := *p(r); return s, s != "" },
+		func(b []byte, e *entry) []byte { return appendWord(b, *p(&e.Record)) },
 		func(r *Record, v any) error {
 			s, ok := v.(string)
 			if !ok {
@@ -34,7 +33,7 @@ func text(name field, p func(*Record) *string) accessor {
 func number(name field, p func(*Record) *int) accessor {
 	return accessor{
 		name,
-		func(r *Record) (any, bool) { n := *p(r); return n, n != 0 },
+		func(b []byte, e *entry) []byte { return appendNumber(b, *p(&e.Record)) },
 		func(r *Record, v any) error {
 			n, ok := v.(int64)
 			if !ok {
@@ -57,18 +56,22 @@ var fields = []accessor{
 	number(fPID, func(r *Record) *int { return &r.Process.PID }),
 	number(fPPID, func(r *Record) *int { return &r.Process.PPID }),
 	number(fPort, func(r *Record) *int { return &r.Port }),
-	{fUID, getUID, putUID},
-	{fHost, hostIf(false), putHost},
-	{fAddr, hostIf(true), putHost},
+	{fUID, putUID, readUID},
+	{fHost, hostIf(false), readHost},
+	{fAddr, hostIf(true), readHost},
 }
 
-// getUID gives the user as OCSF wants it, as text. Root's 0 is written
+// putUID gives the user as OCSF wants it, as text. Root's 0 is written
 // whenever there is a process at all.
-func getUID(r *Record) (any, bool) {
-	return strconv.Itoa(r.Process.UID), r.Process.UID != 0 || r.Process.PID != 0
+func putUID(b []byte, e *entry) []byte {
+	if e.Process.UID == 0 && e.Process.PID == 0 {
+		return b
+	}
+	b = strconv.AppendInt(append(b, '"'), int64(e.Process.UID), 10)
+	return append(b, '"')
 }
 
-func putUID(r *Record, v any) (err error) {
+func readUID(r *Record, v any) (err error) {
 	s, ok := v.(string)
 	if !ok {
 		return errType
@@ -77,14 +80,24 @@ func putUID(r *Record, v any) (err error) {
 	return err
 }
 
-func hostIf(addr bool) func(*Record) (any, bool) {
-	return func(r *Record) (any, bool) {
-		_, err := netip.ParseAddr(r.Host)
-		return r.Host, r.Host != "" && addr == (err == nil)
+func isAddr(host string) bool {
+	if host == "" {
+		return false
+	}
+	_, err := netip.ParseAddr(host)
+	return err == nil
+}
+
+func hostIf(addr bool) putter {
+	return func(b []byte, e *entry) []byte {
+		if e.addr != addr {
+			return b
+		}
+		return appendWord(b, e.Host)
 	}
 }
 
-func putHost(r *Record, v any) error {
+func readHost(r *Record, v any) error {
 	s, ok := v.(string)
 	if !ok {
 		return errType

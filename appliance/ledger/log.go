@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -115,28 +116,59 @@ func (l *Log) Append(ctx context.Context, rs ...Record) (int64, error) {
 	if len(rs) == 0 {
 		return 0, errors.New("append to ledger: no record given")
 	}
-	b := &batch{entries: make([][]byte, len(rs)), left: len(rs), answer: make(chan error, 1)}
-	now := time.Now()
-	for i, r := range rs {
-		if r.Time.IsZero() {
-			r.Time = now
-		}
-		e, err := encode(r, l.host)
-		if err != nil {
-			return 0, fmt.Errorf("append to ledger: record %d: %w", i, err)
-		}
-		b.entries[i] = e
+	buf, _ := buffers.Get().(*[]byte)
+	if buf == nil {
+		buf = new([]byte)
 	}
+	es, err := l.encode(buf, rs)
+	if err != nil {
+		return 0, fmt.Errorf("append to ledger: %w", err)
+	}
+	b := &batch{entries: es, left: len(rs), answer: make(chan error, 1)}
 	if err := l.enqueue(ctx, b); err != nil {
 		return 0, fmt.Errorf("append to ledger: %w", err)
 	}
 	select {
 	case err := <-b.answer:
+		if err == nil && cap(*buf) <= maxKept { // the writer has its own copy
+			buffers.Put(buf)
+		}
 		return b.first, err
 	case <-ctx.Done():
 		return 0, fmt.Errorf("append to ledger: %w", ctx.Err())
 	}
 }
+
+// encode makes the entries, in the memory of buf or in what takes its place.
+func (l *Log) encode(buf *[]byte, rs []Record) ([][]byte, error) {
+	enc, now := newEncoder(l.host), time.Now()
+	b, ends := slices.Grow((*buf)[:0], usual*len(rs)), make([]int, len(rs))
+	for i := range rs {
+		r := rs[i]
+		if r.Time.IsZero() {
+			r.Time = now
+		}
+		var err error
+		if b, err = enc.append(b, r); err != nil {
+			return nil, fmt.Errorf("record %d: %w", i, err)
+		}
+		ends[i] = len(b)
+	}
+	es, at := make([][]byte, len(rs)), 0
+	for i, end := range ends {
+		es[i], at = b[at:end:end], end
+	}
+	*buf = b
+	return es, nil
+}
+
+// buffers are *[]byte, each for one Append; maxKept is the largest kept, in bytes.
+var buffers sync.Pool
+
+const maxKept = 1 << 20
+
+// usual is about how many bytes an event takes.
+const usual = 1100
 
 func (l *Log) enqueue(ctx context.Context, b *batch) error {
 	if err := ctx.Err(); err != nil {

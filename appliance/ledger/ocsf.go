@@ -1,5 +1,7 @@
 package ledger
 
+import "strconv"
+
 // The mapping to OCSF 1.6.0 (https://schema.ocsf.io/1.6.0): which class each
 // kind is, and where each of a Record's fields goes.
 //
@@ -18,7 +20,7 @@ type class struct {
 	activities map[string]int // by attribute "op", else last word of the reason, else verdict
 	severity   int            // 0: by the verdict
 	paths      map[field]string
-	derive     func(*Record, event) // attributes that the class requires and that follow from the others
+	derive     []leaf // attributes that the class requires and that follow from the others
 }
 
 // field is a place in a Record.
@@ -88,7 +90,7 @@ var classes = map[Kind]class{
 	KindExec: {
 		uid: 1007, category: 1, activity: 1,
 		paths:  map[field]string{fPath: "process.file.path"},
-		derive: deriveExec,
+		derive: ofExec,
 	},
 	KindFile: {
 		uid: 1001, category: 1, activity: 14,
@@ -97,11 +99,11 @@ var classes = map[Kind]class{
 			"rename": 5, "chown": 6, "chmod": 7, "stat": 8, "mount": 12, "unmount": 13, "open": 14,
 		},
 		paths:  map[field]string{fPath: "file.path"},
-		derive: deriveFile,
+		derive: ofFile,
 	},
 	KindKernel: {
 		uid: 1003, category: 1, activity: 4, // invoke
-		derive: deriveKernel,
+		derive: ofKernel,
 	},
 	KindConnect: {
 		uid: 4001, category: 4, activity: activityOther,
@@ -120,16 +122,16 @@ var classes = map[Kind]class{
 		uid: 6003, category: 6, activity: activityOther,
 		activities: map[string]int{"request": 1, "list": 2, "read": 2},
 		paths:      with(endpoint, fModel, "api.service.name"),
-		derive:     deriveAPI("inference"),
+		derive:     ofAPI("inference"),
 	},
 	KindApproval: {
 		uid: 6003, category: 6, activity: 3, // the held request is updated
 		paths:  endpoint,
-		derive: deriveAPI("approval"),
+		derive: ofAPI("approval"),
 	},
 	KindLifecycle: {
 		uid: 6002, category: 6, activity: activityOther, activities: lifecycle,
-		derive: deriveApp,
+		derive: ofApp,
 	},
 	KindPolicy: {
 		uid: 3004, category: 3, activity: activityOther,
@@ -137,19 +139,19 @@ var classes = map[Kind]class{
 			"create": 1, "load": 10, "loaded": 10, "activate": 10, "activated": 10, "update": 3, "updated": 3, "change": 3, "changed": 3, "remove": 4, "removed": 4,
 		},
 		paths:  map[field]string{fPolicy: "entity.uid"},
-		derive: derivePolicy,
+		derive: ofPolicy,
 	},
 	KindInstall: {
 		uid: 6002, category: 6, activity: 1, activities: lifecycle,
-		derive: deriveApp,
+		derive: ofApp,
 	},
 	KindWeakening: {
 		uid: 5019, category: 5, activity: 1, severity: severityHigh,
-		derive: deriveWeakening,
+		derive: ofWeakening,
 	},
 	KindService: {
 		uid: 6002, category: 6, activity: activityOther, activities: lifecycle,
-		derive: deriveApp,
+		derive: ofApp,
 	},
 }
 
@@ -175,55 +177,62 @@ func with(m map[field]string, f field, path string) map[field]string {
 	return c
 }
 
-// deriveExec: the process that acts is also the one that becomes the program.
-func deriveExec(r *Record, e event) {
-	e.set("process.pid", r.Process.PID)
-	if r.Path != "" {
-		e.set("process.file.name", base(r.Path))
-		e.set("process.file.type_id", 8) // executable file
-	}
-}
-
-func deriveFile(r *Record, e event) {
-	e.set("file.name", base(r.Path))
-	e.set("file.type_id", 0) // unknown
-}
-
-// deriveKernel names the system call, which producers give as the attribute
-// "syscall".
-func deriveKernel(r *Record, e event) {
-	name, _ := r.Attrs["syscall"].(string)
-	e.set("kernel.name", name)
-	e.set("kernel.type_id", 2) // system call
-}
-
-func deriveAPI(operation string) func(*Record, event) {
-	return func(r *Record, e event) {
-		e.set("api.operation", operation)
-		name := r.Agent
-		if name == "" {
-			name = product
+// ofExec: the process that acts is also the one that becomes the program.
+var ofExec = []leaf{
+	{path: "process.pid", put: func(b []byte, e *entry) []byte { return strconv.AppendInt(b, int64(e.Process.PID), 10) }},
+	{path: "process.file.name", put: func(b []byte, e *entry) []byte {
+		if e.Path == "" {
+			return b
 		}
-		e.set("src_endpoint.name", name)
+		return appendString(b, base(e.Path))
+	}},
+	{path: "process.file.type_id", put: func(b []byte, e *entry) []byte {
+		if e.Path == "" {
+			return b
+		}
+		return append(b, '8') // executable file
+	}},
+}
+
+var ofFile = []leaf{
+	{path: "file.name", put: func(b []byte, e *entry) []byte { return appendString(b, base(e.Path)) }},
+	{path: "file.type_id", text: "0"}, // unknown
+}
+
+// ofKernel names the system call, which producers give as the attribute
+// "syscall".
+var ofKernel = []leaf{
+	{path: "kernel.name", put: func(b []byte, e *entry) []byte { return appendString(b, e.text("syscall")) }},
+	{path: "kernel.type_id", text: "2"}, // system call
+}
+
+func ofAPI(operation string) []leaf {
+	return []leaf{
+		{path: "api.operation", text: `"` + operation + `"`},
+		{path: "src_endpoint.name", put: putName},
 	}
 }
 
-func deriveApp(r *Record, e event) {
-	name := r.Agent
-	if name == "" {
-		name = product
+var ofApp = []leaf{
+	{path: "app.name", put: putName},
+	{path: "app.vendor_name", text: `"` + product + `"`},
+}
+
+var ofPolicy = []leaf{
+	{path: "entity.name", text: `"policy"`},
+	{path: "entity.type_id", text: "5"},
+}
+
+var ofWeakening = []leaf{
+	{path: "security_level_id", text: "2"}, // at risk
+}
+
+// putName names the agent, or else the appliance.
+func putName(b []byte, e *entry) []byte {
+	if e.Agent == "" {
+		return appendString(b, product)
 	}
-	e.set("app.name", name)
-	e.set("app.vendor_name", product)
-}
-
-func derivePolicy(_ *Record, e event) {
-	e.set("entity.name", "policy")
-	e.set("entity.type_id", 5)
-}
-
-func deriveWeakening(_ *Record, e event) {
-	e.set("security_level_id", 2) // at risk
+	return appendString(b, e.Agent)
 }
 
 func base(path string) string {

@@ -57,6 +57,10 @@ type Record struct {
 	// the operation (read, write, start …) where the reason's last word
 	// doesn't: ocsf.go looks for both.
 	Attrs map[string]any
+
+	// More is Attrs for who writes very many. Of a name in both, More's counts.
+	// Read gives all in Attrs.
+	More []Attr
 }
 
 // Process is the process that acted, as the host sees it.

@@ -1,7 +1,10 @@
 package ledger
 
 import (
+	"crypto/sha256"
+	"hash"
 	"path"
+	"sync"
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
@@ -20,33 +23,68 @@ type writer struct {
 	shown   int64    // size that the checkpoint file states
 	made    map[string]bool
 	wal     []byte // its committed bytes, as Open found them
+
+	frames []byte // of the entries; kept for the next wal, like what follows
+	bundle []byte
 }
 
 // commit makes es durable with one flush. It takes as many as the bundle has
 // room for and returns how many those were.
 func (w *writer) commit(es [][]byte) (int, error) {
 	n := min(len(es), width-len(w.entries))
-	var b []byte
-	leaves := make([]tlog.Hash, n)
+	w.reserve(es[:n])
+	at, b := len(w.frames), w.frames
+	entries, leaves := w.entries, w.tiles.leaves
 	p := w.peaks.clone()
-	for i, e := range es[:n] {
+	for _, e := range es[:n] {
 		b = appendFrame(b, frameEntry, e)
-		leaves[i] = tlog.RecordHash(e)
-		p.add(leaves[i])
+		entries = append(entries, b[len(b)-len(e):len(b):len(b)]) // es is the caller's
+		leaves = append(leaves, leafHash(e))
+		p.add(leaves[len(leaves)-1])
 	}
 	h, err := signHead(w.signer, &p, w.head.Commit+1)
 	if err != nil {
 		return 0, err
 	}
 	b = appendFrame(b, frameCheckpoint, h.Checkpoint)
-	if err := w.all(op{verb: grow, path: walFile, data: b}, op{verb: flush, path: walFile}); err != nil {
+	if err := w.all(op{verb: grow, path: walFile, data: b[at:]}, op{verb: flush, path: walFile}); err != nil {
 		return 0, err
 	}
-	w.peaks, w.head = p, h
-	w.entries = append(w.entries, es[:n]...)
-	w.tiles.leaves = append(w.tiles.leaves, leaves...)
+	w.peaks, w.head, w.frames = p, h, b
+	w.entries, w.tiles.leaves = entries, leaves
 	return n, nil
 }
+
+// reserve makes room for frames, so that those that are there stay where they
+// are: w.entries are parts of them.
+func (w *writer) reserve(es [][]byte) {
+	n := headRoom
+	for _, e := range es {
+		n += len(e) + frameHead
+	}
+	if cap(w.frames)-len(w.frames) < n {
+		w.frames = make([]byte, 0, max(2*n, width*usual))
+	}
+}
+
+// headRoom is more than the frame of a checkpoint takes.
+const headRoom = 1 << 10
+
+// leafHash is tlog.RecordHash (RFC 6962, section 2.1) without allocation.
+func leafHash(e []byte) (h tlog.Hash) {
+	d := leafHashes.Get().(hash.Hash)
+	d.Reset()
+	d.Write(leafPrefix)
+	d.Write(e)
+	d.Sum(h[:0])
+	leafHashes.Put(d)
+	return h
+}
+
+var (
+	leafPrefix = []byte{0}
+	leafHashes = sync.Pool{New: func() any { return sha256.New() }}
+)
 
 // rotate moves a full wal to a bundle and tiles. The wal stays until all of
 // them are durable. No rename for a tile: until the wal is replaced nobody
@@ -55,7 +93,8 @@ func (w *writer) commit(es [][]byte) (int, error) {
 // of the wal for the moment between two renames only.
 func (w *writer) rotate() error {
 	n := w.tiles.start / width
-	files := []op{{verb: write, path: tilePath(-1, n), data: appendBundle(nil, w.entries...)}}
+	w.bundle = appendBundle(w.bundle[:0], w.entries...)
+	files := []op{{verb: write, path: tilePath(-1, n), data: w.bundle}}
 	for l := 0; ; l++ {
 		hs, err := w.tiles.row(l, n*width, width)
 		if err != nil {
@@ -80,7 +119,8 @@ func (w *writer) rotate() error {
 	if err := w.disk.do(dirs...); err != nil {
 		return err
 	}
-	w.tiles.start, w.tiles.leaves, w.entries = w.tiles.start+width, nil, nil
+	w.tiles.start, w.tiles.leaves, w.entries = w.tiles.start+width, w.tiles.leaves[:0], w.entries[:0]
+	w.frames = w.frames[:0]
 	return w.swap()
 }
 
