@@ -41,6 +41,25 @@ func (s rack) send(t testing.TB, method, path string, body []byte, header ...str
 	return answer{res.StatusCode, res.Header, string(ok(io.ReadAll(res.Body))(t))}
 }
 
+// expect is send for goroutines that are not the test's own.
+func (s rack) expect(method, path string, body []byte, status int) error {
+	r, err := http.NewRequest(method, s.srv.URL+path, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	r.Header.Set("Content-Type", string(types.OCIManifestSchema1))
+	res, err := s.srv.Client().Do(r)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err == nil && res.StatusCode != status {
+		err = fmt.Errorf("%s %s: got %d %.300s, want %d", method, path, res.StatusCode, b, status)
+	}
+	return err
+}
+
 // want fails unless the answer has the status and, for an error, the code.
 func (a answer) want(t testing.TB, status int, code string) answer {
 	t.Helper()

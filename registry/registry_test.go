@@ -131,7 +131,7 @@ type answer struct {
 	body   string
 }
 
-func (s rack) do(t *testing.T, method, path string, header ...string) answer {
+func (s rack) do(t testing.TB, method, path string, header ...string) answer {
 	t.Helper()
 	r := ok(http.NewRequestWithContext(t.Context(), method, s.srv.URL+path, nil))(t)
 	for i := 0; i < len(header); i += 2 {

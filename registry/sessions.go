@@ -99,14 +99,14 @@ func (t *sessions) tidy(s shelf) error {
 }
 
 // begin makes a session, and ends those that are too old.
-func (t *sessions) begin(repo, client string) (id string, err error) {
+func (t *sessions) begin(repo, client string) (*content.Upload, error) {
 	t.expire(time.Now())
 	if err := t.admit(client); err != nil {
-		return "", err
+		return nil, err
 	}
 	u, err := t.store.NewUpload()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	x := &session{Repo: repo, Client: client, touched: time.Now()}
 	b, err := json.Marshal(x)
@@ -114,12 +114,12 @@ func (t *sessions) begin(repo, client string) (id string, err error) {
 		err = durable.WriteFile(filepath.Join(t.dir, u.ID()), b, 0o600)
 	}
 	if err != nil {
-		return "", errors.Join(err, u.Discard())
+		return nil, errors.Join(err, u.Discard())
 	}
 	t.mu.Lock()
 	t.all[u.ID()] = x
 	t.mu.Unlock()
-	return u.ID(), u.Close()
+	return u, nil
 }
 
 func (t *sessions) admit(client string) error {

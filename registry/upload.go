@@ -38,13 +38,27 @@ func (c *call) startUpload() error {
 	} else if q.Get("digest") != "" {
 		return c.takeWhole(q.Get("digest"))
 	}
-	id, err := c.ups.begin(c.name, c.who.String())
+	u, err := c.begin()
 	if err != nil {
 		return err
 	}
-	c.session(id, 0)
+	if err := u.Close(); err != nil {
+		return err
+	}
+	c.session(u.ID(), 0)
 	c.w.WriteHeader(http.StatusAccepted)
 	return nil
+}
+
+// begin makes a session. A collection could take its file in the moment before
+// it is ours.
+func (c *call) begin() (*content.Upload, error) {
+	release, err := c.hold()
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return c.ups.begin(c.name, c.who.String())
 }
 
 // session sets the headers that lead on to a session with n bytes. "0-0" is
@@ -111,13 +125,13 @@ func (c *call) takeWhole(digest string) error {
 	if err != nil {
 		return err
 	}
-	id, err := c.ups.begin(c.name, c.who.String())
+	u, err := c.begin()
 	if err != nil {
 		return err
 	}
-	err = c.finish(id, h)
+	err = c.finish(u, h)
 	if err != nil {
-		c.ups.drop(id) // nobody knows its name
+		c.ups.drop(u.ID()) // nobody knows its name
 	}
 	return err
 }
@@ -128,14 +142,15 @@ func (c *call) endUpload() error {
 	if err != nil {
 		return err
 	}
-	return c.finish(c.ref, h)
-}
-
-func (c *call) finish(id string, h v1.Hash) error {
-	u, err := c.open(id)
+	u, err := c.open(c.ref)
 	if err != nil {
 		return err
 	}
+	return c.finish(u, h)
+}
+
+// finish takes the body and makes u the blob h.
+func (c *call) finish(u *content.Upload, h v1.Hash) error {
 	if err := c.receive(u); err != nil {
 		return errors.Join(err, u.Close())
 	}
@@ -146,13 +161,13 @@ func (c *call) finish(id string, h v1.Hash) error {
 	defer release()
 	e := entry{At: u.Digest(), Size: u.Size()}
 	if h.Algorithm == "sha256" && h != e.At {
-		c.ups.end(id)
+		c.ups.end(u.ID())
 		return errors.Join(mismatch(e.At, h), u.Discard())
 	}
 	if err := u.Commit(e.At); err != nil {
 		return err
 	}
-	c.ups.end(id)
+	c.ups.end(u.ID())
 	if got, err := c.named(h, e.At); err != nil {
 		return err
 	} else if got != h {
