@@ -80,7 +80,9 @@ func New(cfg config.Config, version string) (_ *Appliance, err error) {
 			a.close()
 		}
 	}()
-	for _, open := range []func() error{a.openLedger, a.openStore, a.startGuard, a.openBoxes, a.loadAgents} {
+	// The agents before the guard: what a guard that died has left is recorded
+	// as soon as the next one runs, and the ledger has to know their names.
+	for _, open := range []func() error{a.openLedger, a.openStore, a.loadAgents, a.startGuard, a.openBoxes} {
 		if err := open(); err != nil {
 			return nil, err
 		}

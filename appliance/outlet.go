@@ -205,12 +205,18 @@ func (a *Appliance) govern(ag *agent, p *policies.Policy, name string, src []byt
 	if err != nil || !runs {
 		return err
 	}
-	for _, role := range []string{"guard", "router", "egress"} {
-		if a.part(role) != nil {
-			a.push(role, callAgent, ag.info())
-		}
-	}
+	a.pushAll(callAgent, ag.info())
 	return nil
+}
+
+// pushAll is push to every service that governs agents. Each of them reads the
+// policy for itself, at the same time as the others.
+func (a *Appliance) pushAll(method string, v any) {
+	var wg sync.WaitGroup
+	for _, role := range []string{"guard", "router", "egress"} {
+		wg.Go(func() { a.push(role, method, v) })
+	}
+	wg.Wait()
 }
 
 // wanted are the policy changes that operators are asking for at this moment.
