@@ -32,13 +32,18 @@ func (a *Appliance) openBoxes() (err error) {
 // sandbox starts an agent's sandbox with everything attached. Nothing of the
 // agent runs before kept has returned, and only if that is without an error.
 func (a *Appliance) sandbox(ctx context.Context, ag *agent, out io.Writer, kept func() error) (*sandbox.Box, error) {
-	spec, err := a.specify(ctx, ag)
+	uid, err := a.boxes.UID(ag.Name, ag.policy().Process)
 	if err != nil {
 		return nil, err
 	}
-	spec.Stdout, spec.Stderr, spec.Before = out, out, kept
-	box, err := a.boxes.Start(ctx, spec)
+	ag.mu.Lock()
+	ag.uid = uid
+	ag.mu.Unlock()
+	// The services learn of the agent while its sandbox is built.
+	told := async(func() error { return a.introduce(ctx, ag) })
+	box, err := a.build(ctx, ag, out, told, kept)
 	if err != nil {
+		_ = told() // it is in err, if the start came that far
 		for _, role := range []string{"guard", "router", "egress"} {
 			a.push(role, callForget, ref{ag.Name})
 		}
@@ -50,37 +55,38 @@ func (a *Appliance) sandbox(ctx context.Context, ag *agent, out io.Writer, kept 
 	return box, nil
 }
 
-// specify finds everything that a start needs: the image is looked for while
-// the services learn of the agent.
-func (a *Appliance) specify(ctx context.Context, ag *agent) (spec sandbox.Spec, err error) {
-	uid, err := a.boxes.UID(ag.Name, ag.policy().Process)
+// build does it once the agent has its user id. told returns when every
+// service knows the agent.
+func (a *Appliance) build(ctx context.Context, ag *agent, out io.Writer, told, kept func() error) (*sandbox.Box, error) {
+	img, err := a.image(ctx, ag)
 	if err != nil {
-		return spec, err
+		return nil, err
 	}
-	ag.mu.Lock()
-	ag.uid = uid
-	ag.mu.Unlock()
-	var img sandbox.Image
 	var pp papers
-	err = atOnce(
-		func() (err error) { img, err = a.image(ctx, ag); return err },
-		func() (err error) { pp, err = a.introduce(ctx, ag); return err },
-	)
-	if err != nil {
-		return spec, err
+	if p := ag.policy(); inspects(p) || len(p.Credentials) > 0 {
+		if pp, err = a.papers(ctx, ag); err != nil {
+			return nil, err
+		}
 	}
-	spec = sandbox.Spec{
+	spec := sandbox.Spec{
 		Name: ag.Name, Image: img, Policy: ag.policy(), Args: ag.Args, Env: slices.Concat(ag.Env, pp.Env), TrustPEM: pp.CA, Tier: string(a.tierNow()),
+		Stdout: out, Stderr: out,
 		Network: func(ctx context.Context, _ int, ns *os.File) (io.Closer, error) { return a.attach(ctx, ag, ns) },
 		Landed:  func(ctx context.Context, l sandbox.Ahead) (io.Closer, error) { return a.open(ctx, ag, l.(*landing)) },
+		Before:  func() error { return errors.Join(told(), kept()) },
 		Event:   func(e sandbox.Event) { a.strike(ag, e.Budget, e.Count, e.Detail) },
 	}
 	if a.tierNow() != guard.TierNone {
 		var programs map[guard.Inode]string
 		spec.Programs = func(m map[guard.Inode]string) { programs = m }
-		spec.Guard = func(s guard.Scope) (io.Closer, error) { return a.watch(ctx, ag, s, programs) }
+		spec.Guard = func(s guard.Scope) (io.Closer, error) {
+			if err := told(); err != nil {
+				return nil, err
+			}
+			return a.watch(ctx, ag, s, programs)
+		}
 	}
-	return spec, nil
+	return a.boxes.Start(ctx, spec)
 }
 
 // image makes an agent's image ready to run.
@@ -95,27 +101,33 @@ func (a *Appliance) image(ctx context.Context, ag *agent) (sandbox.Image, error)
 	return img, err
 }
 
-// introduce tells every service of an agent, and brings what its sandbox has
-// to hold for egress.
-func (a *Appliance) introduce(ctx context.Context, ag *agent) (pp papers, err error) {
-	calls := []func() error{
-		func() error { return a.nameAgents(ctx) },
-		func() (err error) { pp, err = a.papers(ctx, ag); return err },
-	}
-	for _, role := range []string{"guard", "router"} {
+// introduce tells every service of an agent.
+func (a *Appliance) introduce(ctx context.Context, ag *agent) error {
+	calls := []func() error{func() error { return a.nameAgents(ctx) }}
+	for _, role := range []string{"guard", "router", "egress"} {
 		calls = append(calls, func() error { return a.part(role).call(ctx, callAgent, ag.info(), nil) })
 	}
-	return pp, atOnce(calls...)
+	return atOnce(calls...)
+}
+
+// async begins to do something; what it returns waits for the end, as often as
+// it is called.
+func async(do func() error) (end func() error) {
+	done := make(chan error, 1)
+	go func() { done <- do() }()
+	return sync.OnceValue(func() error { return <-done })
 }
 
 // atOnce returns when all are done, with everything that went wrong.
 func atOnce(do ...func() error) error {
-	errs := make([]error, len(do))
-	var wg sync.WaitGroup
+	ends := make([]func() error, len(do))
 	for i, f := range do {
-		wg.Go(func() { errs[i] = f() })
+		ends[i] = async(f)
 	}
-	wg.Wait()
+	var errs []error
+	for _, end := range ends {
+		errs = append(errs, end())
+	}
 	return errors.Join(errs...)
 }
 

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/clawbox/clawbox/appliance/config"
@@ -187,21 +186,19 @@ func (a *Appliance) configuredNames() (names []string) {
 
 // admit parses the policy and holds it against what this host provides.
 func (a *Appliance) admit(ag *agent) error {
-	p, err := policies.Parse(ag.Policy, ag.Source)
+	g, err := parse(ag.Policy, ag.Source)
 	if err != nil {
 		return control.Errorf("invalid", "%v", err)
 	}
+	ag.pol.Store(g)
+	p := g.policy
 	if have := string(a.tierNow()); p.Require.Tier != "" && have > p.Require.Tier {
 		return control.Errorf("refused", "policy %s requires guard tier %s or better, this host reaches %s (%s)", p.Name, p.Require.Tier, have, a.tierWhy)
 	}
 	if p.Audit.Files == "all" && a.tierNow() == guard.TierNone {
 		return control.Errorf("refused", "policy %s wants every opened file recorded (audit.files: all), and this host has no guard that could tell (%s); use audit.files: denied, knowingly", p.Name, a.tierWhy)
 	}
-	if err := a.strangers(p.Process); err != nil {
-		return err
-	}
-	ag.govern(p)
-	return nil
+	return a.strangers(p.Process)
 }
 
 // strangers refuses to run an agent as a user of the appliance itself: it would
@@ -232,13 +229,10 @@ func (a *Appliance) start(ctx context.Context, ag *agent) error {
 	}
 	ag.tallies = map[string]tally{}
 	// Disk and ledger take their time while the sandbox is built.
-	var keep sync.WaitGroup
-	var saved error
 	launch := a.lifecycle(ag, ledger.Allowed, "agent.launch", "image "+ag.Image)
-	keep.Go(func() {
-		saved = atOnce(ag.save, func() error { return a.log.Record(ctx, launch) })
+	kept := async(func() error {
+		return atOnce(ag.save, func() error { return a.log.Record(ctx, launch) })
 	})
-	kept := func() error { keep.Wait(); return saved }
 	box, err := a.sandbox(ctx, ag, out, kept)
 	if err != nil {
 		_ = kept() // it is in err, if the start came that far

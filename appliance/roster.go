@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -39,7 +40,7 @@ func (l *listed) policy() *policies.Policy { return l.pol.Load().policy }
 
 // put adds an agent, or replaces its policy.
 func (r *roster) put(a agentInfo) (*listed, error) {
-	p, err := policies.Parse(a.Policy, a.Source)
+	p, err := parse(a.Policy, a.Source)
 	if err != nil {
 		return nil, fmt.Errorf("agent %s: the policy that was sent does not parse: %w", a.ID, err)
 	}
@@ -53,7 +54,7 @@ func (r *roster) put(a agentInfo) (*listed, error) {
 		l = &listed{id: a.ID, uid: a.UID}
 		r.all[a.ID] = l
 	}
-	l.pol.Store(&governing{p, p.Digest()})
+	l.pol.Store(p)
 	return l, nil
 }
 
@@ -79,4 +80,38 @@ func (ag *agent) info() agentInfo {
 	ag.mu.Lock()
 	defer ag.mu.Unlock()
 	return agentInfo{ID: ag.Name, UID: ag.uid, Policy: ag.Policy, Source: ag.Source}
+}
+
+// maxParsed bounds what parse keeps; a host has few policies.
+const maxParsed = 64
+
+// parsed are policies by the text that they were parsed from. Many agents run
+// under one, each is sent more than once in a start, and parsing takes longer
+// than any other single step of it. Nothing ever changes a parsed policy.
+var parsed struct {
+	sync.Mutex
+	by map[[sha256.Size]byte]*governing
+}
+
+// parse is policies.Parse, but for what it has parsed before.
+func parse(name string, src []byte) (*governing, error) {
+	key := sha256.Sum256(append([]byte(name+"\x00"), src...))
+	parsed.Lock()
+	g := parsed.by[key]
+	parsed.Unlock()
+	if g != nil {
+		return g, nil
+	}
+	p, err := policies.Parse(name, src)
+	if err != nil {
+		return nil, err
+	}
+	g = &governing{p, p.Digest()}
+	parsed.Lock()
+	defer parsed.Unlock()
+	if len(parsed.by) >= maxParsed || parsed.by == nil {
+		parsed.by = map[[sha256.Size]byte]*governing{}
+	}
+	parsed.by[key] = g
+	return g, nil
 }
