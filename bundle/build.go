@@ -2,7 +2,6 @@ package bundle
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,13 +10,12 @@ import (
 	"slices"
 	"strings"
 
+	"filippo.io/age"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/clawbox/clawbox/bundle/content"
 	"github.com/clawbox/clawbox/bundle/manifest"
-	"github.com/clawbox/clawbox/internal/durable"
 )
 
 // The names on the media.
@@ -56,6 +54,15 @@ type BuildOptions struct {
 	Signers  []manifest.Signer // at least one
 	PartSize int64             // bytes; 0 is DefaultPartSize
 	Progress Progress          // nil: quiet
+
+	More []Output // further directories, which take the parts that Out has no room for
+	// Roots are the notes of the chain of roots, from version 1. The last one's
+	// release role is then the one whose threshold must sign.
+	Roots      [][]byte
+	Parity     int      // parity parts: so many lost or damaged parts can be rebuilt
+	Recipients []string // whom to encrypt to: see ParseRecipients
+	Since      *Since   // leave out what this release has
+	Rehash     bool     // read and write everything anew, though nothing seems to have changed
 }
 
 // Build makes a bundle and returns its release. It takes what the recipe
@@ -80,10 +87,13 @@ func Build(ctx context.Context, o BuildOptions) (manifest.Release, error) {
 // build is one run of Build.
 type build struct {
 	BuildOptions
-	recipe Recipe
-	lock   *Lock // nil: none yet
-	pool   *pool
-	items  []fetched // as recipe.Items
+	recipe     Recipe
+	lock       *Lock // nil: none yet
+	pool       *pool
+	cache      *cache
+	items      []fetched // as recipe.Items
+	recipients []age.Recipient
+	root       *manifest.Root // the last of Roots
 }
 
 func newBuild(o BuildOptions) (*build, error) {
@@ -105,6 +115,12 @@ func newBuild(o BuildOptions) (*build, error) {
 		return nil, err
 	}
 	b := &build{BuildOptions: o, recipe: r, items: make([]fetched, len(r.Items))}
+	if b.recipients, err = ParseRecipients(o.Recipients...); err != nil {
+		return nil, fmt.Errorf("bundle: %w", err)
+	}
+	if b.root, err = lastRoot(o.Roots); err != nil {
+		return nil, fmt.Errorf("bundle: %w", err)
+	}
 	b.Lock = o.lockPath(r)
 	if !o.UpdateLock {
 		if b.lock, err = loadLock(b.Lock); err != nil {
@@ -115,8 +131,34 @@ func newBuild(o BuildOptions) (*build, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.pool = &pool{store: s, local: map[v1.Hash]localBlob{}}
+	b.cache = &cache{dir: s.Dir() + ".cache", off: o.Rehash}
+	b.pool = &pool{store: s, cache: b.cache, local: map[v1.Hash]localBlob{}}
 	return b, nil
+}
+
+// lastRoot checks a chain of roots as a host would, and returns its last one.
+func lastRoot(notes [][]byte) (*manifest.Root, error) {
+	if len(notes) == 0 {
+		return nil, nil
+	}
+	t, err := manifest.TrustRoot(notes[0])
+	if err != nil {
+		return nil, err
+	}
+	if r, _, _ := t.Root(); r.Version != 1 {
+		return nil, fmt.Errorf("the first root is version %d, want the whole chain from version 1", r.Version)
+	}
+	t, err = t.Follow(func(v int64) ([]byte, error) {
+		if v > int64(len(notes)) {
+			return nil, fs.ErrNotExist
+		}
+		return notes[v-1], nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	r, _, _ := t.Root()
+	return &r, nil
 }
 
 func openStore(dir string) (*content.Store, error) {
@@ -143,6 +185,11 @@ func (b *build) fetch(ctx context.Context) error {
 	if b.lock != nil && len(b.lock.Items) != len(pins) {
 		return fmt.Errorf("%s pins %d items, the recipe has %d: build with --update-lock", b.Lock, len(b.lock.Items), len(pins))
 	}
+	release, err := b.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(fetchers)
 	for i, it := range b.recipe.Items {
@@ -153,6 +200,18 @@ func (b *build) fetch(ctx context.Context) error {
 		})
 	}
 	return g.Wait()
+}
+
+// turn waits until no other build or load fills the work store.
+func (b *build) turn(ctx context.Context) (release func(), err error) {
+	var task Task
+	release, err = b.pool.store.Exclusive(ctx, func(h content.Holder) {
+		task = b.Progress.Start("wait for "+h.String()+", which fills the work store", -1)
+	})
+	if task != nil {
+		task.Done(err)
+	}
+	return release, err
 }
 
 // saveLock writes a lock where there was none or a new one was asked for.
@@ -219,153 +278,29 @@ func (b *build) plan() (blobs []entry, items []manifest.Item, err error) {
 
 // write makes the parts, the index and the note, and swaps them in.
 func (b *build) write(ctx context.Context) (r manifest.Release, err error) {
-	blobs, items, err := b.plan()
+	release, err := b.pool.store.Hold()
 	if err != nil {
 		return r, err
 	}
-	made := missing(b.Out)
-	if err := durable.MkdirAll(b.Out, 0o755); err != nil {
-		return r, errors.Join(fmt.Errorf("bundle: %w", err), removeEmpty(made))
-	}
-	unlock, err := lockOut(b.Out)
+	defer release()
+	entries, items, err := b.plan()
 	if err != nil {
 		return r, err
 	}
-	defer unlock()
-	if r, err = b.replace(ctx, blobs, items); err != nil {
-		err = errors.Join(err, removeEmpty(made))
+	w := &writing{build: b, entries: entries, items: items}
+	for _, e := range entries {
+		x := manifest.Blob{Digest: e.digest, Size: e.size}
+		b.cache.sums(&x)
+		w.blobs = append(w.blobs, x)
 	}
-	return r, err
-}
-
-// replace puts a new bundle into Out, which is this build's alone.
-func (b *build) replace(ctx context.Context, blobs []entry, items []manifest.Item) (none manifest.Release, err error) {
-	if err := b.clear(); err != nil {
-		return none, err
+	if err := b.against(ctx, w.blobs); err != nil {
+		return r, err
 	}
-	if err := b.room(blobs); err != nil {
-		return none, err
+	if w.outputs, err = openOutputs(append([]Output{{Dir: b.Out}}, b.More...)); err != nil {
+		return r, err
 	}
-	dir := filepath.Join(b.Out, newDir)
-	note, err := b.fill(ctx, dir, blobs, items)
-	if err != nil {
-		return none, errors.Join(err, os.RemoveAll(dir))
-	}
-	if err := swap(b.Out); err != nil {
-		return none, fmt.Errorf("bundle: %w: the new bundle is complete in %s", err, dir)
-	}
-	trust, err := manifest.NewTrust(1, b.Signers[0].Key())
-	if err != nil {
-		return none, err
-	}
-	r, _, err := trust.Open(note)
-	return r, err
-}
-
-// clear removes what an interrupted build left in Out. When it was cut off
-// between the two renames of swap, the old bundle is put back.
-func (b *build) clear() error {
-	old, cur := filepath.Join(b.Out, oldDir), filepath.Join(b.Out, topDir)
-	if _, err := os.Lstat(cur); errors.Is(err, fs.ErrNotExist) {
-		if err := durable.Rename(old, cur); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("bundle: %w", err)
-		}
-	}
-	for _, n := range []string{newDir, oldDir} {
-		if err := os.RemoveAll(filepath.Join(b.Out, n)); err != nil {
-			return fmt.Errorf("bundle: %w", err)
-		}
-	}
-	return nil
-}
-
-// room checks the space before the first byte is written.
-func (b *build) room(blobs []entry) error {
-	want := int64(manifest.MaxNote) // the two small files, generously
-	for _, e := range blobs {
-		want += e.size + e.size/manifest.ChunkSize*70
-	}
-	have, err := free(b.Out)
-	if err != nil {
-		return fmt.Errorf("bundle: %w", err)
-	}
-	if have < want {
-		hint := ""
-		if _, err := os.Lstat(filepath.Join(b.Out, topDir)); err == nil {
-			hint = ", or remove the old bundle in it first (it is kept until the new one is complete)"
-		}
-		return fmt.Errorf("bundle: %s has %s free, the bundle needs %s: free some, or choose another directory%s", b.Out, Size(have), Size(want), hint)
-	}
-	return nil
-}
-
-// free returns the bytes that may be written below dir.
-func free(dir string) (int64, error) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return 0, &fs.PathError{Op: "statfs", Path: dir, Err: err}
-	}
-	return int64(st.Bavail) * st.Bsize, nil
-}
-
-// fill writes a whole bundle into dir and returns its note.
-func (b *build) fill(ctx context.Context, dir string, blobs []entry, items []manifest.Item) ([]byte, error) {
-	if err := durable.MkdirAll(filepath.Join(dir, partsDir), 0o755); err != nil {
-		return nil, err
-	}
-	index, parts, err := b.writeParts(ctx, filepath.Join(dir, partsDir), blobs)
-	if err != nil {
-		return nil, err
-	}
-	x, err := manifest.EncodeIndex(index)
-	if err != nil {
-		return nil, err
-	}
-	if err := durable.WriteFile(filepath.Join(dir, indexFile), x, 0o644); err != nil {
-		return nil, err
-	}
-	t, err := created(b.recipe, b.lock)
-	if err != nil {
-		return nil, err
-	}
-	note, err := manifest.Sign(manifest.Release{
-		Format: manifest.ReleaseFormat, Name: b.recipe.Metadata.Name, Version: b.recipe.Metadata.Version,
-		Sequence: b.recipe.Sequence, Created: t, ChunkSize: manifest.ChunkSize,
-		Index: manifest.File{Size: int64(len(x)), SHA256: sha256.Sum256(x)}, Parts: parts, Items: items,
-	}, b.Signers...)
-	if err != nil {
-		return nil, err
-	}
-	if len(note) > manifest.MaxNote {
-		return nil, fmt.Errorf("bundle: release.note of %d bytes, want at most %d: make several bundles", len(note), manifest.MaxNote)
-	}
-	return note, durable.WriteFile(filepath.Join(dir, noteFile), note, 0o644)
-}
-
-// swap puts the new bundle in the place of the old one: at once where the file
-// system can exchange two names, otherwise with a moment in which there is no
-// bundle. At no time are parts of both under one name.
-func swap(out string) error {
-	from, to, old := filepath.Join(out, newDir), filepath.Join(out, topDir), filepath.Join(out, oldDir)
-	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_EXCHANGE)
-	switch {
-	case err == nil:
-		if err := durable.SyncDir(out); err != nil {
-			return err
-		}
-		return os.RemoveAll(from)
-	case errors.Is(err, unix.ENOENT):
-		return durable.Rename(from, to)
-	case !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS): // FAT and exFAT say EINVAL
-		return &os.LinkError{Op: "exchange", Old: from, New: to, Err: err}
-	}
-	if err := durable.Rename(to, old); err != nil {
-		return err
-	}
-	if err := durable.Rename(from, to); err != nil {
-		return errors.Join(err, durable.Rename(old, to))
-	}
-	return os.RemoveAll(old)
+	defer func() { err = errors.Join(err, w.close(err)) }()
+	return w.run(ctx)
 }
 
 // itemOf says which item wants a blob, for messages.

@@ -41,7 +41,7 @@ func slowBuild(dir string) {
 	stop := &stopper{after: 3 << 20, stop: func() { os.Stdout.WriteString("half"); time.Sleep(time.Minute) }}
 	_, err = Build(context.Background(), BuildOptions{
 		Recipe: filepath.Join(dir, "recipe.yaml"), Out: filepath.Join(dir, "out"), Store: filepath.Join(dir, "work"),
-		Signers: []manifest.Signer{s}, PartSize: MinPartSize, Progress: onlyWrites{stop},
+		Signers: []manifest.Signer{s}, PartSize: MinPartSize, Progress: onlyWrites{stop}, Rehash: true,
 	})
 	panic(err)
 }
@@ -210,7 +210,7 @@ func TestCutOffSwap(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	o := s.opt
-	o.Progress = onlyWrites{&stopper{after: 1, stop: cancel}}
+	o.Rehash, o.Progress = true, onlyWrites{&stopper{after: 1, stop: cancel}}
 	if _, err := Build(ctx, o); !errors.Is(err, context.Canceled) {
 		t.Fatalf("got %v, want context.Canceled", err)
 	}

@@ -2,8 +2,6 @@ package bundle
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -66,39 +64,15 @@ func (j *job) fileArtifact(ctx context.Context, h v1.Hash, size int64) (fetched,
 // file takes a local file. It is hashed now, and again when it is written.
 func (j *job) file(ctx context.Context) (fetched, error) {
 	p := j.recipe.path(j.arg)
-	h, n, err := j.hash(ctx, p, j.item.Name)
+	l, h, err := j.hash(ctx, p, j.item.Name)
 	if err != nil {
 		return fetched{}, err
 	}
 	if want := j.item.SHA256; want != "" && want != h.Hex {
 		return fetched{}, fmt.Errorf("its sha256 is %s, the recipe wants %s: it is another file than the one that was pinned", h.Hex, want)
 	}
-	j.pool.addLocal(h, n, p)
-	return j.fileArtifact(ctx, h, n)
-}
-
-// hash reads a regular file through.
-func (j *job) hash(ctx context.Context, p, what string) (v1.Hash, int64, error) {
-	f, err := os.Open(p)
-	if err != nil {
-		return v1.Hash{}, 0, err
-	}
-	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil {
-		return v1.Hash{}, 0, err
-	}
-	if !fi.Mode().IsRegular() {
-		return v1.Hash{}, 0, fmt.Errorf("%s is a %s, want a regular file", p, describeMode(fi.Mode()))
-	}
-	task := j.progress.Start("hash "+what, fi.Size())
-	s := sha256.New()
-	n, err := io.CopyBuffer(struct{ io.Writer }{s}, counted{ctx, f, task}, make([]byte, 1<<20))
-	task.Done(err)
-	if err != nil {
-		return v1.Hash{}, 0, err
-	}
-	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(s.Sum(nil))}, n, nil
+	j.pool.addLocal(h, l)
+	return j.fileArtifact(ctx, h, l.size)
 }
 
 func describeMode(m fs.FileMode) string {
@@ -137,12 +111,12 @@ func (j *job) modelDir(ctx context.Context) (fetched, error) {
 	format := ""
 	for _, name := range names {
 		p := filepath.Join(dir, filepath.FromSlash(name))
-		h, n, err := j.hash(ctx, p, j.item.Name+"/"+name)
+		l, h, err := j.hash(ctx, p, j.item.Name+"/"+name)
 		if err != nil {
 			return fetched{}, err
 		}
-		j.pool.addLocal(h, n, p)
-		d := v1.Descriptor{MediaType: modelWeightConfig, Digest: h, Size: n, Annotations: map[string]string{titleNote: name, modelPath: name}}
+		j.pool.addLocal(h, l)
+		d := v1.Descriptor{MediaType: modelWeightConfig, Digest: h, Size: l.size, Annotations: map[string]string{titleNote: name, modelPath: name}}
 		if f, ok := weightFormats[path.Ext(name)]; ok {
 			d.MediaType, format = modelWeight, f
 		}

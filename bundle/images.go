@@ -199,7 +199,7 @@ func (o layoutOrigin) blob(_ context.Context, d v1.Descriptor) error {
 	if !fi.Mode().IsRegular() || fi.Size() != d.Size {
 		return &content.MismatchError{Want: d.Digest, WantSize: d.Size, GotSize: fi.Size()}
 	}
-	o.j.pool.addLocal(d.Digest, d.Size, p)
+	o.j.pool.addLocal(d.Digest, localBlob{path: p, size: d.Size})
 	return nil
 }
 

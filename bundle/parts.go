@@ -2,18 +2,17 @@ package bundle
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
 	"os"
-	"path/filepath"
 	"sync"
+
+	"filippo.io/age"
 
 	"github.com/clawbox/clawbox/bundle/content"
 	"github.com/clawbox/clawbox/bundle/manifest"
-	"github.com/clawbox/clawbox/internal/durable"
 )
 
 // parallel runs the functions at the same time and waits for all.
@@ -25,109 +24,208 @@ func parallel(fs ...func()) {
 	wg.Wait()
 }
 
-// writeParts writes the blobs one after the other and returns the index and
-// the parts. Blobs are checked against their digests on the way.
-func (b *build) writeParts(ctx context.Context, dir string, blobs []entry) (manifest.Index, []manifest.Part, error) {
-	sizes := make([]int64, len(blobs))
+// settle gives every stretch that lies on the media its place, and returns the
+// payload of each part.
+func (b *build) settle(blobs []manifest.Blob) (lens []int64, err error) {
+	var sizes []int64
+	var at []*manifest.Place
 	var total int64
-	for i, e := range blobs {
-		sizes[i] = e.size
-		total += e.size
+	for _, x := range blobs {
+		for _, s := range x.Sources() {
+			if s.OnMedia() {
+				sizes, total = append(sizes, s.Length), total+s.Length
+			}
+		}
 	}
-	w := &partWriter{dir: dir, lens: manifest.SplitParts(total, b.PartSize)}
-	at, err := manifest.Places(sizes, w.lens)
+	per, err := b.payloadPer()
 	if err != nil {
-		return manifest.Index{}, nil, err
+		return nil, err
 	}
-	index := manifest.Index{Format: manifest.IndexFormat}
+	lens = manifest.SplitParts(total, per)
+	places, err := manifest.Places(sizes, lens)
+	if err != nil {
+		return nil, err
+	}
+	for i := range places {
+		at = append(at, &places[i])
+	}
+	for i := range blobs {
+		x := &blobs[i]
+		if !x.Base && len(x.Segments) == 0 {
+			x.Part, x.Offset, at = at[0].Part, at[0].Offset, at[1:]
+		}
+		for k := range x.Segments {
+			if s := &x.Segments[k]; s.OnMedia() {
+				s.Part, s.Offset, at = at[0].Part, at[0].Offset, at[1:]
+			}
+		}
+	}
+	return lens, nil
+}
+
+// writeParts writes what lies on the media, one stretch after the other, and
+// returns the parts. Sums that blobs lack are filled in; bytes are checked
+// against the digests on the way.
+func (b *build) writeParts(ctx context.Context, w *partWriter, blobs []manifest.Blob, item func(int) string) ([]manifest.Part, error) {
+	var total int64
+	for _, n := range w.lens {
+		total += n
+	}
 	task := b.Progress.Start("write "+topDir, total)
-	for i, e := range blobs {
-		chunks, states, cerr := b.copyBlob(ctx, w, e, task)
-		if cerr != nil {
-			err = fmt.Errorf("item %s: %w", e.item, cerr)
+	var err error
+	for i := range blobs {
+		if e := b.copyBlob(ctx, w, &blobs[i], task); e != nil {
+			err = fmt.Errorf("item %s: %w", item(i), e)
 			break
 		}
-		index.Blobs = append(index.Blobs, manifest.Blob{Digest: e.digest, Size: e.size, Part: at[i].Part, Offset: at[i].Offset, Chunks: chunks, States: states})
 	}
 	err = errors.Join(err, w.close())
-	if err == nil {
-		err = durable.SyncDir(dir)
-	}
 	task.Done(err)
-	return index, w.parts, err
+	return w.parts, err
 }
 
-// copyBlob appends one blob and returns its chunk sums, and the states between
-// its chunks; none for a blob of one chunk.
-func (b *build) copyBlob(ctx context.Context, w *partWriter, e entry, task Task) (sums []manifest.Sum, states []content.State, err error) {
-	f, err := b.pool.open(e.digest)
+// copyBlob appends those chunks of a blob that go onto the media.
+func (b *build) copyBlob(ctx context.Context, w *partWriter, x *manifest.Blob, task Task) error {
+	if x.OnMedia() == 0 {
+		return nil
+	}
+	f, err := b.pool.open(x.Digest)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	defer f.Close()
-	at, last := content.StartState, content.Piece{}
-	buf := make([]byte, min(e.size, manifest.ChunkSize))
-	for left := e.size; left > 0; {
+	raw, err := b.pool.same(x.Digest, f)
+	if err != nil {
+		return changed(f.Name(), *x, err)
+	}
+	s := newSummer(x)
+	buf := make([]byte, min(x.Size, manifest.ChunkSize))
+	for i := range chunkCount(*x) {
 		if err := ctx.Err(); err != nil {
-			return nil, nil, err
+			return err
 		}
-		p := buf[:min(left, manifest.ChunkSize)]
-		if _, err := io.ReadFull(f, p); err != nil {
-			return nil, nil, changed(f.Name(), e, err)
+		if s.known && !x.Source(i).OnMedia() {
+			continue
 		}
-		var sum manifest.Sum
-		var perr error
-		parallel(func() { sum = sha256.Sum256(p) }, func() { last, perr = at.Piece(e.size-left, p) }, func() { err = w.write(p) })
-		if err := errors.Join(err, perr); err != nil {
-			return nil, nil, err
+		p := buf[:min(x.Size-int64(i)*manifest.ChunkSize, manifest.ChunkSize)]
+		if err := readChunk(f, p, int64(i)*manifest.ChunkSize); err != nil {
+			return changed(f.Name(), *x, err)
 		}
-		if left > manifest.ChunkSize {
-			if at, err = last.State(); err != nil {
-				return nil, nil, err
-			}
-			states = append(states, at)
+		var serr, werr error
+		if raw && s.known {
+			werr = w.write(p)
+		} else {
+			parallel(func() { serr = s.add(i, p) }, func() { werr = w.write(p) })
 		}
-		sums, left = append(sums, sum), left-int64(len(p))
+		if serr != nil {
+			return changed(f.Name(), *x, serr)
+		} else if werr != nil {
+			return werr
+		}
 		task.Add(int64(len(p)))
 	}
-	if e.size > 0 && last.Digest() != e.digest {
-		return nil, nil, changed(f.Name(), e, fmt.Errorf("its digest is %s", last.Digest()))
-	}
-	if n, _ := f.Read(make([]byte, 1)); n > 0 {
-		return nil, nil, changed(f.Name(), e, errors.New("it has grown"))
-	}
-	if len(sums) < 2 {
-		return nil, nil, nil
-	}
-	return sums, states, nil
+	return b.finishBlob(f, s, x)
 }
 
-func changed(path string, e entry, err error) error {
-	return fmt.Errorf("%s is not the blob %s of %d bytes that was resolved: %w: it was changed meanwhile or is damaged; build again", path, e.digest, e.size, err)
+// finishBlob checks the end, and keeps sums that were computed.
+func (b *build) finishBlob(f *os.File, s *summer, x *manifest.Blob) error {
+	if err := s.done(); err != nil {
+		return changed(f.Name(), *x, err)
+	}
+	if _, err := b.pool.same(x.Digest, f); err != nil {
+		return changed(f.Name(), *x, err)
+	}
+	if n, _ := f.ReadAt(make([]byte, 1), x.Size); n > 0 {
+		return changed(f.Name(), *x, errors.New("it has grown"))
+	}
+	if s.known {
+		return nil
+	}
+	return b.cache.putSums(*x)
 }
 
-// partWriter fills one part after the other.
+func readChunk(f io.ReaderAt, p []byte, off int64) error {
+	n, err := f.ReadAt(p, off)
+	if n == len(p) {
+		return nil
+	}
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+func changed(path string, x manifest.Blob, err error) error {
+	return fmt.Errorf("%s is not the blob %s of %d bytes that was resolved: %w: it was changed meanwhile or is damaged; build again", path, x.Digest, x.Size, err)
+}
+
+// summer computes the sums of a blob's chunks, or holds the chunks against the
+// sums that are known.
+type summer struct {
+	x     *manifest.Blob
+	known bool
+	at    content.State
+	last  content.Piece
+	marks []manifest.Mark
+	mids  []content.State
+}
+
+func newSummer(x *manifest.Blob) *summer {
+	return &summer{x: x, known: x.Size <= manifest.ChunkSize || len(x.Chunks) > 0, at: content.StartState}
+}
+
+func (s *summer) add(i int, p []byte) (err error) {
+	if s.known {
+		_, err = s.x.Piece(i, p)
+		return err
+	}
+	if s.last, err = s.at.Piece(int64(i)*manifest.ChunkSize, p); err != nil {
+		return err
+	}
+	s.marks = append(s.marks, manifest.MarkOf(p))
+	if int64(i+1)*manifest.ChunkSize < s.x.Size {
+		if s.at, err = s.last.State(); err == nil {
+			s.mids = append(s.mids, s.at)
+		}
+	}
+	return err
+}
+
+// done sets the sums that were computed, when the digest is the right one.
+func (s *summer) done() error {
+	if s.known {
+		return nil
+	}
+	if got := s.last.Digest(); got != s.x.Digest {
+		return fmt.Errorf("its digest is %s", got)
+	}
+	s.x.Chunks, s.x.States = s.marks, s.mids
+	return nil
+}
+
+// partWriter fills one part after the other, each encrypted when there are
+// recipients.
 type partWriter struct {
-	dir   string
-	lens  []int64 // planned
-	parts []manifest.Part
+	path       func(part int) string // of part n, from 1
+	lens       []int64               // payload, planned
+	recipients []age.Recipient
+	parts      []manifest.Part
 
-	f   *os.File // the current part, nil between parts
-	n   int64    // bytes in it
-	sum hash.Hash
+	f *partFile // the current part, nil between parts
+	n int64     // payload in it
 }
 
 func (w *partWriter) write(p []byte) error {
 	for len(p) > 0 {
 		if w.f == nil {
-			if err := w.next(); err != nil {
+			f, err := createPart(w.path(len(w.parts)+1), w.recipients)
+			if err != nil {
 				return err
 			}
+			w.f, w.n = f, 0
 		}
 		k := int(min(int64(len(p)), w.lens[len(w.parts)]-w.n))
-		var err error
-		parallel(func() { _, err = w.f.Write(p[:k]) }, func() { w.sum.Write(p[:k]) })
-		if err != nil {
+		if _, err := w.f.in.Write(p[:k]); err != nil {
 			return err
 		}
 		w.n, p = w.n+int64(k), p[k:]
@@ -140,18 +238,16 @@ func (w *partWriter) write(p []byte) error {
 	return nil
 }
 
-func (w *partWriter) next() (err error) {
-	w.n, w.sum = 0, sha256.New()
-	name := filepath.Join(w.dir, manifest.PartName(len(w.parts)+1))
-	w.f, err = os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	return err
-}
-
 // finish flushes the current part.
 func (w *partWriter) finish() error {
-	w.parts = append(w.parts, manifest.Part{Name: manifest.PartName(len(w.parts) + 1), Size: w.n, SHA256: manifest.Sum(w.sum.Sum(nil))})
-	err := w.f.Sync()
-	return errors.Join(err, w.close())
+	f := w.f
+	w.f = nil
+	p, err := f.finish(manifest.PartName(len(w.parts) + 1))
+	if len(w.recipients) > 0 {
+		p.Content = w.n
+	}
+	w.parts = append(w.parts, p)
+	return err
 }
 
 func (w *partWriter) close() error {
@@ -160,5 +256,60 @@ func (w *partWriter) close() error {
 	}
 	f := w.f
 	w.f = nil
-	return f.Close()
+	return f.f.Close()
+}
+
+// partFile is one file under parts/ or parity/.
+type partFile struct {
+	f   *os.File
+	n   int64
+	sum hash.Hash      // nil: it needs none
+	in  io.WriteCloser // where the payload goes in: the file, or what encrypts into it
+}
+
+func createPart(path string, rs []age.Recipient) (*partFile, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	p := &partFile{f: f}
+	p.in = p
+	if len(rs) > 0 {
+		if p.in, err = age.Encrypt(p, rs...); err != nil {
+			return nil, errors.Join(fmt.Errorf("encrypt: %w", err), f.Close())
+		}
+	}
+	return p, nil
+}
+
+// Write adds bytes as they are to lie on the media.
+func (p *partFile) Write(b []byte) (n int, err error) {
+	if n, err = p.f.Write(b); p.sum != nil {
+		p.sum.Write(b[:n])
+	}
+	p.n += int64(n)
+	return n, err
+}
+
+// Close does nothing: see finish.
+func (p *partFile) Close() error { return nil }
+
+// finish ends the encryption and flushes the file.
+func (p *partFile) finish(name string) (manifest.Part, error) {
+	err := p.in.Close()
+	if err == nil {
+		err = p.f.Sync()
+	}
+	err = errors.Join(err, p.f.Close())
+	out := manifest.Part{Name: name, Size: p.n}
+	if p.sum != nil {
+		out.SHA256 = manifest.Sum(p.sum.Sum(nil))
+	}
+	return out, err
+}
+
+// chunkCount counts chunks also where the sums are not known yet; an empty blob
+// has none.
+func chunkCount(x manifest.Blob) int {
+	return int((x.Size + manifest.ChunkSize - 1) / manifest.ChunkSize)
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -26,6 +27,7 @@ const maxManifest = 4 << 20
 // bytes of a local file are checked when they are written into a part.
 type pool struct {
 	store  *content.Store
+	cache  *cache // nil: none
 	flight singleflight.Group
 
 	mu    sync.Mutex
@@ -33,14 +35,15 @@ type pool struct {
 }
 
 type localBlob struct {
-	path string
-	size int64
+	path  string
+	size  int64
+	stamp stamp // of when it was hashed; zero: its content was not looked at yet
 }
 
-func (p *pool) addLocal(h v1.Hash, size int64, path string) {
+func (p *pool) addLocal(h v1.Hash, l localBlob) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.local[h] = localBlob{path, size}
+	p.local[h] = l
 }
 
 func (p *pool) get(h v1.Hash) (localBlob, bool) {
@@ -63,6 +66,21 @@ func (p *pool) open(h v1.Hash) (*os.File, error) {
 		return os.Open(b.path)
 	}
 	return p.store.Open(h)
+}
+
+// same says whether f, opened for h, is a local file that was hashed and has not
+// been touched since: then it need not be hashed again. One that was touched is
+// an error.
+func (p *pool) same(h v1.Hash, f *os.File) (bool, error) {
+	l, ok := p.get(h)
+	if !ok || l.stamp == (stamp{}) {
+		return false, nil
+	}
+	st, err := stampOf(f)
+	if err == nil && st != l.stamp {
+		err = errors.New("size or change time differ")
+	}
+	return err == nil, err
 }
 
 // put stores made bytes and describes them.

@@ -156,14 +156,17 @@ func (r Release) checkFiles() error {
 		if sealed := r.Encryption != ""; sealed != (p.Content > 0) || p.Content > p.Size {
 			return fmt.Errorf("release: %s: %d bytes of content in %d, want it with encryption only, and not more", p.Name, p.Content, p.Size)
 		}
+		if p.SHA256 != (Sum{}) {
+			return fmt.Errorf("release: %s has a sum, want one for parity parts only", p.Name)
+		}
 		longest = max(longest, p.Size)
 	}
 	for i, p := range r.Parity {
 		if err := p.check(ParityName(i + 1)); err != nil {
 			return err
 		}
-		if p.Size != longest || p.Content != 0 {
-			return fmt.Errorf("release: %s has %d bytes, want %d, as the longest part, and no content", p.Name, p.Size, longest)
+		if p.Size != longest || p.Content != 0 || p.SHA256 == (Sum{}) {
+			return fmt.Errorf("release: %s has %d bytes, want %d, as the longest part, a sum and no content", p.Name, p.Size, longest)
 		}
 	}
 	return nil

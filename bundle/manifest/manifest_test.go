@@ -54,7 +54,7 @@ func sample(t *testing.T) (Release, []byte) {
 	t.Helper()
 	blobs := []Blob{
 		{Digest: digest("root"), Size: 400},
-		{Digest: digest("layer"), Size: ChunkSize + 1, Chunks: make([]Sum, 2), States: make([]content.State, 1)},
+		{Digest: digest("layer"), Size: ChunkSize + 1, Chunks: make([]Mark, 2), States: make([]content.State, 1)},
 		{Digest: digest(""), Size: 0},
 	}
 	parts := SplitParts(400+ChunkSize+1, 3<<20)
@@ -288,7 +288,7 @@ func TestIndexRules(t *testing.T) {
 		"overflow":       func(_ *Release, x *Index) { x.Blobs[2].Size = 1<<63 - 1 },
 		"twice":          func(_ *Release, x *Index) { x.Blobs[2].Digest = x.Blobs[0].Digest },
 		"chunk missing":  func(_ *Release, x *Index) { x.Blobs[1].Chunks = x.Blobs[1].Chunks[:1] },
-		"chunk extra":    func(_ *Release, x *Index) { x.Blobs[0].Chunks = make([]Sum, 1) },
+		"chunk extra":    func(_ *Release, x *Index) { x.Blobs[0].Chunks = make([]Mark, 1) },
 		"state missing":  func(_ *Release, x *Index) { x.Blobs[1].States = nil },
 		"state extra":    func(_ *Release, x *Index) { x.Blobs[0].States = make([]content.State, 1) },
 		"base unnamed":   func(_ *Release, x *Index) { x.Blobs[0].Base, x.Blobs[0].Part = true, 0 },

@@ -114,9 +114,11 @@ type File struct {
 // Part is one file under parts/ or parity/. Its name is part-0001 or
 // parity-0001 and so on.
 type Part struct {
-	Name   string `json:"name"`
-	Size   int64  `json:"size"` // of the file on the media
-	SHA256 Sum    `json:"sha256"`
+	Name string `json:"name"`
+	Size int64  `json:"size"` // of the file on the media
+	// SHA256 is a parity part's. The other parts have none: each byte of theirs
+	// is proved with the blob that it belongs to, and summed once for it.
+	SHA256 Sum `json:"sha256,omitzero"`
 	// Content is the number of payload bytes in an encrypted part.
 	Content int64 `json:"content,omitempty"`
 }

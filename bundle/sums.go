@@ -1,0 +1,234 @@
+package bundle
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
+
+	"github.com/clawbox/clawbox/bundle/manifest"
+	"github.com/clawbox/clawbox/internal/durable"
+)
+
+// cache remembers across builds what reading showed: the digest of a local file
+// that has not changed since, the sums of a blob's chunks, and what lies on the
+// media. It is as trusted as the work store that it lies beside, by the same
+// user; losing it costs time only.
+type cache struct {
+	dir string
+	off bool // remember, but believe nothing
+}
+
+// stamp tells a file from a changed one, as git does: no program can write to a
+// file and leave its change time, short of setting the clock.
+type stamp struct {
+	Dev, Ino     uint64
+	Size         int64
+	Mtime, Ctime int64 // nanoseconds since 1970
+}
+
+func stampOf(f *os.File) (stamp, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return stamp{}, &fs.PathError{Op: "stat", Path: f.Name(), Err: err}
+	}
+	return stamp{st.Dev, st.Ino, st.Size, st.Mtim.Nano(), st.Ctim.Nano()}, nil
+}
+
+func stampAt(path string) (stamp, error) {
+	f, _, err := openFile(path)
+	if err != nil {
+		return stamp{}, err
+	}
+	defer f.Close()
+	return stampOf(f)
+}
+
+// settled says that the file has not been changed for so long that a further
+// change will show in its stamp: times in it are as coarse as the kernel's tick.
+func (s stamp) settled(now time.Time) bool { return now.UnixNano()-s.Ctime > 100e6 }
+
+// path names an entry.
+func (c *cache) path(kind, key string) string {
+	sum := sha256.Sum256([]byte(key))
+	return filepath.Join(c.dir, kind, hex.EncodeToString(sum[:]))
+}
+
+// get reads an entry; one that is damaged is none.
+func (c *cache) get(kind, key string, v any) bool {
+	if c == nil || c.off {
+		return false
+	}
+	b, err := os.ReadFile(c.path(kind, key))
+	if err != nil || len(b) < sha256.Size {
+		return false
+	}
+	sum := sha256.Sum256(b[sha256.Size:])
+	return bytes.Equal(sum[:], b[:sha256.Size]) && json.Unmarshal(b[sha256.Size:], v) == nil
+}
+
+func (c *cache) put(kind, key string, v any) error {
+	if c == nil {
+		return nil
+	}
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("build cache: %w", err)
+	}
+	p := c.path(kind, key)
+	if err := durable.MkdirAll(filepath.Dir(p), 0o700); err != nil {
+		return fmt.Errorf("build cache: %w", err)
+	}
+	sum := sha256.Sum256(b)
+	return durable.WriteFile(p, append(sum[:], b...), 0o600)
+}
+
+// sums fills in what is known of a blob's chunks, and says whether all is.
+func (c *cache) sums(x *manifest.Blob) bool {
+	if x.Size <= manifest.ChunkSize || len(x.Chunks) > 0 {
+		return true
+	}
+	var got manifest.Blob
+	if !c.get("sums", x.Digest.String(), &got) || got.Digest != x.Digest || got.Size != x.Size {
+		return false
+	}
+	if n := chunkCount(*x); len(got.Chunks) != n || len(got.States) != n-1 {
+		return false
+	}
+	x.Chunks, x.States = got.Chunks, got.States
+	return true
+}
+
+func (c *cache) putSums(x manifest.Blob) error {
+	return c.put("sums", x.Digest.String(), manifest.Blob{Digest: x.Digest, Size: x.Size, Chunks: x.Chunks, States: x.States})
+}
+
+// hashed is what hashing a local file showed.
+type hashed struct {
+	Stamp  stamp
+	Digest v1.Hash
+}
+
+// hash returns the digest, the size and the stamp of a regular file, from the
+// cache when the file is as it was. It computes the sums of the chunks in the
+// same reading.
+func (j *job) hash(ctx context.Context, p, what string) (localBlob, v1.Hash, error) {
+	f, err := os.Open(p)
+	if err != nil {
+		return localBlob{}, v1.Hash{}, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return localBlob{}, v1.Hash{}, err
+	}
+	if !fi.Mode().IsRegular() {
+		return localBlob{}, v1.Hash{}, fmt.Errorf("%s is a %s, want a regular file", p, describeMode(fi.Mode()))
+	}
+	st, err := stampOf(f)
+	if err != nil {
+		return localBlob{}, v1.Hash{}, err
+	}
+	abs, err := filepath.Abs(p)
+	if err != nil {
+		return localBlob{}, v1.Hash{}, err
+	}
+	l := localBlob{path: p, size: st.Size, stamp: st}
+	var known hashed
+	if j.pool.cache.get("files", abs, &known) && known.Stamp == st {
+		return l, known.Digest, nil
+	}
+	settled := st.settled(time.Now())
+	task := j.progress.Start("hash "+what, st.Size)
+	h, err := j.read(ctx, f, st.Size, task)
+	if now, e := stampOf(f); err == nil && (e != nil || now != st) {
+		err = errors.Join(e, fmt.Errorf("%s changed while it was read: build again when it is complete", p))
+	}
+	task.Done(err)
+	if err != nil {
+		return l, h, err
+	}
+	if settled && st.Size >= cachedFile {
+		err = j.pool.cache.put("files", abs, hashed{st, h})
+	}
+	return l, h, err
+}
+
+// cachedFile is the size from which a local file's digest is remembered.
+const cachedFile = 1 << 20
+
+// read hashes size bytes of f and remembers the sums of the chunks.
+func (j *job) read(ctx context.Context, f *os.File, size int64, task Task) (v1.Hash, error) {
+	x := manifest.Blob{Size: size}
+	s, small := newSummer(&x), hash.Hash(nil)
+	if s.known {
+		small = sha256.New()
+	}
+	buf := make([]byte, min(size, manifest.ChunkSize))
+	for i := range chunkCount(x) {
+		if err := ctx.Err(); err != nil {
+			return v1.Hash{}, err
+		}
+		off := int64(i) * manifest.ChunkSize
+		p := buf[:min(size-off, manifest.ChunkSize)]
+		if err := readChunk(f, p, off); err != nil {
+			return v1.Hash{}, err
+		}
+		if small != nil {
+			small.Write(p)
+		} else if err := s.add(i, p); err != nil {
+			return v1.Hash{}, err
+		}
+		task.Add(int64(len(p)))
+	}
+	if small != nil {
+		return manifest.Sum(small.Sum(nil)).Digest(), nil
+	}
+	x.Digest = s.last.Digest()
+	if err := s.done(); err != nil {
+		return x.Digest, err
+	}
+	return x.Digest, j.pool.cache.putSums(x)
+}
+
+// measure fills in the sums of a blob's chunks, reading it when the cache
+// doesn't have them.
+func (b *build) measure(ctx context.Context, x *manifest.Blob) error {
+	if b.cache.sums(x) {
+		return nil
+	}
+	f, err := b.pool.open(x.Digest)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	s, buf := newSummer(x), make([]byte, manifest.ChunkSize)
+	for i := range chunkCount(*x) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		off := int64(i) * manifest.ChunkSize
+		p := buf[:min(x.Size-off, manifest.ChunkSize)]
+		if err := readChunk(f, p, off); err != nil {
+			return changed(f.Name(), *x, err)
+		}
+		if err := s.add(i, p); err != nil {
+			return err
+		}
+	}
+	if err := s.done(); err != nil {
+		return changed(f.Name(), *x, err)
+	}
+	return b.cache.putSums(*x)
+}
