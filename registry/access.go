@@ -34,6 +34,19 @@ type Rule struct {
 // LoopbackPulls is the rule of a registry that was given none.
 var LoopbackPulls = Rule{Who: "loopback", Repos: "**", May: []Right{Pull}}
 
+// ParseRule reads "WHO REPOS RIGHT,RIGHT…", such as "user:* team/** pull,push".
+func ParseRule(s string) (Rule, error) {
+	f := strings.Fields(s)
+	if len(f) != 3 {
+		return Rule{}, fmt.Errorf(`rule %.200q: want "WHO REPOS RIGHT,RIGHT…", such as "user:* team/** pull,push"`, s)
+	}
+	r := Rule{Who: f[0], Repos: f[1]}
+	for _, m := range strings.Split(f[2], ",") {
+		r.May = append(r.May, Right(m))
+	}
+	return r, r.Check()
+}
+
 // Check refuses a rule that could be meant in another way than it works.
 func (r Rule) Check() error {
 	kind, name, named := strings.Cut(r.Who, ":")

@@ -157,6 +157,44 @@ func TestUsersFile(t *testing.T) {
 	}
 }
 
+func TestSetUser(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "users")
+	must(t, SetUser(path, "a", "first password"))
+	must(t, os.WriteFile(path, append([]byte("# kept\n"), ok(os.ReadFile(path))(t)...), 0o600))
+	must(t, SetUser(path, "b", "second password"))
+	must(t, SetUser(path, "a", "third password"))
+	u := ok(OpenUsers(path))(t)
+	for who, err := range map[string]error{"a third password": nil, "b second password": nil, "a first password": errPassword} {
+		name, password, _ := strings.Cut(who, " ")
+		if got := u.Verify(t.Context(), name, password); !errors.Is(got, err) {
+			t.Errorf("%s: %v", who, got)
+		}
+	}
+	must(t, SetUser(path, "a", ""))
+	if b := string(ok(os.ReadFile(path))(t)); !strings.HasPrefix(b, "# kept\nb:$2") || strings.Count(b, "\n") != 2 {
+		t.Errorf("left: %s", b)
+	}
+	before := string(ok(os.ReadFile(path))(t))
+	if SetUser(path, "a", "") == nil || SetUser(path, "b", "short") == nil || SetUser(path, "x:y", "long enough") == nil {
+		t.Error("a change that is none was made")
+	}
+	if string(ok(os.ReadFile(path))(t)) != before {
+		t.Error("a refused change has changed the file")
+	}
+}
+
+func TestParseRule(t *testing.T) {
+	r := ok(ParseRule(" user:*  team/** pull,push"))(t)
+	if r.Who != "user:*" || r.Repos != "team/**" || len(r.May) != 2 {
+		t.Errorf("%+v", r)
+	}
+	for _, bad := range []string{"", "user:* **", "user:* ** pull push", "user:* ** pull,,push", "x ** pull"} {
+		if _, err := ParseRule(bad); err == nil {
+			t.Errorf("%q is taken", bad)
+		}
+	}
+}
+
 // TestCrowd: log-ins that come faster than they can be checked are turned
 // away, and a proven password isn't checked again.
 func TestCrowd(t *testing.T) {

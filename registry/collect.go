@@ -37,8 +37,8 @@ type CollectOptions struct {
 // Collected says what went, or would.
 type Collected struct {
 	content.GCReport
-	Blobs     int `json:"names of blobs"`     // that were pushed and never used
-	Manifests int `json:"names of manifests"` // untagged
+	Blobs     int // names of blobs that were pushed and never used
+	Manifests int // names of untagged manifests
 }
 
 // Collect takes away what nobody needs: names of blobs that no manifest of

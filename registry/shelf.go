@@ -57,7 +57,8 @@ func (s shelf) lock() (unlock func(), err error) { return s.flock(".names", unix
 // flock takes one of the shelf's flocks, unix.LOCK_EX or LOCK_SH, and waits
 // for it.
 func (s shelf) flock(name string, how int) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(s.dir, name), os.O_RDWR|os.O_CREATE, 0o600)
+	// Open for reading: another user may have made it.
+	f, err := os.OpenFile(filepath.Join(s.dir, name), os.O_RDONLY|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, err
 	}

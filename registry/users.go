@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"regexp"
 	"strings"
@@ -14,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/bcrypt"
+
+	"github.com/clawbox/clawbox/internal/durable"
 )
 
 var (
@@ -167,6 +170,37 @@ func (u *Users) compare(ctx context.Context, hash []byte, password string) error
 		return ctx.Err()
 	}
 	return bcrypt.CompareHashAndPassword(hash, []byte(password))
+}
+
+// SetUser gives name a password in the users' file, which it makes when there
+// is none; an empty password takes the user away. The change is atomic and
+// durable.
+func SetUser(path, name, password string) error {
+	b, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	users, err := parseUsers(b)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if password == "" && users[name] == nil {
+		return fmt.Errorf("%s has no user %.80q: %w", path, name, fs.ErrNotExist)
+	}
+	var out strings.Builder
+	for line := range strings.Lines(string(b)) {
+		if n, _, _ := strings.Cut(strings.TrimSpace(line), ":"); n != name {
+			out.WriteString(strings.TrimSuffix(line, "\n") + "\n")
+		}
+	}
+	if password != "" {
+		line, err := UserLine(name, password)
+		if err != nil {
+			return err
+		}
+		out.WriteString(line + "\n")
+	}
+	return durable.WriteFile(path, []byte(out.String()), 0o600)
 }
 
 // UserLine makes the line of the users' file that gives name a password.
