@@ -38,6 +38,10 @@ func (a *Appliance) startEgress() error {
 		File: filepath.Join(dir, "approvals.json"), Seed: make([]byte, 32), Records: a.cfg.RecordBytes(),
 	}
 	rand.Read(c.Seed) // never fails
+	var err error
+	if c.Boot, err = egress.BootID(); err != nil {
+		return err
+	}
 	// An earlier release kept it among its own files.
 	if err := os.Rename(filepath.Join(a.cfg.Paths.State, "approvals.json"), c.File); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -53,7 +57,7 @@ func (a *Appliance) startEgress() error {
 		}
 		cage := a.cage("egress")
 		cage.Calls, cage.Files = []string{"connect", "interfaces", "write"}, 1<<16
-		cage.Read, cage.Write = append(outside(), "/proc/sys/kernel/random/boot_id"), []string{dir}
+		cage.Read, cage.Write = outside(), []string{dir}
 		return order{service.Spec{Role: "egress", Cage: cage, Config: c, Files: []*os.File{w}, Handler: a.answerEgress}, []*os.File{w}}, nil
 	}
 	// The router and the guard before the agents: nothing is decided without

@@ -38,6 +38,7 @@ type egressConfig struct {
 	Hold  time.Duration     `json:"hold"`
 	File  string            `json:"file"` // its book of held requests
 	Seed  []byte            `json:"seed"` // secret: the sandboxes' CA keys follow from it
+	Boot  string            `json:"boot"` // see egress.Config
 	// Records is what an agent's records may take, in bytes: see allowance.
 	Records int64 `json:"records"`
 }
@@ -98,7 +99,7 @@ func egressRole(s *service.Self, r *service.Request) (service.Handler, error) {
 		return nil, err
 	}
 	es.proxy, err = egress.New(egress.Config{
-		Recorder: &pacedLog{log, newAllowance("egress", c.Records), tellPacedBy(s)}, Holds: es.book, Hosts: c.Hosts, Seed: c.Seed,
+		Recorder: &pacedLog{log, newAllowance("egress", c.Records), tellPacedBy(s)}, Holds: es.book, Hosts: c.Hosts, Seed: c.Seed, Boot: c.Boot,
 		Handoff: es.toRouter, Who: es.who, Credential: es.credential,
 	})
 	if err != nil {

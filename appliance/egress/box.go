@@ -93,7 +93,7 @@ func (b *box) take(s *Sockets) error {
 		return fmt.Errorf("take DNS socket: %w", err)
 	}
 	b.dns, b.steered = c, s.Steered
-	b.life, err = life(b.lns[0])
+	b.life, err = life(b.proxy.c.Boot, b.lns[0])
 	return err
 }
 

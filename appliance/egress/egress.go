@@ -164,6 +164,10 @@ type Config struct {
 	// same seed a restarted egress is still trusted by the sandboxes that run;
 	// nil: a new one each time.
 	Seed []byte
+	// Boot names this boot of the host; "": BootID. A process that is confined
+	// should be given it: the kernel drops its files below /proc/sys when it is
+	// short of memory, and makes others, which Landlock's rule does not name.
+	Boot string
 	// Dial connects to a checked "address:port"; nil: from this process.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Lookup resolves an allowed name; nil: the host's resolver.
@@ -195,6 +199,12 @@ func New(c Config) (*Proxy, error) {
 		_, _ = rand.Read(p.seed) // never fails: see crypto/rand
 	default:
 		return nil, fmt.Errorf("egress: got a seed of %d bytes, want %d", len(c.Seed), seedBytes)
+	}
+	if c.Boot == "" {
+		var err error
+		if p.c.Boot, err = BootID(); err != nil {
+			return nil, fmt.Errorf("egress: %w", err)
+		}
 	}
 	for name, addr := range c.Hosts {
 		if err := p.addHost(name, addr); err != nil {

@@ -10,13 +10,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// BootID is the kernel's name for this boot of the host.
+func BootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b)), err
+}
+
 // life names the network namespace of a socket: never the same one twice, not
 // even after a reboot, and the same one when this process was restarted.
-func life(s syscall.Conn) (string, error) {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return "", err
-	}
+func life(boot string, s syscall.Conn) (string, error) {
 	rc, err := s.SyscallConn()
 	if err != nil {
 		return "", err
@@ -26,5 +28,5 @@ func life(s syscall.Conn) (string, error) {
 	if err := errors.Join(cerr, err); err != nil {
 		return "", fmt.Errorf("identify the network namespace: %w", err)
 	}
-	return fmt.Sprintf("%s/%d", strings.TrimSpace(string(boot)), cookie), nil
+	return fmt.Sprintf("%s/%d", boot, cookie), nil
 }
