@@ -115,11 +115,23 @@ func weight(r *ledger.Record) int {
 			n += escaped(s)
 		}
 	}
+	for _, a := range r.More {
+		n += attrWeight + escaped(a.Text)
+	}
 	return min(n, 64<<10) // the ledger cuts longer ones
 }
 
 // escaped is how many bytes of JSON a string takes.
-func escaped(s string) (n int) {
+func escaped(s string) int {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c == '"' || c == '\\' || c >= utf8.RuneSelf {
+			return i + escapedRunes(s[i:])
+		}
+	}
+	return len(s)
+}
+
+func escapedRunes(s string) (n int) {
 	for _, c := range s {
 		switch {
 		case c < ' ' || c == utf8.RuneError || c == '\u2028' || c == '\u2029':

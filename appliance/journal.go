@@ -238,31 +238,33 @@ func (l *ledgerService) append(ctx context.Context, r *service.Request, w *write
 			}
 			return nil, errors.Join(fmt.Errorf("%w: kind %.20q by %s", errForeign, rs[i].Kind, w.Name), l.log.Record(ctx, alarm))
 		}
-		l.stamp(&rs[i], w)
 	}
+	l.stampAll(rs, w)
 	return l.log.Append(ctx, rs...)
+}
+
+func (l *ledgerService) stampAll(rs []ledger.Record, w *writer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	for i := range rs {
+		stamp(&rs[i], w, now, l.agents)
+	}
 }
 
 // stamp adds to a service's record what the service can't: who wrote it; when
 // it came, if that is not about when the record says; and that there was no
 // such agent. None of these makes it foreign: a guard that was held up tells
 // late, a host's clock is set, an agent is removed before all is told of it.
-func (l *ledgerService) stamp(r *ledger.Record, w *writer) {
-	if r.Attrs == nil {
-		r.Attrs = map[string]any{}
-	}
-	for _, k := range []string{"came", "agent_unknown"} {
-		delete(r.Attrs, k)
-	}
-	r.Attrs["writer"] = w.Name
-	now := time.Now()
+func stamp(r *ledger.Record, w *writer, now time.Time, known map[string]bool) {
+	r.Drop("came")
+	r.Drop("agent_unknown")
+	r.Put(ledger.Text("writer", w.Name))
 	if d := now.Sub(r.Time); !r.Time.IsZero() && (d > late || d < -ahead) {
-		r.Attrs["came"] = now.UTC().Format(time.RFC3339Nano)
+		r.Put(ledger.Text("came", now.UTC().Format(time.RFC3339Nano)))
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if r.Agent != "" && !l.agents[r.Agent] {
-		r.Attrs["agent_unknown"] = true
+	if r.Agent != "" && !known[r.Agent] {
+		r.Put(ledger.Flag("agent_unknown"))
 	}
 }
 

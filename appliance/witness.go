@@ -17,10 +17,13 @@ import (
 )
 
 // Events are recorded in batches: one durable write for up to maxBatch events
-// or for what comes within linger, whichever is first.
+// or for what comes within a while, whichever is first. Until then they are safe
+// in the rings. What was refused or killed is wanted at once; a build opens some
+// files every millisecond, and a flush for each few would cost more than they do.
 const (
-	maxBatch = 512
-	linger   = 2 * time.Millisecond
+	maxBatch = 1024
+	linger   = 2 * time.Millisecond  // after something was refused
+	gather   = 25 * time.Millisecond // else
 )
 
 // witness puts what the guard sees on the ledger.
@@ -42,6 +45,17 @@ type witness struct {
 	full func(guard.Event)
 
 	broken bool // something could not be recorded
+
+	// Memory for a batch, used again by the next.
+	rs    []ledger.Record
+	attrs []ledger.Attr
+	under governed
+}
+
+// governed is the policy of the agent that the last event was about.
+type governed struct {
+	agent  string
+	policy *governing // nil: none is known
 }
 
 // run goes on until the guard closes.
@@ -92,23 +106,84 @@ func (w *witness) keep(rs []ledger.Record) {
 }
 
 // batch collects the events that are there already, or come at once, and
-// returns the last of them beside their records.
+// returns the last of them beside their records, which are good until the next
+// batch.
 func (w *witness) batch(first guard.Event) (rs []ledger.Record, last guard.Event) {
-	rs, last = w.observe(nil, first), first
-	after := time.NewTimer(linger)
+	w.attrs, w.under = w.attrs[:0], governed{}
+	rs, last = w.observe(w.rs[:0], first), first
+	defer func() { w.rs = rs }()
+	begun, hurry := time.Now(), news(first)
+	after := time.NewTimer(patienceOf(hurry))
 	defer after.Stop()
-	for len(rs) < maxBatch {
-		select {
-		case e, ok := <-w.g.Events():
-			if !ok {
-				return rs, last
-			}
-			rs, last = w.observe(rs, e), e
-		case <-after.C:
+	for n := 1; n < maxBatch; n++ {
+		e, ok := w.next(after.C)
+		if !ok {
 			return rs, last
+		}
+		rs, last = w.observe(rs, e), e
+		if !hurry && news(e) {
+			hurry = true
+			after.Reset(max(0, linger-time.Since(begun)))
 		}
 	}
 	return rs, last
+}
+
+// next is an event that comes before the timer does.
+func (w *witness) next(end <-chan time.Time) (e guard.Event, ok bool) {
+	select {
+	case e, ok = <-w.g.Events():
+		return e, ok
+	default:
+	}
+	select {
+	case e, ok = <-w.g.Events():
+	case <-end:
+	}
+	return e, ok
+}
+
+// news says whether an event is not to wait for others.
+func news(e guard.Event) bool {
+	return e.Errno != 0 || e.Killed || e.Denied || e.Kind == guard.Trapped
+}
+
+func patienceOf(hurry bool) time.Duration {
+	if hurry {
+		return linger
+	}
+	return gather
+}
+
+// attrRoom is how many attributes of an event fit without a list of their own.
+const attrRoom = 12
+
+// begin makes the record of an event, as far as all have it in common.
+func (w *witness) begin(e guard.Event) ledger.Record {
+	if cap(w.attrs)-len(w.attrs) < attrRoom {
+		w.attrs = make([]ledger.Attr, 0, maxBatch*attrRoom)
+	}
+	at := len(w.attrs)
+	w.attrs = w.attrs[:at+attrRoom]
+	r := ledger.Record{
+		Time: e.Time, Agent: e.Scope, Verdict: ledger.Denied,
+		Process: ledger.Process{PID: e.PID, PPID: e.PPID, UID: e.UID, Comm: e.Comm},
+		Path:    absolute(e.Dir, e.Path), More: w.attrs[at : at : at+attrRoom],
+	}
+	r.More = append(r.More, ledger.Text("parent", e.Parent), ledger.Number("seq", int64(e.Seq)))
+	if p := w.policy(e.Scope); p != nil {
+		r.Policy = p.digest
+	}
+	return r
+}
+
+// policy is what an agent is under, or nil.
+func (w *witness) policy(agent string) *governing {
+	if w.under.agent != agent {
+		p, _ := w.agents(agent)
+		w.under = governed{agent, p}
+	}
+	return w.under.policy
 }
 
 // observe turns an event into a record, and leaves out what is no news: names
@@ -123,22 +198,17 @@ func (w *witness) observe(rs []ledger.Record, e guard.Event) []ledger.Record {
 		}
 		return rs
 	}
-	r := ledger.Record{
-		Time: e.Time, Agent: e.Scope, Verdict: ledger.Denied,
-		Process: ledger.Process{PID: e.PID, PPID: e.PPID, UID: e.UID, Comm: e.Comm},
-		Path:    absolute(e.Dir, e.Path), Attrs: map[string]any{"parent": e.Parent, "seq": e.Seq},
-	}
-	var p *policies.Policy
-	if now, ok := w.agents(e.Scope); ok {
-		p, r.Policy = now.policy, now.digest
-	}
-	for name, n := range map[string]uint64{"skipped": e.Skipped, "skipped_missing": e.SkippedMissing} {
-		if n > 0 {
-			r.Attrs[name] = n
+	r := w.begin(e)
+	for _, n := range [...]struct {
+		name string
+		n    uint64
+	}{{"skipped", e.Skipped}, {"skipped_missing", e.SkippedMissing}} {
+		if n.n > 0 {
+			r.More = append(r.More, ledger.Number(n.name, int64(n.n)))
 		}
 	}
 	if e.Cut {
-		r.Attrs["cut"] = true // the path goes on
+		r.More = append(r.More, ledger.Flag("cut")) // the path goes on
 	}
 	switch e.Kind {
 	case guard.Exec:
@@ -157,7 +227,7 @@ func (w *witness) observe(rs []ledger.Record, e guard.Event) []ledger.Record {
 	}
 	// What is no news may still tell of others that were left out, and a path
 	// that was not seen whole may lead anywhere.
-	if e.Errno == syscall.ENOENT && !e.Cut && p != nil && visible(p, r.Path) && !ofProcess(r.Path) {
+	if e.Errno == syscall.ENOENT && !e.Cut && w.lookable(e.Scope, r.Path) && !ofProcess(r.Path) {
 		if e.Skipped+e.SkippedMissing == 0 {
 			return rs
 		}
@@ -168,10 +238,16 @@ func (w *witness) observe(rs []ledger.Record, e guard.Event) []ledger.Record {
 	return append(rs, refused(r, e))
 }
 
+// lookable says whether an agent's policy lets it look at a path.
+func (w *witness) lookable(agent, path string) bool {
+	p := w.policy(agent)
+	return p != nil && visible(p.policy, path)
+}
+
 // executed records a program start that happened, or was cut short.
 func executed(r ledger.Record, e guard.Event) ledger.Record {
 	r.Kind, r.Verdict, r.Reason = ledger.KindExec, ledger.Allowed, policies.ReasonExec
-	r.Attrs["file"], r.Attrs["inode"] = e.File, strconv.FormatUint(e.Inode.Ino, 10)
+	r.More = append(r.More, ledger.Text("file", e.File), inode(e))
 	if e.Killed {
 		r.Verdict, r.Reason = ledger.Denied, policies.ReasonUnexecutable
 		r.Detail = "killed before its first instruction"
@@ -190,7 +266,7 @@ func executed(r ledger.Record, e guard.Event) ledger.Record {
 // decide and to record.
 func connecting(r ledger.Record, e guard.Event) ledger.Record {
 	r.Kind, r.Verdict, r.Reason, r.Host = ledger.KindConnect, ledger.Allowed, "net.attempt", e.Addr
-	r.Attrs["protocol"], r.Attrs["syscall"] = e.Protocol, e.Syscall
+	r.More = append(r.More, ledger.Text("protocol", e.Protocol), ledger.Text("syscall", e.Syscall))
 	if e.Denied || e.Errno != 0 {
 		r.Verdict, r.Reason = ledger.Denied, "kernel."+strings.ToLower(errnoName(e.Errno))
 		r.Detail = e.Syscall + " to " + e.Addr + " refused: " + e.Errno.Error()
@@ -213,9 +289,13 @@ func opened(r ledger.Record, e guard.Event) ledger.Record {
 	if e.Access == guard.WriteOnly || e.Access == guard.ReadWrite {
 		r.Reason = policies.ReasonWrite
 	}
-	r.Attrs["access"], r.Attrs["file"] = string(e.Access), e.File
-	r.Attrs["inode"] = strconv.FormatUint(e.Inode.Ino, 10)
+	r.More = append(r.More, ledger.Text("access", string(e.Access)), ledger.Text("file", e.File), inode(e))
 	return r
+}
+
+// inode is text: a number of 64 bits is more than some readers of JSON can hold.
+func inode(e guard.Event) ledger.Attr {
+	return ledger.Text("inode", strconv.FormatUint(e.Inode.Ino, 10))
 }
 
 // callKinds maps the system calls that are about programs and connections; any
@@ -236,15 +316,15 @@ func refused(r ledger.Record, e guard.Event) ledger.Record {
 	}
 	r.Reason = "kernel." + strings.ToLower(errnoName(e.Errno))
 	r.Detail = e.Syscall + " refused: " + e.Errno.Error()
-	r.Attrs["syscall"] = e.Syscall
+	r.More = append(r.More, ledger.Text("syscall", e.Syscall))
 	if e.Path2 != "" {
-		r.Attrs["path2"] = absolute(e.Dir, e.Path2)
+		r.More = append(r.More, ledger.Text("path2", absolute(e.Dir, e.Path2)))
 	}
 	if e.Addr != "" {
 		r.Host = e.Addr
 	}
 	if r.Path == "" && r.Host == "" {
-		r.Attrs["args"] = fmt.Sprintf("%#x", e.Args)
+		r.More = append(r.More, ledger.Text("args", fmt.Sprintf("%#x", e.Args)))
 	}
 	return r
 }
