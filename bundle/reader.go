@@ -7,14 +7,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"strings"
 	"time"
 
 	"filippo.io/age"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/klauspost/reedsolomon"
-	"golang.org/x/sys/unix"
 
 	"github.com/clawbox/clawbox/bundle/content"
 	"github.com/clawbox/clawbox/bundle/manifest"
@@ -26,14 +24,22 @@ type mediaFile interface {
 	io.Closer
 }
 
-// openPart opens a part, which will be read once and in order.
+// openPart opens a part, which will be read once and in order: a regular file,
+// and nothing that a hostile stick may have in its place.
 func openPart(path string) (mediaFile, int64, error) {
-	f, n, err := openFile(path)
+	f, err := content.OpenBulk(path)
 	if err != nil {
-		return nil, 0, err // not a nil *os.File in an interface
+		return nil, 0, err
 	}
-	unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_SEQUENTIAL) // advice: may fail
-	return f, n, nil
+	fi, err := f.Stat()
+	if err == nil && !fi.Mode().IsRegular() {
+		err = fmt.Errorf("%s is a %s, want a regular file", path, describeMode(fi.Mode()))
+	}
+	if err != nil {
+		f.Close()
+		return nil, 0, err
+	}
+	return f, fi.Size(), nil
 }
 
 // patience is how long a device may take to come back after a read error: a
@@ -64,18 +70,23 @@ type reader struct {
 	m     *Media
 	warn  func(error) // told of what was read again or rebuilt
 	files map[int]mediaFile
-	sizes map[int]int64
-	views map[int]io.ReaderAt // payload of a part, decrypted
+	views map[int]view
 	coder reedsolomon.Encoder // nil until it is needed
 	bufs  [][]byte
 	last  int // the part that was read last
+}
+
+// view is the payload of a part, decrypted, and read ahead.
+type view struct {
+	io.ReaderAt
+	ahead *content.Ahead
 }
 
 func (m *Media) reader(warn func(error)) *reader {
 	if warn == nil {
 		warn = func(error) {}
 	}
-	return &reader{m: m, warn: warn, files: map[int]mediaFile{}, sizes: map[int]int64{}, views: map[int]io.ReaderAt{}}
+	return &reader{m: m, warn: warn, files: map[int]mediaFile{}, views: map[int]view{}}
 }
 
 func (r *reader) close() {
@@ -87,16 +98,19 @@ func (r *reader) close() {
 // forget closes part i; what the kernel remembers of it may be as wrong as what
 // came over the cable, and goes, too.
 func (r *reader) forget(i int) {
+	if v, ok := r.views[i]; ok {
+		v.ahead.Close() // it reads the file
+		delete(r.views, i)
+	}
 	f, ok := r.files[i]
 	if !ok {
 		return
 	}
-	if f, ok := f.(*os.File); ok {
-		unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) // advice: may fail
+	if f, ok := f.(interface{ Forget() }); ok {
+		f.Forget()
 	}
 	f.Close()
 	delete(r.files, i)
-	delete(r.views, i)
 }
 
 // path and size of file i: the parts first, from 0, and then the parity parts.
@@ -115,21 +129,9 @@ type raw struct {
 
 // ReadAt reads from the media; what lies behind the end is a read error.
 func (w raw) ReadAt(p []byte, off int64) (int, error) {
-	f, ok := w.r.files[w.i]
-	if !ok {
-		path, want := w.r.m.file(w.i)
-		if path == "" {
-			return 0, errLost
-		}
-		f2, n, err := w.r.m.open(path)
-		if err != nil {
-			return 0, err
-		}
-		if n != want {
-			f2.Close()
-			return 0, fmt.Errorf("got %d bytes, want %d", n, want)
-		}
-		w.r.files[w.i], f = f2, f2
+	f, err := w.r.open(w.i)
+	if err != nil {
+		return 0, err
 	}
 	n, err := f.ReadAt(p, off)
 	if n == len(p) {
@@ -139,6 +141,27 @@ func (w raw) ReadAt(p []byte, off int64) (int, error) {
 		err = io.ErrUnexpectedEOF
 	}
 	return n, err
+}
+
+// open opens file i, if it isn't.
+func (r *reader) open(i int) (mediaFile, error) {
+	if f, ok := r.files[i]; ok {
+		return f, nil
+	}
+	path, want := r.m.file(i)
+	if path == "" {
+		return nil, errLost
+	}
+	f, n, err := r.m.open(path)
+	if err != nil {
+		return nil, err
+	}
+	if n != want {
+		f.Close()
+		return nil, fmt.Errorf("got %d bytes, want %d", n, want)
+	}
+	r.files[i] = f
+	return f, nil
 }
 
 // payload returns the payload of part i, decrypted where it is encrypted, out
@@ -167,11 +190,26 @@ func (r *reader) at(s span, p []byte) error {
 	r.last = i
 	v, ok := r.views[i]
 	if !ok {
-		var err error
-		if v, err = r.payload(i, raw{r, i}); err != nil {
+		w, err := r.open(i)
+		if err != nil {
+			return err
+		}
+		v.ahead = content.NewAhead(w, r.m.release.Parts[i].Size)
+		if v.ReaderAt, err = r.payload(i, v.ahead); err != nil {
+			v.ahead.Close()
 			return err
 		}
 		r.views[i] = v
+	}
+	return full(v, p, s.offset)
+}
+
+// afresh reads the bytes of s and nothing around them: after an error.
+func (r *reader) afresh(s span, p []byte) error {
+	r.forget(s.part - 1)
+	v, err := r.payload(s.part-1, raw{r, s.part - 1})
+	if err != nil {
+		return err
 	}
 	return full(v, p, s.offset)
 }
@@ -221,16 +259,13 @@ func (r *reader) chunk(ctx context.Context, b manifest.Blob, i int, buf []byte) 
 	_, n := b.Chunk(i)
 	src, buf := b.Source(i), buf[:n]
 	ss := spans(r.m.release, src)
-	p, first := r.try(b, i, ss, buf)
+	p, first := gather(r.at, b, i, ss, buf)
 	if first == nil {
 		return p, nil
 	}
 	err := first
 	for try := 0; !errors.Is(err, errLost) && r.again(ctx, err, try); try++ {
-		for _, s := range ss {
-			r.forget(s.part - 1)
-		}
-		if p, err = r.try(b, i, ss, buf); err == nil {
+		if p, err = gather(r.afresh, b, i, ss, buf); err == nil {
 			r.warn(r.m.damage(b, fmt.Sprintf("%v; it could be read when it was read again", first), ss...))
 			return p, nil
 		}
@@ -282,10 +317,11 @@ func (r *reader) again(ctx context.Context, err error, try int) bool {
 	}
 }
 
-func (r *reader) try(b manifest.Blob, i int, ss []span, buf []byte) (content.Piece, error) {
+// gather reads the spans of chunk i of b with read, and proves them.
+func gather(read func(span, []byte) error, b manifest.Blob, i int, ss []span, buf []byte) (content.Piece, error) {
 	rest := buf
 	for _, s := range ss {
-		if err := r.at(s, rest[:s.n]); err != nil {
+		if err := read(s, rest[:s.n]); err != nil {
 			return content.Piece{}, &readError{s, err}
 		}
 		rest = rest[s.n:]
@@ -320,7 +356,7 @@ func (m *Media) readManifest(d v1.Descriptor) ([]byte, error) {
 	r := m.reader(nil)
 	defer r.close()
 	buf := make([]byte, b.Size)
-	if _, err := r.try(b, 0, spans(m.release, b.Source(0)), buf); err != nil {
+	if _, err := gather(r.afresh, b, 0, spans(m.release, b.Source(0)), buf); err != nil {
 		return nil, err
 	}
 	return readManifest(bytes.NewReader(buf), d)

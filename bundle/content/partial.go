@@ -37,6 +37,7 @@ type Partial struct {
 	s    *Store
 	path string
 	f, j file // j is nil before the first entry
+	big  direct
 	want v1.Hash
 	size int64 // -1: unknown
 	n    int64
@@ -102,6 +103,9 @@ func (p *Partial) start(create int) error {
 	}
 	if err != nil {
 		return errors.Join(err, p.shut())
+	}
+	if p.size < 0 || p.size >= 1<<20 {
+		p.big = p.s.openDirect(p.path)
 	}
 	return nil
 }
@@ -194,7 +198,7 @@ func (p *Partial) Write(b []byte) (int, error) {
 	if p.size >= 0 && int64(len(b)) > p.size-p.n {
 		return 0, p.mismatch(p.n + int64(len(b)))
 	}
-	n, err := p.f.WriteAt(b, p.n)
+	n, err := p.big.writeAt(p.f, b, p.n)
 	p.sum.Write(b[:n])
 	p.n += int64(n)
 	if err != nil {
@@ -214,7 +218,7 @@ func (p *Partial) Append(c Piece) error {
 	case p.size >= 0 && int64(len(c.data)) > p.size-p.n:
 		return p.mismatch(p.n + int64(len(c.data)))
 	}
-	if _, err := p.f.WriteAt(c.data, p.n); err != nil {
+	if _, err := p.big.writeAt(p.f, c.data, p.n); err != nil {
 		return err // p.n and p.sum still fit each other
 	}
 	p.n, p.sum = p.n+int64(len(c.data)), c.sum
@@ -307,7 +311,7 @@ func (p *Partial) Close() error {
 
 // shut closes the files.
 func (p *Partial) shut() error {
-	err := p.wait()
+	err := errors.Join(p.wait(), p.big.close())
 	for _, f := range []file{p.j, p.f} {
 		if f != nil {
 			err = errors.Join(err, f.Close())
