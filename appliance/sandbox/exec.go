@@ -47,6 +47,9 @@ func (b *Box) Exec(ctx context.Context, e ExecSpec) (int, error) {
 
 func (b *Box) exec(ctx context.Context, e ExecSpec) (int, error) {
 	s, err := b.joinSpec(e)
+	if err == nil {
+		err = b.awake(ctx)
+	}
 	if err != nil {
 		return confine.ExitFailed, err
 	}
@@ -85,6 +88,30 @@ func (b *Box) exec(ctx context.Context, e ExecSpec) (int, error) {
 	<-p.done
 	st.drain()
 	return p.code(), nil
+}
+
+// nap is how long a sandbox that is held still is waited for: the guard holds
+// one for some milliseconds to let the ledger catch up, or for minutes when
+// its allowance is spent.
+const nap = 3 * time.Second
+
+// awake returns once the sandbox is not held still: whoever joins it is held,
+// too, and would say nothing.
+func (b *Box) awake(ctx context.Context) error {
+	for end := time.Now().Add(nap); ; {
+		on, err := b.g.frozen()
+		if err != nil || !on {
+			return err
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("the sandbox is held still for more than %v, because it causes more records than the ledger takes of one agent ('clawbox status' says until when); try again then, or stop the agent", nap)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // ways are what a launcher needs to join, in the order that package confine

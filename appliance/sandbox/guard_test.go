@@ -24,32 +24,48 @@ func loadGuard(t *testing.T) *guard.Guard {
 }
 
 // TestGuarded runs under the real guard: the launcher needs no exception, and
-// what is not listed dies even where Landlock would let it run.
+// what is not listed does not run even where Landlock would let it. It dies, or
+// gets EPERM where the policy asks for that and the tier can.
 func TestGuarded(t *testing.T) {
 	b := newBench(t)
 	g := loadGuard(t)
-	var sc guard.Scope
-	watch := func(s guard.Scope) (io.Closer, error) {
-		sc = s
-		s.Violation = guard.Kill      // what every tier can
-		last := s.Exec[len(s.Exec)-1] // /tools/one: Landlock still permits it
-		s.Exec = slices.DeleteFunc(slices.Clone(s.Exec), func(n guard.Inode) bool { return n == last })
-		return g.Watch(s)
-	}
-	p := policy()
-	p.Require.Tier = "T3"
-	p.Process.Exec = []string{"/bin/probe", "/tools/one"}
-	box, out := b.start(Spec{Policy: p, Guard: watch}, "exec=/bin/probe print=x", "exec=/tools/one print=x", "print=on", "sleep=60")
-	await(t, "agent", func() bool { return strings.Contains(out.String(), "print=on") })
-	got := answers(out.String())
-	if len(sc.Exec) != 2 || got["exec=/bin/probe print=x"] != "ok print=x: ok x" || got["exec=/tools/one print=x"] != "signal: killed" {
-		t.Errorf("scope %+v, outcomes %v", sc, got)
-	}
-	for prog, want := range map[string]int{"/bin/probe": 0, "/tools/one": 137} {
-		if code, err := box.Exec(t.Context(), ExecSpec{Args: []string{prog, "print=x"}}); code != want || err != nil {
-			t.Errorf("joining with %s: %d, %v; want %d", prog, code, err, want)
+	for v, want := range map[guard.Violation]string{guard.Kill: "signal: killed", guard.Refuse: refusal(g)} {
+		var sc guard.Scope
+		watch := func(s guard.Scope) (io.Closer, error) {
+			sc = s
+			s.Violation = v
+			last := s.Exec[len(s.Exec)-1] // /tools/one: Landlock still permits it
+			s.Exec = slices.DeleteFunc(slices.Clone(s.Exec), func(n guard.Inode) bool { return n == last })
+			return g.Watch(s)
+		}
+		p := policy()
+		p.Require.Tier = "T3"
+		p.Process.Exec = []string{"/bin/probe", "/tools/one"}
+		box, out := b.start(Spec{Name: string(v), Policy: p, Guard: watch}, "exec=/bin/probe print=x", "exec=/tools/one print=x", "print=on", "sleep=60")
+		await(t, "agent", func() bool { return strings.Contains(out.String(), "print=on") })
+		got := answers(out.String())
+		if len(sc.Exec) != 2 || got["exec=/bin/probe print=x"] != "ok print=x: ok x" || got["exec=/tools/one print=x"] != want {
+			t.Errorf("%s: scope %+v, outcomes %v, want %s", v, sc, got, want)
+		}
+		if code, err := box.Exec(t.Context(), ExecSpec{Args: []string{"/bin/probe", "print=x"}}); code != 0 || err != nil {
+			t.Errorf("%s: joining with a listed program: %d, %v", v, code, err)
+		}
+		code, err := box.Exec(t.Context(), ExecSpec{Args: []string{"/tools/one", "print=x"}})
+		if killed := code == 137 && err == nil; killed != (want == "signal: killed") || code == 0 {
+			t.Errorf("%s: joining with an unlisted program: %d, %v; want %s", v, code, err, want)
+		}
+		if err := box.Stop(t.Context(), 0); err != nil {
+			t.Error(err)
 		}
 	}
+}
+
+// refusal is what a spawned program that the guard refuses ends with.
+func refusal(g *guard.Guard) string {
+	if g.Tier() == guard.TierTracepoint {
+		return "signal: killed" // T3 cannot refuse, only end
+	}
+	return "EPERM"
 }
 
 // TestLoader: the ELF interpreter may be loaded, not run. Landlock cannot tell

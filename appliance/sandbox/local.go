@@ -349,12 +349,9 @@ func (l *Local) runs(b *Box) {
 	l.live[b.name] = b
 }
 
-// running returns the group of an agent's sandbox, or nil.
-func (l *Local) running(name string) *group {
+// running says whether an agent's sandbox has begun.
+func (l *Local) running(name string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if b := l.live[name]; b != nil {
-		return b.g
-	}
-	return nil
+	return l.live[name] != nil
 }

@@ -5,15 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/clawbox/clawbox/internal/durable"
 )
@@ -26,7 +23,7 @@ type Snapshot struct {
 	Taken  time.Time     // UTC
 	Bytes  int64         // of the agent's files and their file system
 	Shared bool          // it shares blocks with the disk: the host's file system can (reflink)
-	Held   time.Duration // for how long the agent was held still; 0: it did not run
+	Held   time.Duration // for how long the agent's writes had to wait; 0: it did not run
 	Disk   int64         // what the disk was made for: bytes
 	Inodes int64         // and inodes
 }
@@ -55,8 +52,8 @@ type record struct {
 func (l *Local) snapshots(name string) string { return filepath.Join(l.agentDir(name), "snapshots") }
 
 // Snapshot keeps the present state of the agent's disk under the name snap.
-// An agent that runs is held still meanwhile. It is there whole or not at all,
-// and durable on return.
+// An agent that runs waits with its writes for the last part of it. It is there
+// whole or not at all, and durable on return.
 func (l *Local) Snapshot(name, snap string) (Snapshot, error) {
 	s, err := l.snapshot(name, snap)
 	if err != nil {
@@ -89,7 +86,7 @@ func (l *Local) snapshot(name, snap string) (s Snapshot, err error) {
 	}
 	defer os.RemoveAll(tmp) // nothing once it has its name
 	copyTo := filepath.Join(tmp, diskFile)
-	if s.Held, s.Shared, err = l.still(name, d, func() (bool, error) { return clone(copyTo, d.image()) }); err != nil {
+	if s.Held, s.Shared, err = l.capture(name, d, copyTo); err != nil {
 		return s, err
 	}
 	if s.Bytes, err = allocated(copyTo); err != nil {
@@ -145,107 +142,36 @@ func (l *Local) mayTake(name, snap string, made size) (int, error) {
 	return n + 1, nil
 }
 
-// still holds the agent's processes and its file system while do runs, and
-// says for how long.
-func (l *Local) still(name string, d disk, do func() (bool, error)) (held time.Duration, shared bool, err error) {
+// capture copies the image as it is at one moment, and says for how long the
+// agent's writes waited for it. Only its file system is held still: what it has
+// open, reads and computes goes on, and cgroup.freeze is left to the guard,
+// which has reasons of its own to use it.
+func (l *Local) capture(name string, d disk, to string) (held time.Duration, shared bool, err error) {
+	c, err := newCopy(to, d.image())
+	if err != nil {
+		return 0, false, err
+	}
+	defer func() { err = errors.Join(err, c.close()) }()
 	mounted, err := d.mounted()
 	if err != nil {
 		return 0, false, err
 	}
-	// What can be written down before need not be while the agent waits.
-	if mounted {
-		if err := syncfs(d.mount()); err != nil {
-			return 0, false, err
-		}
+	if !mounted {
+		return 0, c.shares, c.all()
+	}
+	// What can be done before need not be done while the agent waits.
+	if err := errors.Join(syncfs(d.mount()), c.ahead()); err != nil {
+		return 0, false, err
 	}
 	began := time.Now()
-	runs := l.running(name)
-	if runs != nil {
-		if err := runs.freeze(true); err != nil {
-			return 0, false, errors.Join(err, runs.freeze(false))
-		}
+	if err := d.freeze(); err != nil {
+		return 0, false, err
 	}
-	if mounted {
-		err = d.freeze()
-	}
-	if err == nil {
-		shared, err = do()
-		if mounted {
-			err = errors.Join(err, d.thaw())
-		}
-	}
-	if runs != nil {
-		err = errors.Join(err, runs.freeze(false))
+	err = errors.Join(c.all(), d.thaw())
+	if l.running(name) {
 		held = time.Since(began)
 	}
-	return held, shared, err
-}
-
-// clone copies a file that nobody writes: by reference where the host's file
-// system can, and otherwise what is not a hole.
-func clone(to, from string) (shared bool, err error) {
-	src, err := os.Open(from)
-	if err != nil {
-		return false, err
-	}
-	defer src.Close()
-	dst, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return false, err
-	}
-	defer dst.Close()
-	if err := unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())); err == nil {
-		return true, dst.Close()
-	}
-	st, err := src.Stat()
-	if err == nil {
-		err = dst.Truncate(st.Size())
-	}
-	if err == nil {
-		err = copyData(dst, src, st.Size())
-	}
-	return false, errors.Join(err, dst.Close())
-}
-
-// copyData copies the parts of src that hold data, and leaves out blocks of
-// zeros in them: a fresh file system has many.
-func copyData(dst, src *os.File, size int64) error {
-	buf, zero := make([]byte, 1<<20), make([]byte, 1<<20)
-	for off := int64(0); off < size; {
-		start, err := unix.Seek(int(src.Fd()), off, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		end, err := unix.Seek(int(src.Fd()), start, unix.SEEK_HOLE)
-		if err != nil {
-			return err
-		}
-		for off = start; off < end; {
-			n, err := src.ReadAt(buf[:min(int64(len(buf)), end-off)], off)
-			if n == 0 || err != nil && err != io.EOF {
-				return fmt.Errorf("read at %d: %w", off, err)
-			}
-			if !bytes.Equal(buf[:n], zero[:n]) {
-				if _, err := dst.WriteAt(buf[:n], off); err != nil {
-					return err
-				}
-			}
-			off += int64(n)
-		}
-	}
-	return nil
-}
-
-// allocated is what a sparse file takes, in bytes.
-func allocated(file string) (int64, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(file, &st); err != nil {
-		return 0, &fs.PathError{Op: "stat", Path: file, Err: err}
-	}
-	return st.Blocks * 512, nil
+	return held, c.shares, err
 }
 
 // Snapshots lists an agent's snapshots, oldest first.

@@ -10,30 +10,11 @@ import (
 	"time"
 )
 
-// freeze holds every process of the group still, or lets them go on, and
-// returns once it is so. The v2 node can, whatever controllers it has.
-func (g *group) freeze(on bool) error {
-	value := "0"
-	if on {
-		value = "1"
-	}
-	dir := filepath.Join(g.h.v2, g.path)
-	err := write(filepath.Join(dir, "cgroup.freeze"), value)
-	if !on && absent(err) {
-		return nil // it has ended meanwhile
-	}
-	if err != nil {
-		return fmt.Errorf("hold the agent still: %w", err)
-	}
-	for end := time.Now().Add(patience); ; time.Sleep(200 * time.Microsecond) {
-		got, err := field(filepath.Join(dir, "cgroup.events"), "frozen")
-		if err != nil || strconv.FormatInt(got, 10) == value {
-			return err
-		}
-		if time.Now().After(end) {
-			return fmt.Errorf("the agent did not stand still within %v", patience)
-		}
-	}
+// frozen says whether the group's processes are held still: the guard does that
+// when they cause more records than the ledger takes.
+func (g *group) frozen() (bool, error) {
+	n, err := field(filepath.Join(g.dir(), "cgroup.events"), "frozen")
+	return n == 1, err
 }
 
 // Stats is what a sandbox uses at this moment.
