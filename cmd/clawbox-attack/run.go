@@ -157,7 +157,7 @@ func (l *limited) Write(b []byte) (int, error) {
 }
 
 // attackTime bounds one attack.
-const attackTime = 90 * time.Second
+const attackTime = 4 * time.Minute
 
 // inside runs an attack in an agent's sandbox.
 func (h *host) inside(agent, mark string, args []string) outcome {

@@ -85,13 +85,14 @@ func (g *guest) suite(ctx context.Context, h *host, s suite) error {
 		err = derr
 	}
 	res.took, res.code, res.err = time.Since(t0), code, err
-	fmt.Fprintf(os.Stderr, "test-kernels: %s, %s: %s: %s in %.0f s\n", h.kernel, g.boot.name, s.pkg, res.verdict(), res.took.Seconds())
+	fmt.Fprintf(os.Stderr, "test-kernels: %s, %s: %s: %s in %.0f s; slowest: %s\n", h.kernel, g.boot.name, s.pkg, res.verdict(), res.took.Seconds(), res.slowest(3))
 	return err
 }
 
 // event is one line of test2json.
 type event struct {
 	Action, Test, Output string
+	Elapsed              float64 // seconds
 }
 
 // decoder gives a pipe for the test's output; what test2json makes of it fills

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -43,6 +44,7 @@ type result struct {
 	code     int
 	err      error // the guest was lost, or the run was interrupted
 	took     time.Duration
+	seconds  map[string]float64 // by test that passed, its subtests' with it
 }
 
 // add takes one event. Only leaves count: a test with subtests passes or fails
@@ -53,6 +55,7 @@ func (r *result) add(e event, verbose bool) {
 	}
 	if r.output == nil {
 		r.output, r.skipped, r.begun = map[string]string{}, map[string]string{}, map[string]bool{}
+		r.seconds = map[string]float64{}
 	}
 	if e.Test == "" && (e.Action == "pass" || e.Action == "fail") {
 		r.ended = e.Action
@@ -68,6 +71,9 @@ func (r *result) add(e event, verbose bool) {
 		r.output[e.Test] += e.Output
 	case "pass":
 		r.passed++
+		if !strings.Contains(e.Test, "/") {
+			r.seconds[e.Test] = e.Elapsed
+		}
 		delete(r.output, e.Test)
 	case "fail":
 		r.failed = append(r.failed, e.Test)
@@ -114,6 +120,16 @@ func (r *result) wrong() string {
 		}
 	}
 	return ""
+}
+
+// slowest names the n tests that took longest.
+func (r *result) slowest(n int) string {
+	names := slices.SortedFunc(maps.Keys(r.seconds), func(a, b string) int { return cmp.Compare(r.seconds[b], r.seconds[a]) })
+	var out []string
+	for _, t := range names[:min(n, len(names))] {
+		out = append(out, fmt.Sprintf("%s %.0f s", t, r.seconds[t]))
+	}
+	return strings.Join(out, ", ")
 }
 
 func (r *result) ok() bool { return r.wrong() == "" }
