@@ -59,6 +59,9 @@ func TestRules(t *testing.T) {
 		case "liar":
 			r.RemoteAddr = "127.0.0.1:9"
 			r.SetBasicAuth("op", "guess")
+		case "blank":
+			r.RemoteAddr = "127.0.0.1:9"
+			r.SetBasicAuth("", "")
 		case "bearer":
 			r.Header.Set("Authorization", "Bearer x")
 		default:
@@ -74,8 +77,8 @@ func TestRules(t *testing.T) {
 		status    int
 	}{
 		{"nobody", "GET /v2/", 401}, {"nobody", get, 401}, {"nobody", up, 401}, {"nobody", "GET /v2/_catalog", 401},
-		{"loopback", "GET /v2/", 200}, {"loopback", get, 404}, {"loopback6", get, 404}, {"loopback", up, 401}, {"loopback", del, 401},
-		{"liar", get, 401}, {"bearer", get, 401}, {"unknown", get, 401},
+		{"loopback", "GET /v2/", 401}, {"loopback", "GET /v2/_catalog", 200}, {"loopback", get, 404}, {"loopback6", get, 404}, {"loopback", up, 401}, {"loopback", del, 401},
+		{"blank", get, 404}, {"blank", up, 401}, {"liar", get, 401}, {"bearer", get, 401}, {"unknown", get, 401},
 		{"op", "GET /v2/", 200}, {"op", get, 404}, {"op", up, 202}, {"op", del, 404}, {"op", "GET /v2/_catalog", 200},
 		{"dev", "GET /v2/", 200}, {"dev", get, 403}, {"dev", up, 403}, {"dev", del, 403},
 		{"dev", "POST /v2/team/x/blobs/uploads/", 202}, {"dev", "DELETE /v2/team/x/manifests/1", 403}, {"dev", "POST /v2/team/blobs/uploads/", 403}, {"dev", "POST /v2/teams/x/blobs/uploads/", 403},

@@ -297,10 +297,16 @@ func (s *server) hold() (release func(), err error) {
 	return func() { theirs(); mine() }, nil
 }
 
-// ping says that this is a registry, to those who may do anything in it.
+// ping says that this is a registry, to those who may do anything in it. Where
+// there are passwords it asks for one, also those who need none for what they
+// want: most clients send a password only when this asked for it, and go on
+// without one when they have none.
 func (c *call) ping() error {
 	if err := c.pingable(); err != nil {
 		return err
+	}
+	if c.gate.users != nil && c.who.user == "" && c.who.cert == "" {
+		return c.gate.errUnauthorized(c.w)
 	}
 	return reply(c.w, "application/json", struct{}{})
 }
