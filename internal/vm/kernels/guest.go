@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -60,8 +61,8 @@ func (g *guest) suite(ctx context.Context, h *host, s suite) error {
 	res := &result{pkg: s.pkg, excluded: s.not}
 	h.results = append(h.results, res)
 	args := []string{"./it.test", "-test.v=test2json", "-test.short", "-test.timeout=" + (limit - 30*time.Second).String()}
-	if g.opts.run != "" {
-		args = append(args, "-test.run="+g.opts.run)
+	if run := cmp.Or(g.opts.run, g.boot.only[s.pkg]); run != "" {
+		args = append(args, "-test.run="+run)
 	}
 	if len(s.not) > 0 {
 		names := []string{}
