@@ -6,7 +6,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -ldflags "$(LDFLAGS)"
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 
-.PHONY: help build setup test test-kernels attack lint generate demo bench bench-guard e2e clean
+.PHONY: help build setup test test-kernels attack lint generate demo bench bench-guard bench-bundle e2e clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,13 @@ bench: build ## Run the benchmarks
 bench-guard: setup build ## Measure the guard beside the bare host, bubblewrap and runc; writes docs/bench-guard.md and .svg
 	@$(AS_ROOT) sh internal/tools/setup.sh bench
 	$(AS_ROOT) $(GO) run ./cmd/clawbox-bench guard
+
+bench-bundle: setup build $(DIST)/openclaw/index.json ## Measure create, inspect, verify and install beside zarf; writes docs/bench-bundle.md and .svg
+	GO="$(GO)" sh internal/tools/peers.sh $(DIST)/peers
+	$(AS_ROOT) $(GO) run ./cmd/clawbox-bench bundle $(BENCH)
+
+$(DIST)/openclaw/index.json:
+	$(AS_ROOT) $(GO) run ./airgap-manifests/openclaw/cmd/openclaw-image -work $(DIST)/openclaw-work -o $(DIST)/openclaw
 
 e2e: setup ## Run the journey of a small release through the command line, with faults injected
 	$(AS_ROOT) $(GO) test -count=1 -timeout 30m -run 'TestJourney|TestComplete|TestPaced' -v ./cmd/clawbox

@@ -48,7 +48,9 @@ require: {landlock: 1, tier: %s}
 type boxes struct {
 	dir    string
 	image  sandbox.Image
-	local  *sandbox.Local
+	local  *sandbox.Local // with launchers that wait, as the appliance has them
+	fresh  *sandbox.Local // without
+	log    *ledger.Log
 	guard  *guard.Guard
 	proxy  *egress.Proxy
 	shm    string
@@ -82,7 +84,13 @@ func openBoxes(dir, root string, dial func(context.Context, string, string) (net
 		return b, err
 	}
 	b.audit = drain(b.guard, log)
-	if b.local, err = sandbox.Open(sandbox.Options{State: filepath.Join(dir, "state"), Launcher: filepath.Join(dir, "clawbox-launch"), UIDBase: 900_000}); err != nil {
+	b.log = log
+	o := sandbox.Options{State: filepath.Join(dir, "fresh"), Launcher: filepath.Join(dir, "clawbox-launch"), UIDBase: 910_000}
+	if b.fresh, err = sandbox.Open(o); err != nil {
+		return b, err
+	}
+	o.State, o.UIDBase, o.Warm, o.Ahead = filepath.Join(dir, "state"), 900_000, waiting, b.ahead
+	if b.local, err = sandbox.Open(o); err != nil {
 		return b, err
 	}
 	if b.proxy, err = b.openProxy(log, dial); err != nil {
@@ -110,9 +118,46 @@ func (b *boxes) openProxy(log *ledger.Log, dial func(context.Context, string, st
 		},
 	}
 	if b.guard.Tier() != guard.TierNone {
-		c.Steer = func(ns *os.File, tcp syscall.RawConn) (io.Closer, error) { return b.guard.Steer(ns, tcp) }
+		c.Steer = b.steer
 	}
 	return egress.New(c)
+}
+
+func (b *boxes) steer(ns *os.File, tcp syscall.RawConn) (io.Closer, error) { return b.guard.Steer(ns, tcp) }
+
+// landing is a network that was made ahead, like the appliance's.
+type landing struct {
+	*egress.Sockets
+	land io.Closer
+}
+
+func (b *boxes) ahead(ns *os.File) (sandbox.Ahead, error) {
+	if b.guard.Tier() == guard.TierNone {
+		return nil, errors.New("nothing steers")
+	}
+	s, land, err := egress.OpenSockets(ns, egress.SocketOptions{Steer: b.steer})
+	return landing{s, land}, err
+}
+
+func (l landing) Fresh() bool { return true }
+
+func (l landing) Close() error { return errors.Join(l.Sockets.Close(), l.land.Close()) }
+
+// served is a landing with egress behind it, which ends first.
+type served struct{ at, on io.Closer }
+
+func (s served) Close() error { return errors.Join(s.at.Close(), s.on.Close()) }
+
+// waiting is how many launchers wait: the appliance's default.
+const waiting = 2
+
+// settle waits until that many wait again, so that a start finds what it would
+// find on a host that is at rest.
+func (b *boxes) settle() {
+	for end := time.Now().Add(10 * time.Second); b.local.Waiting() < waiting && time.Now().Before(end); {
+		time.Sleep(5 * time.Millisecond)
+	}
+	time.Sleep(20 * time.Millisecond) // the last one mounts
 }
 
 func (b *boxes) openLedger(dir string) (*ledger.Log, error) {
@@ -133,8 +178,10 @@ func (b *boxes) openLedger(dir string) (*ledger.Log, error) {
 
 func (b *boxes) close() error {
 	var errs []error
-	if b.local != nil {
-		errs = append(errs, b.local.Close())
+	for _, l := range []*sandbox.Local{b.local, b.fresh} {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
 	}
 	if b.guard != nil {
 		errs = append(errs, b.guard.Close())
@@ -169,10 +216,22 @@ func (b agents) start(ctx context.Context, j job) (running, error) {
 		if j.memory {
 			way = b.memory
 		}
-		s.Network = func(ctx context.Context, _ int, ns *os.File) (io.Closer, error) {
-			return way.Attach(ctx, egress.Agent{ID: fmt.Sprint("bench", j.slot), Policy: b.policy.Load}, ns)
+		a := egress.Agent{ID: s.Name, Policy: b.policy.Load}
+		s.Network = func(ctx context.Context, _ int, ns *os.File) (io.Closer, error) { return way.Attach(ctx, a, ns) }
+		s.Landed = func(ctx context.Context, l sandbox.Ahead) (io.Closer, error) {
+			at, err := way.Serve(ctx, a, l.(landing).Sockets)
+			if err != nil {
+				return nil, errors.Join(err, l.Close())
+			}
+			return served{at, l}, nil
 		}
 	}
+	// As in the appliance: on the ledger before the agent runs.
+	kept := make(chan error, 1)
+	go func() {
+		kept <- b.log.Record(ctx, ledger.Record{Kind: ledger.KindLifecycle, Verdict: ledger.Allowed, Agent: s.Name, Reason: "agent.launch"})
+	}()
+	s.Before = func() error { return <-kept }
 	if j.alone {
 		s.Policy = b.alone
 	} else if b.guard.Tier() != guard.TierNone {
@@ -182,7 +241,11 @@ func (b agents) start(ctx context.Context, j job) (running, error) {
 			return b.guard.Watch(sc)
 		}
 	}
-	box, err := b.local.Start(ctx, s)
+	local := b.local
+	if j.fresh {
+		local = b.fresh
+	}
+	box, err := local.Start(ctx, s)
 	if err != nil {
 		return nil, err
 	}

@@ -43,6 +43,9 @@ type options struct {
 }
 
 func run(ctx context.Context, args []string) error {
+	if len(args) > 1 && args[0] == spendVerb {
+		return spendHere(args[1:])
+	}
 	if len(args) > 0 && args[0] == "bundle" {
 		o, err := parseMedia(args[1:])
 		if err != nil {

@@ -142,9 +142,10 @@ func (s *stamp) Write(b []byte) (int, error) {
 }
 
 // coldStart times from the request to the first byte that a static program
-// in a new sandbox has written. clawbox has the guard and the way out attached.
+// in a new sandbox has written. clawbox has the guard and the way out attached,
+// and the start on the ledger.
 func coldStart(ctx context.Context, l *lab, n int) ([]row, error) {
-	r, err := turns(ctx, l, n, func(_ string, p place) (samples, error) { return starts(ctx, p, job{open: true}) })
+	r, err := turns(ctx, l, n, func(_ string, p place) (samples, error) { return l.starts(ctx, p, job{open: true}) })
 	if err != nil {
 		return nil, err
 	}
@@ -154,16 +155,20 @@ func coldStart(ctx context.Context, l *lab, n int) ([]row, error) {
 		rows[0].target, rows[0].got, rows[0].met = "≤ bubblewrap", signed(d), d <= 0
 	}
 	for _, part := range []struct {
-		name string
-		job  job
-	}{{"cold start without the way out", job{}}, {"cold start without guard and way out", job{alone: true}}} {
+		name, place string
+		job         job
+	}{
+		{"cold start, no launcher waiting", audited, job{open: true, fresh: true}},
+		{"the same without the way out", clawbox, job{fresh: true}},
+		{"the same without guard and way out", clawbox, job{fresh: true, alone: true}},
+	} {
 		s := rounds{}
 		for i := range n {
-			one, err := starts(ctx, l.places[clawbox], part.job)
+			one, err := l.starts(ctx, l.places[part.place], part.job)
 			if err != nil {
 				return nil, err
 			}
-			s.add(clawbox, one)
+			s.add(part.place, one)
 			s.add(host, r[host][i])
 		}
 		out := newRow(part.name, s)
@@ -173,8 +178,10 @@ func coldStart(ctx context.Context, l *lab, n int) ([]row, error) {
 	return rows, nil
 }
 
-func starts(ctx context.Context, p place, j job) (s samples, err error) {
+// starts takes five samples, each on a host at rest.
+func (l *lab) starts(ctx context.Context, p place, j job) (s samples, err error) {
 	for range 5 {
+		l.settle()
 		w, start := newStamp(), time.Now()
 		j.argv, j.out = []string{"/bin/busybox", "echo", "x"}, w
 		if err := do(ctx, p, j); err != nil {

@@ -127,9 +127,9 @@ func imageSet(ctx context.Context, o mediaOptions, round int, rep *mediaReport) 
 	if round%2 == 1 {
 		turns[0], turns[1] = them, us
 	}
-	name := fmt.Sprintf("%d images, %s, each layer once %s", len(set.refs), gigabytes(set.named), gigabytes(set.unique))
+	name := fmt.Sprintf("%d images of %s together, %s with each layer once", len(set.refs), gigabytes(set.named), gigabytes(set.unique))
 	return rep.take(ctx, dir, load{name, set.unique, false}, turns)
 }
 
 // gigabytes writes 1500000000 as "1.5 GB".
-func gigabytes(n int64) string { return strconv.FormatFloat(float64(n)/1e9, 'f', -1, 64) + " GB" }
+func gigabytes(n int64) string { return strconv.FormatFloat(float64(n)/1e9, 'g', 3, 64) + " GB" }

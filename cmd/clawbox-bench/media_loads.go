@@ -70,8 +70,8 @@ func newImageSet(dir, path string) (*imageSetup, error) {
 	for i := range imageCount {
 		own := make([]byte, ownLayer)
 		_, _ = src.Read(own)
-		ls := append([]v1.Layer{}, layers[:len(layers)-i%2]...)
-		img, err := mutate.AppendLayers(mutate.MediaType(empty.Image, types.OCIManifestSchema1), append(ls, static.NewLayer(own, types.OCIUncompressedLayer))...)
+		ls := append([]v1.Layer{}, layers[:len(layers)-i%len(layers)]...)
+		img, err := image(append(ls, static.NewLayer(own, types.OCIUncompressedLayer)))
 		if err != nil {
 			s.close()
 			return nil, err
@@ -84,6 +84,14 @@ func newImageSet(dir, path string) (*imageSetup, error) {
 		s.refs = append(s.refs, ref)
 	}
 	return s, nil
+}
+
+func image(ls []v1.Layer) (v1.Image, error) {
+	img, err := mutate.ConfigFile(mutate.MediaType(empty.Image, types.OCIManifestSchema1), &v1.ConfigFile{OS: "linux", Architecture: "amd64"})
+	if err != nil {
+		return nil, err
+	}
+	return mutate.AppendLayers(img, ls...)
 }
 
 // count adds an image's layers.

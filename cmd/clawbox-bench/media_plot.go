@@ -14,10 +14,10 @@ type panel struct {
 }
 
 var panels = []panel{
-	{"create: GB written", "create", func(s sample) float64 { return float64(s.written) / 1e9 }},
-	{"install: GB written", "install", func(s sample) float64 { return float64(s.written) / 1e9 }},
-	{"create: CPU seconds", "create", func(s sample) float64 { return s.cpu.Seconds() }},
-	{"install: CPU seconds", "install", func(s sample) float64 { return s.cpu.Seconds() }},
+	{"create: GB written", "create", func(s sample) float64 { return float64(s.Written) / 1e9 }},
+	{"install: GB written", "install", func(s sample) float64 { return float64(s.Written) / 1e9 }},
+	{"create: CPU seconds", "create", func(s sample) float64 { return s.CPU.Seconds() }},
+	{"install: CPU seconds", "install", func(s sample) float64 { return s.CPU.Seconds() }},
 }
 
 // The plot's measures, in pixels.

@@ -29,14 +29,14 @@ func (r mediaReport) middle(tool, step, load string) (sample, bool) {
 	if len(s) == 0 {
 		return sample{}, false
 	}
-	slices.SortFunc(s, func(a, b sample) int { return int(a.wall - b.wall) })
+	slices.SortFunc(s, func(a, b sample) int { return int(a.Wall - b.Wall) })
 	return s[len(s)/2], true
 }
 
 func (s sample) times(n int64) float64 { return float64(n) / float64(s.payload) }
 
 // perGB is CPU-seconds per 10^9 bytes of payload.
-func (s sample) perGB() float64 { return s.cpu.Seconds() / (float64(s.payload) / 1e9) }
+func (s sample) perGB() float64 { return s.CPU.Seconds() / (float64(s.payload) / 1e9) }
 
 var mediaHead = []string{"payload", "step", "tool", "written ÷ payload", "read ÷ payload", "scratch ÷ payload", "CPU-s per GB", "peak RSS", "wall time"}
 
@@ -49,8 +49,8 @@ func (r mediaReport) lines() (out [][]string) {
 					continue
 				}
 				out = append(out, []string{
-					l.name, step, tool, fmt.Sprintf("%.3f", s.times(s.written)), fmt.Sprintf("%.3f", s.times(s.read)), fmt.Sprintf("%.3f", s.times(s.scratch)),
-					fmt.Sprintf("%.2f", s.perGB()), fmt.Sprintf("%d MiB", s.rss>>20), show(s.wall),
+					l.name, step, tool, fmt.Sprintf("%.3f", s.times(s.Written)), fmt.Sprintf("%.3f", s.times(s.Read)), fmt.Sprintf("%.3f", s.times(s.Scratch)),
+					fmt.Sprintf("%.2f", s.perGB()), fmt.Sprintf("%d MiB", s.RSS>>20), show(s.Wall),
 				})
 			}
 		}
@@ -71,13 +71,13 @@ func ofStep(names ...string) func(sample) bool {
 }
 
 var mediaTargets = []target{
-	{"bytes written at most 1.02 × payload", func(s sample) bool { return s.times(s.written) <= 1.02 }, ofStep("create", "install"), func(s sample) string { return fmt.Sprintf("%.3f ×", s.times(s.written)) }},
-	{"media read once (at most 1.005 × payload)", func(s sample) bool { return s.times(s.read) <= 1.005 }, ofStep("verify", "install"), func(s sample) string { return fmt.Sprintf("%.3f ×", s.times(s.read)) }},
+	{"bytes written at most 1.02 × payload", func(s sample) bool { return s.times(s.Written) <= 1.02 }, ofStep("create", "install"), func(s sample) string { return fmt.Sprintf("%.3f ×", s.times(s.Written)) }},
+	{"media read once (at most 1.005 × payload)", func(s sample) bool { return s.times(s.Read) <= 1.005 }, ofStep("verify", "install"), func(s sample) string { return fmt.Sprintf("%.3f ×", s.times(s.Read)) }},
 	{"at most 1 CPU-second per GB", func(s sample) bool { return s.perGB() <= 1 }, ofStep("create", "verify", "install"), func(s sample) string { return fmt.Sprintf("%.2f s", s.perGB()) }},
-	{"at most 256 MiB of memory", func(s sample) bool { return s.rss <= 256<<20 }, ofStep(steps...), func(s sample) string { return fmt.Sprintf("%d MiB", s.rss>>20) }},
-	{"inspect in at most 100 ms", func(s sample) bool { return s.wall <= 100*time.Millisecond }, ofStep("inspect"), func(s sample) string { return show(s.wall) }},
-	{"inspect reads at most 16 MiB, its own program included", func(s sample) bool { return s.read <= 16<<20 }, ofStep("inspect"), func(s sample) string { return fmt.Sprintf("%.1f MiB", float64(s.read)/(1<<20)) }},
-	{"no temporary space (at most 1 % of the payload)", func(s sample) bool { return s.times(s.scratch) <= 0.01 }, ofStep("create", "install"), func(s sample) string { return fmt.Sprintf("%.3f ×", s.times(s.scratch)) }},
+	{"at most 256 MiB of memory", func(s sample) bool { return s.RSS <= 256<<20 }, ofStep(steps...), func(s sample) string { return fmt.Sprintf("%d MiB", s.RSS>>20) }},
+	{"inspect in at most 100 ms", func(s sample) bool { return s.Wall <= 100*time.Millisecond }, ofStep("inspect"), func(s sample) string { return show(s.Wall) }},
+	{"inspect reads at most 16 MiB, its program apart", func(s sample) bool { return s.Read <= 16<<20 }, ofStep("inspect"), func(s sample) string { return fmt.Sprintf("%.1f MiB", float64(s.Read)/(1<<20)) }},
+	{"no temporary space (at most 1 % of the payload)", func(s sample) bool { return s.times(s.Scratch) <= 0.01 }, ofStep("create", "install"), func(s sample) string { return fmt.Sprintf("%.3f ×", s.times(s.Scratch)) }},
 }
 
 // verdicts holds every target against every big file.
@@ -125,7 +125,7 @@ Written by ` + "`make bench-bundle`" + ` on %s.
 Machine: %s. Peer: zarf %s, which builds from the module proxy.
 
 Both tools take turns with the same files on the same disk, each step with cold file caches. Bytes are what the process wrote to and
-read from the disk (` + "`write_bytes` and `read_bytes` of /proc/PID/io" + `), its own program included. Scratch is the most disk space in use
+read from the disk (` + "`write_bytes` and `read_bytes` of /proc/PID/io" + `), the pages of its program apart. Scratch is the most disk space in use
 at once beyond what was left at the end. The big file can't be compressed. The image set is served by a registry on loopback, whose own
 disk traffic is not counted; its payload is each distinct layer once.
 

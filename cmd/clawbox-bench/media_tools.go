@@ -95,7 +95,7 @@ func ourTool(o mediaOptions, dir, items string) tool {
 			if err := os.WriteFile(in("recipe.yaml"), []byte(recipeHead+items), 0o644); err != nil {
 				return err
 			}
-			out, err := exec.CommandContext(ctx, o.ours, "key", "generate", "bench", "-o", d).CombinedOutput()
+			out, err := exec.CommandContext(ctx, o.ours, "key", "generate", "bench", "--out", filepath.Join(d, "bench")).CombinedOutput()
 			if err != nil {
 				return fmt.Errorf("%w: %s", err, out)
 			}
@@ -132,7 +132,8 @@ func ourImages(o mediaOptions, dir string, set *imageSetup) tool {
 // theirTool is zarf with a package of one component, as an uncompressed tar,
 // which is its fastest. Its SBOMs are switched off: they are a separate job. A
 // package without a cluster can place files and mirror images; both are what
-// "install" stands for here.
+// "install" stands for here. Its verify takes signed packages only and makes
+// keys only at a terminal, so there is none.
 func theirTool(o mediaOptions, dir, component string, install ...string) tool {
 	d := filepath.Join(dir, theirsName)
 	in := func(s string) string { return filepath.Join(d, s) }
@@ -140,7 +141,7 @@ func theirTool(o mediaOptions, dir, component string, install ...string) tool {
 	run := func(args ...string) []string { return append(append([]string{o.theirs}, args...), global...) }
 	pkg := in("out/zarf-package-*.tar*")
 	return tool{
-		name: theirsName, dir: d, env: []string{"HOME=" + d, "ZARF_CONFIG=" + in("none.toml")},
+		name: theirsName, dir: d, env: []string{"HOME=" + d},
 		prep: func(context.Context) error {
 			for _, sub := range []string{"pkg", "out", "tmp", "cache", "target"} {
 				if err := os.MkdirAll(in(sub), 0o755); err != nil {
@@ -152,7 +153,6 @@ func theirTool(o mediaOptions, dir, component string, install ...string) tool {
 		args: map[string][]string{
 			"create":  run("package", "create", in("pkg"), "-o", in("out"), "--confirm", "--skip-sbom"),
 			"inspect": run("package", "inspect", "definition", pkg),
-			"verify":  run("package", "verify", pkg),
 			"install": run(append(install, pkg, "--confirm")...),
 		},
 	}

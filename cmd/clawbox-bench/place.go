@@ -29,6 +29,7 @@ type job struct {
 	// ledger in memory, to tell the price of durable records.
 	open, memory bool
 	alone        bool // clawbox only: without the guard
+	fresh        bool // clawbox only: no launcher waits
 }
 
 // running is a started job.

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -18,49 +19,59 @@ import (
 // spent is what one process cost. Bytes are those that went to and came from
 // the disk, as /proc/PID/io counts them (write_bytes, read_bytes).
 type spent struct {
-	wall, cpu     time.Duration
-	written, read int64
-	rss           int64 // peak resident memory in bytes
-	scratch       int64 // most space on the disk in use at once, beyond what stayed, in bytes
+	Wall, CPU     time.Duration
+	Written, Read int64
+	RSS           int64 // peak resident memory in bytes
+	Scratch       int64 // most space on the disk in use at once, beyond what stayed, in bytes
 }
 
-// spend runs a command with cold file caches. The process is looked at after
-// its end and before it is reaped: only then are its counters whole.
+// spend runs a command with cold file caches, but for the program itself. It
+// does so from a small process: the kernel counts the memory of the process
+// that forks as the child's, and ours may hold a registry.
 func spend(ctx context.Context, dir string, env []string, args ...string) (spent, error) {
 	if err := coldCaches(); err != nil {
 		return spent{}, err
 	}
-	c := exec.CommandContext(ctx, args[0], args[1:]...)
-	c.Env = append(os.Environ(), env...)
-	var out bytes.Buffer
-	c.Stdout, c.Stderr = &out, &out
-	room := watchRoom(dir)
-	t := time.Now()
-	if err := c.Start(); err != nil {
+	if _, err := os.ReadFile(args[0]); err != nil {
 		return spent{}, err
 	}
-	var info unix.Siginfo
-	for {
-		err := unix.Waitid(unix.P_PID, c.Process.Pid, &info, unix.WEXITED|unix.WNOWAIT, nil)
-		if !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	s := spent{wall: time.Since(t)}
-	io, ioErr := os.ReadFile(fmt.Sprintf("/proc/%d/io", c.Process.Pid))
-	err := c.Wait()
-	s.scratch = room()
+	c := exec.CommandContext(ctx, "/proc/self/exe", append([]string{spendVerb}, args...)...)
+	c.Env = append(os.Environ(), env...)
+	var out, diag bytes.Buffer
+	c.Stdout, c.Stderr = &out, &diag
+	room := watchRoom(dir)
+	err := c.Run()
+	s := spent{Scratch: room()}
 	if err != nil {
-		return s, fmt.Errorf("%s: %w\n%s", strings.Join(args, " "), err, lastLines(out.String(), 20))
+		return s, fmt.Errorf("%s: %w\n%s", strings.Join(args, " "), err, lastLines(diag.String(), 20))
 	}
-	if ioErr != nil {
-		return s, ioErr
+	return s, json.Unmarshal(out.Bytes(), &s)
+}
+
+// spendVerb makes this program run its arguments and print what they spent.
+const spendVerb = "-spend"
+
+// spendHere looks at the process after its end and before it is reaped: only
+// then are its counters whole.
+func spendHere(args []string) error {
+	c := exec.Command(args[0], args[1:]...)
+	c.Stdout, c.Stderr = os.Stderr, os.Stderr
+	t := time.Now()
+	if err := c.Start(); err != nil {
+		return err
 	}
-	s.written, s.read = counter(io, "write_bytes"), counter(io, "read_bytes")
-	ru := c.ProcessState.SysUsage().(*syscall.Rusage)
-	s.cpu = c.ProcessState.UserTime() + c.ProcessState.SystemTime()
-	s.rss = ru.Maxrss << 10
-	return s, nil
+	var info unix.Siginfo
+	for errors.Is(unix.Waitid(unix.P_PID, c.Process.Pid, &info, unix.WEXITED|unix.WNOWAIT, nil), unix.EINTR) {
+	}
+	s := spent{Wall: time.Since(t)}
+	io, ioErr := os.ReadFile(fmt.Sprintf("/proc/%d/io", c.Process.Pid))
+	if err := errors.Join(c.Wait(), ioErr); err != nil {
+		return err
+	}
+	s.Written, s.Read = counter(io, "write_bytes"), counter(io, "read_bytes")
+	s.CPU = c.ProcessState.UserTime() + c.ProcessState.SystemTime()
+	s.RSS = c.ProcessState.SysUsage().(*syscall.Rusage).Maxrss << 10
+	return json.NewEncoder(os.Stdout).Encode(s)
 }
 
 // coldCaches writes what is dirty and drops the page cache.
