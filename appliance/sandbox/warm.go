@@ -118,6 +118,9 @@ func (l *Local) shell(s *Spec) (*shell, error) {
 	}
 }
 
+// Waiting is how many launchers wait for starts now.
+func (l *Local) Waiting() int { return len(l.warm) }
+
 // refillSoon has shells made once no more sandboxes start.
 func (l *Local) refillSoon() {
 	if cap(l.warm) == 0 {

@@ -123,7 +123,9 @@ func (b *boxes) openProxy(log *ledger.Log, dial func(context.Context, string, st
 	return egress.New(c)
 }
 
-func (b *boxes) steer(ns *os.File, tcp syscall.RawConn) (io.Closer, error) { return b.guard.Steer(ns, tcp) }
+func (b *boxes) steer(ns *os.File, tcp syscall.RawConn) (io.Closer, error) {
+	return b.guard.Steer(ns, tcp)
+}
 
 // landing is a network that was made ahead, like the appliance's.
 type landing struct {
