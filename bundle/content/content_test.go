@@ -29,6 +29,9 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv("CONTENT_TEST_WRITER"); dir != "" {
 		slowWriter(dir)
 	}
+	if dir := os.Getenv("CONTENT_TEST_KILL"); dir != "" {
+		killWriter(dir, os.Getenv("CONTENT_TEST_STEP"))
+	}
 	if dir := os.Getenv("CONTENT_TEST_HOLDER"); dir != "" {
 		holdStore(dir)
 	}

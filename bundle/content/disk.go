@@ -21,7 +21,6 @@ type disk interface {
 
 // file is what a writer needs of an *os.File.
 type file interface {
-	io.Writer
 	io.ReaderAt
 	io.WriterAt
 	Chmod(fs.FileMode) error

@@ -109,7 +109,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 	if w.size >= 0 && int64(len(p)) > w.size-w.n {
 		return 0, w.mismatch(w.n + int64(len(p)))
 	}
-	n, err := w.f.Write(p)
+	n, err := w.f.WriteAt(p, w.n)
 	w.sum.Write(p[:n])
 	w.n += int64(n)
 	return n, err
