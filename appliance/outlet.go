@@ -56,7 +56,7 @@ func (a *Appliance) startEgress() error {
 			return order{}, err
 		}
 		cage := a.cage("egress")
-		cage.Calls, cage.Files = []string{"connect", "interfaces", "write"}, 1<<16
+		cage.Calls, cage.Files = []string{"connect", "interfaces", "write"}, 1<<19 // of which one agent can take some 5000
 		cage.Read, cage.Write = outside(), []string{dir}
 		return order{service.Spec{Role: "egress", Cage: cage, Config: c, Files: []*os.File{w}, Handler: a.answerEgress}, []*os.File{w}}, nil
 	}
