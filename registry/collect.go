@@ -134,43 +134,22 @@ func (g *collection) tidy(name string) error {
 
 // untagged drops the manifests that no tag reaches, from docs, too.
 func (g *collection) untagged(docs map[v1.Hash]*document) error {
-	reached := map[v1.Hash]bool{}
-	var reach func(h v1.Hash)
-	reach = func(h v1.Hash) {
-		d := docs[h]
-		if d == nil || reached[h] {
-			return
-		}
-		reached[h] = true
-		for _, p := range d.lower {
-			reach(p.Digest)
-		}
-	}
-	tags, err := g.shelf.list(g.shelf.path(g.name, tagsIn))
+	r := reach{docs: docs, seen: map[v1.Hash]bool{}}
+	lists, err := g.tagged(&r)
 	if err != nil {
 		return err
 	}
-	for _, t := range tags {
-		h, ok, err := g.shelf.tag(g.name, t)
-		if err != nil {
-			return err
-		}
-		if ok {
-			reach(h)
-		}
-	}
-	for again := true; again; { // what is about something that stays, stays
-		again = false
-		for h, d := range docs {
-			if !reached[h] && d.subject != nil && reached[d.subject.Digest] {
-				reach(h)
-				again = true
+	r.about(lists)
+	for tag, h := range lists { // lists of referrers to what is no more
+		if p := g.shelf.path(g.name, tagsIn, tag); !r.seen[h] && g.old(p) {
+			if err := g.forget(p); err != nil {
+				return err
 			}
 		}
 	}
 	for h, d := range docs {
 		p := g.shelf.path(g.name, manifestsIn, fileOf(h))
-		if reached[h] || !g.old(p) {
+		if r.seen[h] || !g.old(p) {
 			continue
 		}
 		g.out.Manifests++
@@ -185,6 +164,61 @@ func (g *collection) untagged(docs map[v1.Hash]*document) error {
 		delete(docs, h)
 	}
 	return nil
+}
+
+// tagged reaches from every tag, except from those of lists of referrers,
+// which it returns.
+func (g *collection) tagged(r *reach) (lists map[string]v1.Hash, err error) {
+	lists = map[string]v1.Hash{}
+	tags, err := g.shelf.list(g.shelf.path(g.name, tagsIn))
+	for _, t := range tags {
+		h, ok, terr := g.shelf.tag(g.name, t)
+		switch {
+		case terr != nil:
+			return nil, terr
+		case ok && listTag.MatchString(t):
+			lists[t] = h
+		case ok:
+			r.from(h)
+		}
+	}
+	return lists, err
+}
+
+// reach is what can be reached in a repository.
+type reach struct {
+	docs map[v1.Hash]*document
+	seen map[v1.Hash]bool
+}
+
+// from reaches h and what it lists.
+func (r *reach) from(h v1.Hash) {
+	d := r.docs[h]
+	if d == nil || r.seen[h] {
+		return
+	}
+	r.seen[h] = true
+	for _, p := range d.lower {
+		r.from(p.Digest)
+	}
+}
+
+// about reaches what is about something that was reached, until there is no
+// more: by its subject, or by the name of the list that it is.
+func (r *reach) about(lists map[string]v1.Hash) {
+	for n := -1; n != len(r.seen); {
+		n = len(r.seen)
+		for h, d := range r.docs {
+			if d.subject != nil && r.seen[d.subject.Digest] {
+				r.from(h)
+			}
+		}
+		for h := range r.seen {
+			if l, ok := lists[h.Algorithm+"-"+h.Hex[:64]]; ok {
+				r.from(l)
+			}
+		}
+	}
 }
 
 func (g *collection) old(path string) bool {

@@ -146,6 +146,41 @@ func TestCollectUntagged(t *testing.T) {
 	s.pull(t, "a", "multi")
 }
 
+// TestReferrersTag: clients that don't know the referrers' API keep lists under
+// a tag. They may delete what is listed, and a list goes with its subject.
+func TestReferrersTag(t *testing.T) {
+	s := pushRack(t, Options{})
+	list := func(subject v1.Descriptor, of ...v1.Descriptor) string {
+		m := ok(json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": types.OCIImageIndex, "manifests": of}))(t)
+		tag := "sha256-" + subject.Digest.Hex
+		s.send(t, "PUT", "/v2/a/manifests/"+tag, m, "Content-Type", string(types.OCIImageIndex)).want(t, 201, "")
+		return tag
+	}
+	about := func(n int, subject v1.Descriptor) v1.Descriptor {
+		_, d := s.pushImage(t, "a", "", n, func(m map[string]any) { m["subject"] = subject })
+		return d
+	}
+	_, app := s.pushImage(t, "a", "1", 10, nil)
+	_, old := s.pushImage(t, "a", "2", 11, nil)
+	sig, sbom, oldSig := about(12, app), about(13, app), about(14, old)
+	appList, oldList := list(app, sig, sbom), list(old, oldSig)
+	s.send(t, "DELETE", "/v2/a/manifests/"+sig.Digest.String(), nil).want(t, 202, "")
+	other := about(15, app)
+	list(app, sbom, other)
+	list(app, sbom) // and the one before doesn't hold the other
+	s.send(t, "DELETE", "/v2/a/manifests/"+other.Digest.String(), nil).want(t, 202, "")
+	s.send(t, "DELETE", "/v2/a/manifests/2", nil).want(t, 202, "")
+	s.collect(t, CollectOptions{Untagged: true})
+	for ref, status := range map[string]int{
+		appList: 200, sbom.Digest.String(): 200, "1": 200, oldList: 404, old.Digest.String(): 404, oldSig.Digest.String(): 404, sig.Digest.String(): 404,
+	} {
+		if a := s.do(t, "GET", "/v2/a/manifests/"+ref); a.status != status {
+			t.Errorf("%s: %d, want %d", ref, a.status, status)
+		}
+	}
+	s.pull(t, "a", appList)
+}
+
 // TestCollectDamage: a manifest that can't be read stops the collection before
 // anything is deleted, until it is deleted itself.
 func TestCollectDamage(t *testing.T) {

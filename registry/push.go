@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"hash"
 	"io"
 	"net/http"
@@ -221,8 +220,17 @@ func (c *call) show(p *pushed, at v1.Descriptor) error {
 		return err
 	}
 	for _, t := range p.tags {
+		old, moved, err := c.shelf.tag(c.name, t)
+		if err != nil {
+			return err
+		}
 		if err := c.shelf.put(c.shelf.path(c.name, tagsIn, t), p.name); err != nil {
 			return err
+		}
+		if moved && old != p.name && listTag.MatchString(t) {
+			if err := c.dropList(old); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -278,155 +286,5 @@ func (c *call) linkParts(d *document, depth int) error {
 			return err
 		}
 	}
-	return nil
-}
-
-// documents reads those of the repository's pushed manifests that are wanted,
-// one by one.
-func (c *call) documents(want func(v1.Hash, entry) bool, each func(v1.Hash, *document) error) error {
-	hs, err := c.shelf.digests(c.shelf.path(c.name, manifestsIn))
-	if err != nil {
-		return err
-	}
-	for _, h := range hs {
-		e, ok, err := c.shelf.entry(c.name, manifestsIn, h)
-		if err != nil {
-			return err
-		}
-		if !ok || !want(h, e) {
-			continue
-		}
-		m, err := load(c.store, v1.Descriptor{MediaType: types.MediaType(e.Type), Digest: e.At, Size: e.Size})
-		if err != nil {
-			return fmt.Errorf("repository %s: %w: delete that manifest, or push it again", c.name, err)
-		}
-		if err := each(h, m.document); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// unneeded refuses when another pushed manifest lists h. Only indexes list
-// manifests.
-func (c *call) unneeded(h v1.Hash, manifest bool) error {
-	want := func(by v1.Hash, e entry) bool { return by != h && (!manifest || forms[types.MediaType(e.Type)]) }
-	return c.documents(want, func(by v1.Hash, d *document) error {
-		if slices.ContainsFunc(slices.Concat(d.parts, d.lower), func(p v1.Descriptor) bool { return p.Digest == h }) {
-			return refuse(http.StatusMethodNotAllowed, codeDenied, "manifest %s needs %s: delete that first", by, h)
-		}
-		return nil
-	})
-}
-
-func (c *call) deleteManifest() error {
-	unlock, err := c.shelf.lock()
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if !c.exists() {
-		return refuse(http.StatusNotFound, codeNoName, "no repository %s", c.name)
-	}
-	if !strings.Contains(c.ref, ":") {
-		return c.deleteTag()
-	}
-	h, err := parseDigest(c.ref)
-	if err != nil {
-		return err
-	}
-	if c.repo != nil && c.repo.manifests[h] != nil {
-		return refuse(http.StatusMethodNotAllowed, codeDenied, "%s belongs to an installed release; it goes with that", h)
-	}
-	e, ok, err := c.shelf.entry(c.name, manifestsIn, h)
-	if err != nil {
-		return err
-	}
-	if !ok {
-		return refuse(http.StatusNotFound, codeNoManifest, "no manifest %s here", h)
-	}
-	if err := c.unneeded(h, true); err != nil {
-		return err
-	}
-	return c.dropManifest(h, e)
-}
-
-func (c *call) deleteTag() error {
-	if err := c.ours(c.ref); err != nil {
-		return err
-	}
-	_, ok, err := c.resolve(c.ref)
-	if err != nil {
-		return err
-	}
-	if !ok {
-		return refuse(http.StatusNotFound, codeNoManifest, "no tag %.140q here", c.ref)
-	}
-	if err := c.shelf.drop(c.shelf.path(c.name, tagsIn, c.ref)); err != nil {
-		return err
-	}
-	c.w.WriteHeader(http.StatusAccepted)
-	return nil
-}
-
-// dropManifest takes the names away in the order in which show gave them,
-// backwards.
-func (c *call) dropManifest(h v1.Hash, e entry) error {
-	tags, err := c.shelf.list(c.shelf.path(c.name, tagsIn))
-	if err != nil {
-		return err
-	}
-	for _, t := range tags {
-		if th, _, err := c.shelf.tag(c.name, t); err != nil {
-			return err
-		} else if th != h {
-			continue
-		}
-		if err := c.shelf.drop(c.shelf.path(c.name, tagsIn, t)); err != nil {
-			return err
-		}
-	}
-	if err := c.shelf.drop(c.shelf.path(c.name, manifestsIn, fileOf(h))); err != nil {
-		return err
-	}
-	m, err := load(c.store, v1.Descriptor{MediaType: types.MediaType(e.Type), Digest: e.At, Size: e.Size})
-	if err == nil && m.subject != nil { // one that can't be read is not shown any more either
-		if err := c.shelf.drop(c.shelf.path(c.name, subjectsIn, fileOf(m.subject.Digest), fileOf(h))); err != nil {
-			return err
-		}
-	}
-	c.w.WriteHeader(http.StatusAccepted)
-	return nil
-}
-
-func (c *call) deleteBlob() error {
-	h, err := parseDigest(c.ref)
-	if err != nil {
-		return err
-	}
-	unlock, err := c.shelf.lock()
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if c.repo != nil {
-		if _, theirs := c.repo.blobs[h]; theirs {
-			return refuse(http.StatusMethodNotAllowed, codeDenied, "%s belongs to an installed release; it goes with that", h)
-		}
-	}
-	_, ok, err := c.shelf.entry(c.name, blobsIn, h)
-	if err != nil {
-		return err
-	}
-	if !ok {
-		return refuse(http.StatusNotFound, codeBlob, "no blob %s here", h)
-	}
-	if err := c.unneeded(h, false); err != nil {
-		return err
-	}
-	if err := c.shelf.drop(c.shelf.path(c.name, blobsIn, fileOf(h))); err != nil {
-		return err
-	}
-	c.w.WriteHeader(http.StatusAccepted)
 	return nil
 }

@@ -48,7 +48,11 @@ func (s rack) expect(method, path string, body []byte, status int) error {
 		return err
 	}
 	r.Header.Set("Content-Type", string(types.OCIManifestSchema1))
-	res, err := s.srv.Client().Do(r)
+	client := http.DefaultClient // of a server in another process
+	if c := s.srv.Client(); c != nil {
+		client = c
+	}
+	res, err := client.Do(r)
 	if err != nil {
 		return err
 	}
@@ -94,6 +98,10 @@ func plain(cfg, layer v1.Descriptor, change func(map[string]any)) []byte {
 		panic(err)
 	}
 	return b
+}
+
+func described(b []byte, alg string) v1.Descriptor {
+	return v1.Descriptor{MediaType: types.OCILayer, Digest: sumOf(alg, b), Size: int64(len(b))}
 }
 
 // pushImage pushes an image of one layer of n bytes and returns its manifest.
