@@ -43,8 +43,8 @@ type Config struct {
 	// RecordMiB is how much of the ledger one agent may write at once, and
 	// then an hour, in MiB; who would write more is slowed down. 0: 256.
 	RecordMiB int `yaml:"recordMiB,omitempty"`
-	// Warm is how many launchers wait for the next starts of agents, at some 4 MB
-	// each. 0: 2; -1: none.
+	// Warm is how many launchers wait for the next starts of agents, at some 1 MB
+	// of memory each. 0: 2; -1: none.
 	Warm int `yaml:"warm,omitempty"`
 	// UIDBase is the first of 1024 host user ids given to sandboxes.
 	UIDBase int `yaml:"uidBase"`

@@ -79,6 +79,7 @@ func TestValidate(t *testing.T) {
 		"same port":       {func(c *Config) { c.Engine.Listen = c.Registry }, "another port"},
 		"model":           {func(c *Config) { c.Engine.Models = []string{""} }, "engine.models[0]"},
 		"hold":            {func(c *Config) { c.HoldSeconds = 0 }, "holdSeconds"},
+		"warm":            {func(c *Config) { c.Warm = -2 }, "warm"},
 		"hold long":       {func(c *Config) { c.HoldSeconds = 86401 }, "holdSeconds"},
 		"uid low":         {func(c *Config) { c.UIDBase = 999 }, "uidBase"},
 		"uid nobody":      {func(c *Config) { c.UIDBase = 65000 }, "uidBase"},

@@ -55,13 +55,16 @@
 // holes, attributes, odd names. Restore puts a copy in the place of the disk by
 // one rename. Both are whole or not at all, whenever the machine stops.
 //
-// Start time. A start is one fork of the daemon, one start of Go's runtime and
-// two messages each way; BenchmarkStartSteps shows each step, and
-// BenchmarkAgainstBubblewrap the whole beside bubblewrap's. The launcher is
-// born in its cgroups, because moving a process waits for a grace period of
-// RCU. What a policy becomes in an image is kept (known.go). Options.Warm keeps
-// launchers waiting in fresh namespaces. The first start of an agent with a
-// disk makes it, which takes some 20 ms more and no room to speak of.
+// Start time. Most of a start does not depend on whose it is: with
+// Options.Warm, launchers wait that have done it, each born in its cgroups
+// (moving a process waits for a grace period of RCU), with its own mounts and,
+// by Options.Ahead, its network. One takes some 1 MB of memory and serves one
+// start. It sees nothing of any agent: it lets go of their disks, and the
+// folders of its own come with the confine.Root. What a policy becomes in an
+// image is kept (known.go). BenchmarkStartSteps shows each step,
+// BenchmarkAgainstBubblewrap the whole beside bubblewrap's. The first start of
+// an agent with a disk makes it, which takes some 20 ms more and no room to
+// speak of.
 //
 // When the daemon dies its sandboxes die: the launcher watches a socket and
 // has the kernel's parent death signal besides. Open removes what is left.
