@@ -164,6 +164,11 @@ func (b *Box) enclose(ctx context.Context, s *Spec, root *confine.Root) error {
 	b.out = []*late{sh.out, sh.err}
 	sh.out.set(s.Stdout)
 	sh.err.set(s.Stderr)
+	b.done("fork")
+	if err := confine.SendRoot(b.p.control, root); err != nil {
+		return err
+	}
+	// While it mounts; of the agent nothing runs yet.
 	p := s.Policy.Budgets
 	if err := b.g.limit(limits{p.Processes + supervisorTasks, p.Memory, p.CPU}); err != nil {
 		return err
@@ -172,10 +177,6 @@ func (b *Box) enclose(ctx context.Context, s *Spec, root *confine.Root) error {
 		return err
 	}
 	if b.cgroupID, err = b.g.id(); err != nil {
-		return err
-	}
-	b.done("fork")
-	if err := confine.SendRoot(b.p.control, root); err != nil {
 		return err
 	}
 	got, err := b.p.control.answer(ctx)
