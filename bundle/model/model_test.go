@@ -122,6 +122,22 @@ func TestScanRefuses(t *testing.T) {
 	}
 }
 
+// TestKinds: content decides where a name says nothing.
+func TestKinds(t *testing.T) {
+	odd := strings.Repeat(" ", 0x280-len(`{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}`)) // the length reads 80 02: a pickle's beginning
+	for text, want := range map[string]Kind{
+		shard("a", 3): Weight,
+		string(st(`{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}`+odd, 0)): Weight,
+		string(head(0, 0).Bytes()): Weight, "\x80\x02}q": Pickle, "\x80\x05\x95": Pickle, "PK\x03\x04": Pickle,
+		"\x7fELF\x02": Code, "#!/bin/sh": Code, "{}": Config, "": Config, "\x80": Config,
+	} {
+		f := File{Name: "0a1b2c", Kind: fit("0a1b2c").kind}
+		if err := f.sniff(strings.NewReader(text)); err != nil || f.Kind != want {
+			t.Errorf("%.20q is %s, %v; want %s", text, f.Kind, err, want)
+		}
+	}
+}
+
 func TestScanOptions(t *testing.T) {
 	files := hf()
 	files["original/consolidated.00.pth"] = "\x80\x02x"

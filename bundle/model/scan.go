@@ -283,15 +283,24 @@ func what(m fs.FileMode) string {
 	return "special file (" + m.Type().String() + ")"
 }
 
-// sniff looks at the first bytes of what the name made no weight.
+// sniff looks at the first bytes of what the name made no weight. Caches name
+// files by digest, so a weight may have no extension either.
 func (x *File) sniff(r io.ReaderAt) error {
-	var b [4]byte
+	var b [16]byte
 	n, err := r.ReadAt(b[:], 0)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("%s: %w", x.Name, err)
 	}
+	if x.Kind == Weight {
+		return nil
+	}
+	// A header's length, below 2^32, and the brace of its JSON: no pickle goes on so.
+	if n > 8 && bytes.Equal(b[4:9], []byte("\x00\x00\x00\x00{")) && (x.Kind == Config || x.Kind == Doc) {
+		x.Kind, x.Format = Weight, "safetensors"
+		return nil
+	}
 	for _, m := range marks {
-		if x.Kind != Weight && bytes.HasPrefix(b[:n], []byte(m.prefix)) {
+		if bytes.HasPrefix(b[:n], []byte(m.prefix)) {
 			x.Kind, x.Format = m.kind, m.format
 			return nil
 		}
