@@ -241,6 +241,30 @@ func TestImport(t *testing.T) {
 	}
 }
 
+// TestNamelessWeights: a NIM cache holds weights by digest, and other tools'
+// models hold formats that we don't know.
+func TestNamelessWeights(t *testing.T) {
+	s := store(t)
+	dir := write(t, map[string]string{"ngc/hub/blobs/0a1b": shard("a", 50), "ngc/hub/refs/main": "1"})
+	if _, err := Import(t.Context(), s, scan(t, dir, Options{}), About{Name: "cache"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	m, err := Open(s, "cache:latest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if x, err := Verify(t.Context(), s, m, nil); err != nil || x.Params != 50 || len(x.Notes) != 0 {
+		t.Errorf("got %+v, %v", x, err)
+	}
+	for i := range m.Files {
+		m.Files[i].Kind = Weight
+		m.Files[i].Format = ""
+	}
+	if x, err := Verify(t.Context(), s, m, nil); err != nil || x.Params != 50 || len(x.Notes) != 1 {
+		t.Errorf("got %+v, %v", x, err)
+	}
+}
+
 // TestImportLeavesNoName: a source that changes, or a cancelled import.
 func TestImportLeavesNoName(t *testing.T) {
 	dir := write(t, hf())

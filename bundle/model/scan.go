@@ -414,6 +414,11 @@ func (x *inspector) weight(f File) error {
 	}
 	defer in.Close()
 	parse := map[string]func(io.ReaderAt, int64) (*Header, error){"gguf": GGUF, "safetensors": Safetensors}[f.Format]
+	if parse == nil {
+		x.Weights += f.Size
+		x.Notes = append(x.Notes, f.Name+" is of a format that this version can't check")
+		return nil
+	}
 	h, err := parse(in, f.Size)
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -299,13 +300,25 @@ func (m Model) sniffed(s *content.Store) ([]File, error) {
 		if err != nil {
 			return nil, err
 		}
+		if f.Kind == Weight && f.Format == "" {
+			f.Kind = Config // the name says nothing: its content decides
+		}
+		was := f.Kind
 		err = errors.Join(f.sniff(in), in.Close())
 		if err != nil {
 			return nil, err
 		}
+		if f.Kind == Config && was == Config && m.weight(f.Name) {
+			f.Kind = Weight // of a format that we don't know
+		}
 		out = append(out, f)
 	}
 	return out, nil
+}
+
+// weight says whether the manifest calls a file one.
+func (m Model) weight(name string) bool {
+	return slices.ContainsFunc(m.Files, func(f File) bool { return f.Name == name && f.Kind == Weight })
 }
 
 func verify(ctx context.Context, s *content.Store, f File, p Progress) error {
