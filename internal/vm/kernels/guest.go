@@ -99,7 +99,7 @@ type event struct {
 // decoder gives a pipe for the test's output; what test2json makes of it fills
 // the result until the pipe is closed.
 func (r *result) decoder(ctx context.Context, verbose bool) (io.WriteCloser, <-chan error, error) {
-	c := exec.CommandContext(ctx, "go", "tool", "test2json")
+	c := exec.CommandContext(ctx, "go", "tool", "test2json", "-t") // with times
 	in, err := c.StdinPipe()
 	if err != nil {
 		return nil, nil, err
