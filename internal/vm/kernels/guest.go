@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -43,7 +42,7 @@ func (g *guest) run(ctx context.Context, d built) (err error) {
 		return fmt.Errorf("kernel-probe said %q: %w", out, err)
 	}
 	for _, s := range suites {
-		if g.opts.wanted(g.boot, s.pkg) {
+		if g.opts.wanted(g.boot, s) {
 			if err := g.suite(ctx, h, s); err != nil {
 				return err
 			}
@@ -61,7 +60,7 @@ func (g *guest) suite(ctx context.Context, h *host, s suite) error {
 	res := &result{pkg: s.pkg, excluded: s.not}
 	h.results = append(h.results, res)
 	args := []string{"./it.test", "-test.v=test2json", "-test.short", "-test.timeout=" + (limit - 30*time.Second).String()}
-	if run := cmp.Or(g.opts.run, g.boot.only[s.pkg]); run != "" {
+	if run := g.opts.tests(g.boot, s); run != "" {
 		args = append(args, "-test.run="+run)
 	}
 	if len(s.not) > 0 {

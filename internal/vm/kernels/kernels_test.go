@@ -22,6 +22,7 @@ func TestPlan(t *testing.T) {
 				t.Errorf("%s leaves out %s (%q), which is no test there", s.pkg, name, why)
 			}
 		}
+		known(t, s.pkg, s.quick)
 		for _, p := range append(s.programs, prober) {
 			if _, err := os.Stat(p + "/main.go"); err != nil {
 				t.Error(err)
@@ -33,12 +34,19 @@ func TestPlan(t *testing.T) {
 			if !isSuite(pkg) {
 				t.Errorf("boot %q runs %s, which is no suite", b.name, pkg)
 			}
-			src := sources(t, pkg)
-			for name := range strings.SplitSeq(tests, "|") {
-				if name != "" && !strings.Contains(src, "func "+name+"(t *testing.T)") {
-					t.Errorf("boot %q runs %s of %s, which is no test there", b.name, name, pkg)
-				}
-			}
+			known(t, pkg, tests)
+		}
+	}
+}
+
+// known wants each name of a selection to be a test of the package, or to begin
+// the name of one.
+func known(t *testing.T, pkg, tests string) {
+	t.Helper()
+	src := sources(t, pkg)
+	for name := range strings.SplitSeq(tests, "|") {
+		if name != "" && !strings.Contains(src, "\nfunc "+name) {
+			t.Errorf("the plan names %s of %s, which is no test there", name, pkg)
 		}
 	}
 }
@@ -139,6 +147,9 @@ func TestReport(t *testing.T) {
 func TestPlanned(t *testing.T) {
 	if n := (options{}).planned(); n < len(suites)*2 {
 		t.Errorf("%d packages are planned in all machines", n)
+	}
+	if q, all := (options{quick: true}).planned(), (options{}).planned(); q == 0 || q >= all {
+		t.Errorf("%d packages are quick, of %d", q, all)
 	}
 	if _, err := runAll(t.Context(), options{pkg: "no-such-package"}); err == nil {
 		t.Error("a package that is no suite passed")

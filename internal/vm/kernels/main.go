@@ -29,6 +29,7 @@ func main() {
 	flag.StringVar(&o.pkg, "pkg", "", "only the packages whose path contains this")
 	flag.StringVar(&o.kernel, "kernel", "", "only this series of kernels, such as 6.12")
 	flag.StringVar(&o.boot, "boot", "", "only the boots whose name contains this")
+	flag.BoolVar(&o.quick, "quick", false, "a selection that tells in minutes whether the kernels take the programs")
 	flag.BoolVar(&o.verbose, "v", false, "show the tests' output")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -38,7 +39,7 @@ func main() {
 
 type options struct {
 	cache, run, pkg, kernel, boot string
-	verbose                       bool
+	verbose, quick                bool
 }
 
 // needed are the host's tools, with the Debian package of each.
@@ -129,7 +130,7 @@ func (o options) planned() (n int) {
 	for _, k := range vm.Kernels {
 		for _, b := range boots {
 			for _, s := range suites {
-				if o.series(k.Name) && strings.Contains(b.name, o.boot) && o.wanted(b, s.pkg) {
+				if o.series(k.Name) && strings.Contains(b.name, o.boot) && o.wanted(b, s) {
 					n++
 				}
 			}
@@ -139,7 +140,7 @@ func (o options) planned() (n int) {
 }
 
 // wanted says whether a package's tests shall run under a boot.
-func (o options) wanted(b boot, pkg string) bool {
-	_, chosen := b.only[pkg]
-	return strings.Contains(pkg, o.pkg) && (b.only == nil || chosen)
+func (o options) wanted(b boot, s suite) bool {
+	_, chosen := b.only[s.pkg]
+	return strings.Contains(s.pkg, o.pkg) && (b.only == nil || chosen) && (!o.quick || s.quick != "")
 }

@@ -6,16 +6,20 @@ type suite struct {
 	// Tests that cannot run in a guest, each with the reason. They run on the
 	// host with `make test`.
 	not map[string]string
+	// quick are the tests of -quick, as in go test -run: those that fail first
+	// when a kernel takes a program differently. Without any the package is left
+	// out.
+	quick string
 	// Programs of this repository that the tests start; a guest has no Go.
 	programs []string
 }
 
 var suites = []suite{
-	{pkg: "appliance/guard"},
+	{pkg: "appliance/guard", quick: "TestTiers|TestExec|TestRefused|TestFull|TestOpened|TestSteer"},
 	{pkg: "appliance/confine", not: map[string]string{
 		"TestTables": "compares with x/sys's source, and a guest has no Go; the same on every kernel",
 	}},
-	{pkg: "appliance/sandbox", programs: []string{"cmd/clawbox-launch", "appliance/sandbox/testdata/probe"}},
+	{pkg: "appliance/sandbox", quick: "TestGuarded|TestInside", programs: []string{"cmd/clawbox-launch", "appliance/sandbox/testdata/probe"}},
 	{pkg: "appliance/egress"},
 }
 
@@ -25,6 +29,17 @@ type boot struct {
 	cmdline string
 	want    string            // the guard's tier that must be reached
 	only    map[string]string // packages, with the tests as in go test -run; nil: all
+}
+
+// tests says which of a package's tests run under a boot, as in go test -run.
+func (o options) tests(b boot, s suite) string {
+	switch {
+	case o.run != "":
+		return o.run
+	case o.quick && b.only[s.pkg] == "":
+		return s.quick
+	}
+	return b.only[s.pkg]
 }
 
 // boots are the two tiers that this machine's own kernel may lack. Debian's
