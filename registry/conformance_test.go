@@ -3,6 +3,7 @@ package registry
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -37,14 +38,23 @@ func suite(t *testing.T, host string, env ...string) string {
 	return string(out)
 }
 
-// TestConformance runs the whole suite, as version 1.1 has it and with what
-// the next version has, too.
+// TestConformance runs the whole suite: as version 1.1 has it, with what the
+// next version has, too, and with a password and manifests that are not whole.
 func TestConformance(t *testing.T) {
-	for _, version := range []string{"1.1", "dev"} {
-		t.Run(version, func(t *testing.T) {
-			s := pushRack(t, Options{})
-			suite(t, s.host(), "OCI_VERSION="+version)
-		})
+	users := filepath.Join(t.TempDir(), "users")
+	must(t, os.WriteFile(users, []byte(cheap(t, "op", "op's password")), 0o600))
+	for name, c := range map[string]struct {
+		o   Options
+		env []string
+	}{
+		"1.1": {Options{}, []string{"OCI_VERSION=1.1"}},
+		"dev": {Options{}, []string{"OCI_VERSION=dev"}},
+		"login, sparse": {
+			Options{Sparse: true, Users: ok(OpenUsers(users))(t), Rules: []Rule{{"user:op", "conformance/**", []Right{Pull, Push, Delete}}}},
+			[]string{"OCI_VERSION=dev", "OCI_DATA_SPARSE=true", "OCI_USERNAME=op", "OCI_PASSWORD=op's password"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) { suite(t, pushRack(t, c.o).host(), c.env...) })
 	}
 }
 

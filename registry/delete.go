@@ -122,6 +122,9 @@ func (c *call) deleteManifest() error {
 	if err := c.unneeded(h, true); err != nil {
 		return err
 	}
+	if err := c.record(Delete, c.ref, h); err != nil {
+		return err
+	}
 	return c.dropManifest(h, e)
 }
 
@@ -129,12 +132,15 @@ func (c *call) deleteTag() error {
 	if err := c.ours(c.ref); err != nil {
 		return err
 	}
-	_, ok, err := c.resolve(c.ref)
+	h, ok, err := c.resolve(c.ref)
 	if err != nil {
 		return err
 	}
 	if !ok {
 		return refuse(http.StatusNotFound, codeNoManifest, "no tag %.140q here", c.ref)
+	}
+	if err := c.record(Delete, c.ref, h); err != nil {
+		return err
 	}
 	if err := c.shelf.drop(c.shelf.path(c.name, tagsIn, c.ref)); err != nil {
 		return err
@@ -196,6 +202,9 @@ func (c *call) deleteBlob() error {
 		return refuse(http.StatusNotFound, codeBlob, "no blob %s here", h)
 	}
 	if err := c.unneeded(h, false); err != nil {
+		return err
+	}
+	if err := c.record(Delete, c.ref, h); err != nil {
 		return err
 	}
 	if err := c.shelf.drop(c.shelf.path(c.name, blobsIn, fileOf(h))); err != nil {

@@ -206,6 +206,11 @@ func (c *call) show(p *pushed, at v1.Descriptor) error {
 	if err := c.check(p.doc); err != nil {
 		return err
 	}
+	for _, ref := range append([]string{p.name.String()}, p.tags...) {
+		if err := c.record(Push, ref, p.name); err != nil {
+			return err
+		}
+	}
 	if err := c.linkParts(p.doc, 0); err != nil {
 		return err
 	}

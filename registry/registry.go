@@ -66,6 +66,7 @@
 package registry
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -77,6 +78,7 @@ import (
 	"strings"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/clawbox/clawbox/bundle/content"
@@ -92,6 +94,19 @@ type Options struct {
 	Limits Limits
 	// Sparse takes manifests whose parts are not all here.
 	Sparse bool
+	// Record is told of each change before it is made, and is durable when it
+	// returns; on its error the change is not made. It is called by many
+	// goroutines. nil: nowhere.
+	Record func(context.Context, Change) error
+}
+
+// Change is something that is about to be pushed, mounted or deleted.
+type Change struct {
+	Who    string // "user:NAME", "cert:NAME" or an address
+	Right  Right  // Push or Delete
+	Repo   string
+	Ref    string // tag or digest, as the client gave it
+	Digest v1.Hash
 }
 
 // New returns the registry over store, for pulling; what o says of pushing is
@@ -124,7 +139,7 @@ func Open(store *content.Store, o Options) (http.Handler, error) {
 	}
 	s := &server{
 		store: store, log: o.Log, push: o.Push, sparse: o.Sparse, views: views{store: store},
-		shelf: shelf{filepath.Join(store.Dir(), shelfDir)}, gate: gate{o.Rules, o.Users},
+		shelf: shelf{filepath.Join(store.Dir(), shelfDir)}, gate: gate{o.Rules, o.Users}, tell: o.Record,
 	}
 	if !s.push {
 		return s, nil
@@ -146,6 +161,7 @@ type server struct {
 	shelf  shelf
 	gate   gate
 	ups    *sessions // nil unless push
+	tell   func(context.Context, Change) error
 }
 
 // call is one request for something in a repository.
@@ -295,6 +311,19 @@ func (s *server) hold() (release func(), err error) {
 		return nil, err
 	}
 	return func() { theirs(); mine() }, nil
+}
+
+// record tells of a change that nothing but a failing disk can keep from being
+// made now.
+func (c *call) record(what Right, ref string, h v1.Hash) error {
+	if c.tell == nil {
+		return nil
+	}
+	err := c.tell(c.r.Context(), Change{c.who.String(), what, c.name, ref, h})
+	if err != nil {
+		return fmt.Errorf("not recorded, so not done: %s %s in %s: %w", what, ref, c.name, err)
+	}
+	return nil
 }
 
 // ping says that this is a registry, to those who may do anything in it. Where

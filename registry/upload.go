@@ -109,6 +109,9 @@ func (c *call) received(h v1.Hash, e entry) error {
 		return err
 	}
 	defer unlock()
+	if err := c.record(Push, h.String(), h); err != nil {
+		return err
+	}
 	e.Type = ""
 	if err := c.shelf.link(c.name, blobsIn, h, e); err != nil {
 		return err
