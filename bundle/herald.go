@@ -27,6 +27,7 @@ type herald struct {
 type watched struct {
 	item manifest.Item
 	todo []v1.Descriptor
+	seen map[v1.Hash]bool // manifests: indexes that name each other often are opened once
 }
 
 // newHerald begins to listen. An error of ready ends the load by cancel.
@@ -36,7 +37,7 @@ func newHerald(ctx context.Context, m *Media, s *content.Store, ready func(conte
 		return h
 	}
 	for _, it := range m.release.Items {
-		h.items = append(h.items, watched{it, []v1.Descriptor{it.Descriptor}})
+		h.items = append(h.items, watched{it, []v1.Descriptor{it.Descriptor}, map[v1.Hash]bool{}})
 	}
 	// As many places as items: the load never waits for its listener.
 	h.ready, h.done = make(chan manifest.Item, len(h.items)), make(chan struct{})
@@ -78,9 +79,10 @@ func (h *herald) advance(w *watched) error {
 			return err
 		}
 		w.todo = w.todo[:len(w.todo)-1]
-		if d.Digest != w.item.Descriptor.Digest && !isManifest(d) {
+		if w.seen[d.Digest] || d.Digest != w.item.Descriptor.Digest && !isManifest(d) {
 			continue
 		}
+		w.seen[d.Digest] = true
 		raw, err := h.pool.manifest(d)
 		if err != nil {
 			return err
