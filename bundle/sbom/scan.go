@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"path"
@@ -44,7 +45,8 @@ type Layer struct {
 	Open   func() (io.ReadCloser, error)
 }
 
-// Tee gives a writer that gets the content of a file, or nil.
+// Tee gives a writer that gets the content of a file, or nil. One that is an
+// io.Closer is closed at the file's end.
 type Tee func(layer v1.Hash, e layer.Entry) io.Writer
 
 // Bounds of what is read into memory: a file, and the packages of an image.
@@ -90,20 +92,31 @@ func (c *collector) layer(ctx context.Context, i int, l Layer, tee Tee) error {
 		if !e.Regular() {
 			return nil
 		}
-		if tee != nil {
-			if w := tee(l.Digest, e); w != nil {
-				body = io.TeeReader(body, w)
-			}
-		}
-		if err := c.file(i, e, body); err != nil {
+		if err := c.teed(i, l.Digest, e, body, tee); err != nil {
 			return fmt.Errorf("%s: %w", e.Path, err)
 		}
-		if tee == nil {
-			return nil
-		}
-		_, err := io.Copy(io.Discard, body) // the tee wants all of it
-		return err
+		return nil
 	})
+}
+
+// teed reads one file, all of it when the tee wants it.
+func (c *collector) teed(i int, h v1.Hash, e layer.Entry, body io.Reader, tee Tee) error {
+	var w io.Writer
+	if tee != nil {
+		w = tee(h, e)
+	}
+	if w == nil {
+		return c.file(i, e, body)
+	}
+	body = io.TeeReader(body, w)
+	err := c.file(i, e, body)
+	if err == nil {
+		_, err = io.Copy(io.Discard, body)
+	}
+	if cl, ok := w.(io.Closer); ok {
+		err = errors.Join(err, cl.Close())
+	}
+	return err
 }
 
 // hide forgets what the entry replaces.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/clawbox/clawbox/appliance/control"
 	"github.com/clawbox/clawbox/appliance/ledger"
+	"github.com/clawbox/clawbox/bundle/licence"
 	"github.com/clawbox/clawbox/bundle/manifest"
 	"github.com/clawbox/clawbox/installer"
 	"github.com/clawbox/clawbox/installer/wizard"
@@ -32,7 +33,8 @@ const exitHelp = `  0    done
   2    the command line, a recipe, an answers file or a policy is wrong
   3    not trusted: a signature, a digest or the ledger does not hold, or media are
        not complete
-  4    refused: by preflight, by the appliance's state or by an operator
+  4    refused: by preflight, by the appliance's state, by an operator, for licences
+       or for key material
   5    what was named does not exist
   6    no appliance answers on the control socket
   130  interrupted
@@ -81,6 +83,8 @@ func status(err error) int {
 	var proof untrusted
 	var fault *ledger.Fault
 	var preflight *installer.ErrPreflight
+	var secrets *licence.SecretError
+	var export *licence.RefusedError
 	for _, said := range cobraUsage {
 		if strings.HasPrefix(err.Error(), said) {
 			return exitUsage
@@ -92,7 +96,7 @@ func status(err error) int {
 	case errors.Is(err, manifest.ErrUntrusted), errors.Is(err, manifest.ErrTampered), errors.Is(err, manifest.ErrIncomplete),
 		errors.As(err, &proof), errors.As(err, &fault):
 		return exitUntrusted
-	case errors.As(err, &preflight), errors.Is(err, manifest.ErrRollback), errors.Is(err, wizard.ErrDeclined):
+	case errors.As(err, &secrets), errors.As(err, &export), errors.As(err, &preflight), errors.Is(err, manifest.ErrRollback), errors.Is(err, wizard.ErrDeclined):
 		return exitRefused
 	case errors.Is(err, control.ErrUnreachable):
 		return exitUnreachable

@@ -22,21 +22,24 @@ func modelCmd(a *app) *cobra.Command {
 	var dir string
 	c := group(&cobra.Command{Use: "model", Short: "Bring models into a store, list them, verify them, hand them to engines"})
 	c.PersistentFlags().StringVar(&dir, "store", "", "the store's directory (default: the installed appliance's)")
-	open := func(create bool) (*content.Store, error) {
-		if dir == "" {
-			cfg, err := a.config()
-			if err != nil {
-				return nil, fmt.Errorf("%w; or name a store with --store", err)
-			}
-			dir = cfg.Paths.Store
-		}
-		if _, err := os.Stat(filepath.Join(dir, "oci-layout")); err != nil && !create {
-			return nil, fmt.Errorf("no store in %s: %w", dir, err)
-		}
-		return content.Open(dir)
-	}
+	open := func(create bool) (*content.Store, error) { return storeAt(a, dir, create) }
 	c.AddCommand(modelImportCmd(a, open), modelListCmd(a, open), modelVerifyCmd(a, open), modelViewCmd(a, open))
 	return c
+}
+
+// storeAt opens the store in dir, or the installed appliance's.
+func storeAt(a *app, dir string, create bool) (*content.Store, error) {
+	if dir == "" {
+		cfg, err := a.config()
+		if err != nil {
+			return nil, fmt.Errorf("%w; or name a store with --store", err)
+		}
+		dir = cfg.Paths.Store
+	}
+	if _, err := os.Stat(filepath.Join(dir, "oci-layout")); err != nil && !create {
+		return nil, fmt.Errorf("no store in %s: %w", dir, err)
+	}
+	return content.Open(dir)
 }
 
 type openStore func(create bool) (*content.Store, error)
