@@ -76,13 +76,39 @@ func TestRules(t *testing.T) {
 		who, what string
 		status    int
 	}{
-		{"nobody", "GET /v2/", 401}, {"nobody", get, 401}, {"nobody", up, 401}, {"nobody", "GET /v2/_catalog", 401},
-		{"loopback", "GET /v2/", 401}, {"loopback", "GET /v2/_catalog", 200}, {"loopback", get, 404}, {"loopback6", get, 404}, {"loopback", up, 401}, {"loopback", del, 401},
-		{"blank", get, 404}, {"blank", up, 401}, {"liar", get, 401}, {"bearer", get, 401}, {"unknown", get, 401},
-		{"op", "GET /v2/", 200}, {"op", get, 404}, {"op", up, 202}, {"op", del, 404}, {"op", "GET /v2/_catalog", 200},
-		{"dev", "GET /v2/", 200}, {"dev", get, 403}, {"dev", up, 403}, {"dev", del, 403},
-		{"dev", "POST /v2/team/x/blobs/uploads/", 202}, {"dev", "DELETE /v2/team/x/manifests/1", 403}, {"dev", "POST /v2/team/blobs/uploads/", 403}, {"dev", "POST /v2/teams/x/blobs/uploads/", 403},
-		{"node", "GET /v2/", 200}, {"node", get, 404}, {"node", up, 403}, {"stranger", get, 403}, {"stranger", "GET /v2/", 401},
+		{"nobody", "GET /v2/", 401},
+		{"nobody", get, 401},
+		{"nobody", up, 401},
+		{"nobody", "GET /v2/_catalog", 401},
+		{"loopback", "GET /v2/", 401},
+		{"loopback", "GET /v2/_catalog", 200},
+		{"loopback", get, 404},
+		{"loopback6", get, 404},
+		{"loopback", up, 401},
+		{"loopback", del, 401},
+		{"blank", get, 404},
+		{"blank", up, 401},
+		{"liar", get, 401},
+		{"bearer", get, 401},
+		{"unknown", get, 401},
+		{"op", "GET /v2/", 200},
+		{"op", get, 404},
+		{"op", up, 202},
+		{"op", del, 404},
+		{"op", "GET /v2/_catalog", 200},
+		{"dev", "GET /v2/", 200},
+		{"dev", get, 403},
+		{"dev", up, 403},
+		{"dev", del, 403},
+		{"dev", "POST /v2/team/x/blobs/uploads/", 202},
+		{"dev", "DELETE /v2/team/x/manifests/1", 403},
+		{"dev", "POST /v2/team/blobs/uploads/", 403},
+		{"dev", "POST /v2/teams/x/blobs/uploads/", 403},
+		{"node", "GET /v2/", 200},
+		{"node", get, 404},
+		{"node", up, 403},
+		{"stranger", get, 403},
+		{"stranger", "GET /v2/", 401},
 	} {
 		method, path, _ := strings.Cut(c.what, " ")
 		got := ask(c.who, method, path)
@@ -126,9 +152,17 @@ func TestMountNeedsPull(t *testing.T) {
 
 func TestRuleCheck(t *testing.T) {
 	for _, r := range []Rule{
-		{}, {"everyone", "**", []Right{Pull}}, {"user:", "**", []Right{Pull}}, {"user", "**", []Right{Pull}}, {"loopback:x", "**", []Right{Pull}},
-		{"anyone", "", []Right{Pull}}, {"anyone", "a/*", []Right{Pull}}, {"anyone", "**/x", []Right{Pull}}, {"anyone", "Up", []Right{Pull}},
-		{"anyone", "**", nil}, {"anyone", "**", []Right{"admin"}},
+		{},
+		{"everyone", "**", []Right{Pull}},
+		{"user:", "**", []Right{Pull}},
+		{"user", "**", []Right{Pull}},
+		{"loopback:x", "**", []Right{Pull}},
+		{"anyone", "", []Right{Pull}},
+		{"anyone", "a/*", []Right{Pull}},
+		{"anyone", "**/x", []Right{Pull}},
+		{"anyone", "Up", []Right{Pull}},
+		{"anyone", "**", nil},
+		{"anyone", "**", []Right{"admin"}},
 	} {
 		if r.Check() == nil {
 			t.Errorf("%+v is taken", r)

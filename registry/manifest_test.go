@@ -159,8 +159,10 @@ func TestRelease(t *testing.T) {
 	}
 	// An index over the release's image outlives the release.
 	child := ok(img.Digest())(t)
-	idx := ok(json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": types.OCIImageIndex,
-		"manifests": []v1.Descriptor{{MediaType: types.DockerManifestSchema2, Digest: child, Size: ok(img.Size())(t)}}}))(t)
+	idx := ok(json.Marshal(map[string]any{
+		"schemaVersion": 2, "mediaType": types.OCIImageIndex,
+		"manifests": []v1.Descriptor{{MediaType: types.DockerManifestSchema2, Digest: child, Size: ok(img.Size())(t)}},
+	}))(t)
 	s.send(t, "PUT", "/v2/app/manifests/mine", idx, "Content-Type", string(types.OCIImageIndex)).want(t, 201, "")
 	must(t, s.Untag("app:1"))
 	got := ok(remote.Index(ok(name.ParseReference(s.host() + "/app:mine"))(t)))(t)

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/rand"
 	"encoding/json"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/crane"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -279,6 +281,25 @@ func TestResume(t *testing.T) {
 	again.send(t, "PUT", u+"?digest="+h.String(), b[2<<20:]).want(t, 201, "")
 	if got := again.do(t, "GET", "/v2/deep/repo/blobs/"+h.String()); got.body != string(b) {
 		t.Error("another blob came back")
+	}
+}
+
+// TestSilent: a client that says nothing for long loses its connection, and
+// what it has sent is kept.
+func TestSilent(t *testing.T) {
+	old := idle
+	idle = 300 * time.Millisecond
+	t.Cleanup(func() { idle = old })
+	s := pushRack(t, Options{})
+	u := s.session(t, "a")
+	conn := ok(net.Dial("tcp", s.host()))(t)
+	defer conn.Close()
+	fmt.Fprintf(conn, "PATCH %s HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nfive.", u)
+	res := ok(http.ReadResponse(bufio.NewReader(conn), nil))(t)
+	res.Body.Close()
+	st := s.send(t, "GET", u, nil).want(t, 204, "")
+	if res.StatusCode != 400 || st.header.Get("Range") != "0-4" {
+		t.Errorf("answered %d, Range %s", res.StatusCode, st.header.Get("Range"))
 	}
 }
 

@@ -76,7 +76,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
@@ -350,6 +349,3 @@ func (c *call) pingable() error {
 	}
 	return nil
 }
-
-// idle is how long a client may be silent within a request.
-const idle = 60 * time.Second

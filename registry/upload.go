@@ -328,6 +328,9 @@ func (c *call) copy(u *content.Upload) (n int64, err error) {
 	}
 }
 
+// idle is how long a client may be silent within a request's body.
+var idle = 60 * time.Second
+
 // body is the request's body, of which something must come once in a while.
 func (c *call) body() io.ReadCloser {
 	return &patient{c.r.Body, http.NewResponseController(c.w)}
@@ -338,7 +341,14 @@ type patient struct {
 	ctl *http.ResponseController
 }
 
+// Read takes the deadline away at the end: what is done with the body may take
+// longer, and must not look like a client that has gone. One that is silent keeps
+// it, or the server would wait for the rest before it answers.
 func (p *patient) Read(b []byte) (int, error) {
 	_ = p.ctl.SetReadDeadline(time.Now().Add(idle)) // a test's writer has none
-	return p.ReadCloser.Read(b)
+	n, err := p.ReadCloser.Read(b)
+	if err == io.EOF {
+		_ = p.ctl.SetReadDeadline(time.Time{})
+	}
+	return n, err
 }
