@@ -55,7 +55,8 @@ type BuildOptions struct {
 	PartSize int64             // bytes; 0 is DefaultPartSize
 	Progress Progress          // nil: quiet
 
-	More []Output // further directories, which take the parts that Out has no room for
+	OutSize int64    // bytes that may be used in Out; 0: what is free
+	More    []Output // further directories, which take the parts that Out has no room for
 	// Roots are the notes of the chain of roots, from version 1. The last one's
 	// release role is then the one whose threshold must sign.
 	Roots      [][]byte
@@ -296,7 +297,7 @@ func (b *build) write(ctx context.Context) (r manifest.Release, err error) {
 	if err := b.against(ctx, w.blobs); err != nil {
 		return r, err
 	}
-	if w.outputs, err = openOutputs(append([]Output{{Dir: b.Out}}, b.More...)); err != nil {
+	if w.outputs, err = openOutputs(append([]Output{{Dir: b.Out, Size: b.OutSize}}, b.More...)); err != nil {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, w.close(err)) }()

@@ -18,10 +18,14 @@
 // docs/bundle-format.md for the bytes.
 //
 // What costs what: a build writes each byte of a local file once (into the
-// part) and of a pulled one twice (work store and part). A load reads each
-// missing byte once and writes it once. Inspect and the signature check read
-// at most 16 MiB.
+// part) and of a pulled one twice (work store and part), and sums it once; a
+// build of what has not changed reads no payload. A load reads each missing byte
+// once and writes it once. Inspect and the signature check read at most 16 MiB.
 //
-// Limits: parts are not encrypted and have no parity against damage; a blob
-// whose transfer was cut off starts again from its beginning.
+// On request a bundle is encrypted to recipients (age), has parity parts against
+// loss (Reed-Solomon), is spread over several directories, or leaves out what
+// another release has (Since).
+//
+// Limits: the same release encrypted twice is not the same bytes; a part goes
+// into one directory whole.
 package bundle

@@ -1,6 +1,7 @@
 package bundle
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -24,16 +25,28 @@ type Info struct {
 	Signatures []manifest.Signature `json:"signatures"`
 	Threshold  int                  `json:"threshold"` // signatures that the release asks for
 
-	Size  int64           `json:"size"` // payload, in bytes
-	Parts []PartInfo      `json:"parts"`
-	Items []manifest.Item `json:"items"`
+	Base       *manifest.Base `json:"base,omitempty"`       // what hosts must have
+	Encryption string         `json:"encryption,omitempty"` // as in the release
+	Sealed     bool           `json:"sealed,omitempty"`     // Items could not be read
+	Roots      int            `json:"roots,omitempty"`      // how long the chain of roots is
+
+	Size   int64           `json:"size"` // payload, in bytes
+	Parts  []PartInfo      `json:"parts"`
+	Parity []PartInfo      `json:"parity,omitempty"`
+	Items  []manifest.Item `json:"items"`
 }
 
 // Inspect reads release.note and index.json and looks for the parts; it reads
 // no payload. With the zero Trust nothing is verified, and Info says so. With
 // a trust, a bundle that it didn't sign is an error.
 func Inspect(trust manifest.Trust, dirs ...string) (Info, error) {
-	note, err := readNote(dirs)
+	return MediaOptions{Trust: trust, Dirs: dirs}.Inspect()
+}
+
+// Inspect is Inspect for encrypted media, too: without an identity that fits,
+// the items are left out and Sealed is set.
+func (o MediaOptions) Inspect() (Info, error) {
+	note, err := readNote(o.Dirs)
 	if err != nil {
 		return Info{}, err
 	}
@@ -42,18 +55,29 @@ func Inspect(trust manifest.Trust, dirs ...string) (Info, error) {
 		return Info{}, err
 	}
 	i := Info{Trust: "SIGNATURE NOT CHECKED: no key given (--key); anybody may have made this bundle"}
-	if !trust.Empty() {
+	if !o.Trust.Empty() {
+		trust, err := o.Trust.Follow((&Media{dirs: o.Dirs}).readRoot)
+		if err != nil {
+			return Info{}, fmt.Errorf("media: %w", err)
+		}
 		if r, i.Signers, err = trust.Open(note); err != nil {
 			return Info{}, err
 		}
 		i.Verified, i.Trust = true, "signed by "+strings.Join(i.Signers, ", ")
 	}
-	if _, err := readIndex(r, dirs); err != nil {
+	x, err := readIndex(r, o.Dirs, o.Identities...)
+	switch {
+	case errors.Is(err, manifest.ErrSealed) && len(o.Identities) == 0:
+		i.Sealed = true
+	case err != nil:
 		return Info{}, err
+	case r.Encryption != "":
+		r.Items = x.Items
 	}
-	i.Name, i.Version, i.Sequence, i.Created = r.Name, r.Version, r.Sequence, r.Created
-	i.Signatures, i.Threshold = sigs, r.Roles.Release.Threshold
-	i.Size, i.Parts, i.Items = r.Size(), findParts(r, dirs), r.Items
+	i.Name, i.Version, i.Sequence, i.Created, i.Base, i.Encryption = r.Name, r.Version, r.Sequence, r.Created, r.Base, r.Encryption
+	i.Signatures, i.Threshold, i.Roots = sigs, r.Roles.Release.Threshold, len(r.Roots)
+	i.Size, i.Parts, i.Items = r.Size(), findParts(r, o.Dirs), r.Items
+	i.Parity = findParity(r, o.Dirs)
 	return i, nil
 }
 
@@ -65,14 +89,20 @@ func (i Info) Print(w io.Writer) error {
 	for _, s := range i.Signatures {
 		fmt.Fprintf(t, "signature\t%s+%s\n", s.Name, s.Hash)
 	}
-	fmt.Fprintf(t, "payload\t%s in %d parts\n\n", Size(i.Size), len(i.Parts))
+	if i.Base != nil {
+		fmt.Fprintf(t, "builds upon\t%s: hosts must have it\n", i.Base)
+	}
+	if i.Encryption != "" {
+		fmt.Fprintf(t, "encrypted\t%s%s\n", i.Encryption, map[bool]string{true: ": name an identity (--identity) to see what is in it"}[i.Sealed])
+	}
+	fmt.Fprintf(t, "payload\t%s in %d parts, of which any %d may be lost\n\n", Size(i.Size), len(i.Parts), len(i.Parity))
 	fmt.Fprintf(t, "ITEM\tKIND\tSIZE\tLICENCE\tMAY BE PASSED ON\tREF\tPLACE\n")
 	for _, it := range i.Items {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", it.Name, it.Kind, Size(it.TotalSize), or(it.Licence, "not stated"),
 			yesNo(it.Redistributable), it.Ref, or(it.Path, strings.Join(it.Platforms, ",")))
 	}
 	fmt.Fprintf(t, "\nPART\tSIZE\tSTATE\n")
-	for _, p := range i.Parts {
+	for _, p := range append(append(partList{}, i.Parts...), i.Parity...) {
 		fmt.Fprintf(t, "%s\t%s\t%s\n", p.Name, Size(p.Size), p.State())
 	}
 	return t.Flush()

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strconv"
 	"strings"
 
@@ -13,65 +14,139 @@ import (
 	"github.com/spf13/cobra"
 )
 
+// buildFlags are the command line of bundle.
+type buildFlags struct {
+	bundle.BuildOptions
+	outs, keys, roots     []string
+	sinceKeys, identities []string
+	partSize, since       string
+	json                  bool
+}
+
 func bundleCmd(a *app) *cobra.Command {
-	var o bundle.BuildOptions
-	var keys []string
-	var partSize string
-	var asJSON bool
+	var b buildFlags
 	c := &cobra.Command{
 		Use:   "bundle -f RECIPE.yaml -o DIR --key NAME.key",
 		Short: "Pack everything that a recipe names into one signed bundle",
 		Long: `Pack everything that a recipe names into one signed bundle.
 
 Tags and files are pinned in bundle.lock beside the recipe; with the same lock
-the bundle is the same, byte for byte. What was fetched stays in the work store,
-so that an interrupted run goes on where it was. Registry credentials come from
-the usual keychain and are written nowhere.`,
+the bundle is the same, byte for byte (unless it is encrypted). What was fetched
+stays in the work store, so that an interrupted run goes on where it was, and
+what has not changed since the last build is not read again. Registry
+credentials come from the usual keychain and are written nowhere.
+
+With several -o the parts are spread over the directories, each filled up to
+its free space or to the size given as -o DIR=SIZE. With --since only what hosts
+with that release lack is written.`,
 		Args: usageArgs(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if _, err := bundle.LoadRecipe(o.Recipe); err != nil {
-				return usageError{err}
-			}
-			var err error
-			if o.PartSize, err = parseSize(partSize); err != nil {
-				return usageError{fmt.Errorf("--part-size: %w", err)}
-			}
-			for _, k := range keys {
-				s, err := manifest.LoadSigner(k)
-				if err != nil {
-					return err
-				}
-				o.Signers = append(o.Signers, s)
-			}
-			p := bundle.NewProgress(cmd.ErrOrStderr(), isTerminal(cmd.ErrOrStderr()))
-			defer p.Close()
-			o.Progress = p
-			rel, err := bundle.Build(cmd.Context(), o)
-			if err != nil {
-				return err
-			}
-			if asJSON {
-				a.output = "json"
-			}
-			return a.print(cmd.OutOrStdout(), rel, func(w io.Writer) {
-				fmt.Fprintf(w, "%s: %s %s (sequence %d), %d items, %s in %d parts\n",
-					o.Out, rel.Name, rel.Version, rel.Sequence, len(rel.Items), bundle.Size(rel.Size()), len(rel.Parts))
-			})
-		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return b.run(cmd, a) },
 	}
 	f := c.Flags()
-	f.StringVarP(&o.Recipe, "file", "f", "", "the recipe")
-	f.StringVarP(&o.Out, "output", "o", "", "directory to write the bundle into")
-	f.StringArrayVar(&keys, "key", nil, "private key to sign with (repeatable)")
-	f.StringVar(&o.Store, "store", "", "work store (default: in the user's cache directory)")
-	f.StringVar(&o.Lock, "lock", "", "the lock file (default: bundle.lock beside the recipe)")
-	f.BoolVar(&o.UpdateLock, "update-lock", false, "resolve everything anew and write the lock")
-	f.StringVar(&partSize, "part-size", "", "size of a part, such as 2GiB (default: just below 4GiB, for FAT32)")
-	f.BoolVar(&asJSON, "json", false, "print the release as JSON")
+	f.StringVarP(&b.Recipe, "file", "f", "", "the recipe")
+	f.StringArrayVarP(&b.outs, "output", "o", nil, "directory to write the bundle into, or DIR=SIZE (repeatable: several sticks)")
+	f.StringArrayVar(&b.keys, "key", nil, "private key to sign with (repeatable)")
+	f.StringArrayVar(&b.roots, "root-note", nil, "root of the chain to put on the media, from version 1 on (repeatable); see clawbox key root")
+	f.StringVar(&b.Store, "store", "", "work store (default: in the user's cache directory)")
+	f.StringVar(&b.Lock, "lock", "", "the lock file (default: bundle.lock beside the recipe)")
+	f.BoolVar(&b.UpdateLock, "update-lock", false, "resolve everything anew and write the lock")
+	f.BoolVar(&b.Rehash, "rehash", false, "read and write everything anew, though nothing seems to have changed")
+	f.StringVar(&b.partSize, "part-size", "", "size of a part, such as 2GiB (default: just below 4GiB, for FAT32)")
+	f.IntVar(&b.Parity, "parity", 0, "parity parts to add: as many parts as that may be lost or damaged")
+	f.StringArrayVar(&b.Recipients, "recipient", nil, "encrypt to this age or ssh public key, or to those in this file (repeatable)")
+	f.StringVar(&b.since, "since", "", "leave out what this release has: a directory with its release.note and index.json")
+	f.StringArrayVar(&b.sinceKeys, "since-key", nil, "public key or root that signed that release (default: the keys of --key)")
+	f.StringArrayVar(&b.identities, "identity", nil, "file with the identity that opens that release, if it is encrypted (repeatable)")
+	f.BoolVar(&b.json, "json", false, "print the release as JSON")
 	for _, name := range []string{"file", "output", "key"} {
 		c.MarkFlagRequired(name)
 	}
 	return c
+}
+
+func (b *buildFlags) run(cmd *cobra.Command, a *app) error {
+	if _, err := bundle.LoadRecipe(b.Recipe); err != nil {
+		return usageError{err}
+	}
+	if err := b.options(); err != nil {
+		return err
+	}
+	p := bundle.NewProgress(cmd.ErrOrStderr(), isTerminal(cmd.ErrOrStderr()))
+	defer p.Close()
+	b.Progress = p
+	rel, err := bundle.Build(cmd.Context(), b.BuildOptions)
+	if err != nil {
+		return err
+	}
+	if b.json {
+		a.output = "json"
+	}
+	return a.print(cmd.OutOrStdout(), rel, func(w io.Writer) {
+		fmt.Fprintf(w, "%s: %s %s (sequence %d), %d items, %s in %d parts\n",
+			b.Out, rel.Name, rel.Version, rel.Sequence, len(rel.Items), bundle.Size(rel.Size()), len(rel.Parts))
+	})
+}
+
+// options turns what was typed into BuildOptions.
+func (b *buildFlags) options() (err error) {
+	if b.PartSize, err = parseSize(b.partSize); err != nil {
+		return usageError{fmt.Errorf("--part-size: %w", err)}
+	}
+	if b.Parity < 0 {
+		return usageError{fmt.Errorf("--parity: got %d, want 0 or more", b.Parity)}
+	}
+	for i, o := range b.outs {
+		dir, size, _ := strings.Cut(o, "=")
+		n, err := parseSize(size)
+		if err != nil {
+			return usageError{fmt.Errorf("-o %s: %w", o, err)}
+		}
+		if i == 0 {
+			b.Out, b.OutSize = dir, n
+			continue
+		}
+		b.More = append(b.More, bundle.Output{Dir: dir, Size: n})
+	}
+	for _, k := range b.keys {
+		s, err := manifest.LoadSigner(k)
+		if err != nil {
+			return err
+		}
+		b.Signers = append(b.Signers, s)
+	}
+	for _, r := range b.roots {
+		note, err := os.ReadFile(r)
+		if err != nil {
+			return fmt.Errorf("--root-note: %w", err)
+		}
+		b.Roots = append(b.Roots, note)
+	}
+	return b.openSince()
+}
+
+func (b *buildFlags) openSince() (err error) {
+	if b.since == "" {
+		return nil
+	}
+	var t manifest.Trust
+	if len(b.sinceKeys) > 0 {
+		t, err = manifest.LoadTrust(b.sinceKeys...)
+	} else {
+		var keys []string
+		for _, s := range b.Signers {
+			keys = append(keys, s.Key())
+		}
+		t, err = manifest.NewTrust(1, keys...)
+	}
+	if err != nil {
+		return err
+	}
+	ids, err := bundle.LoadIdentities(b.identities...)
+	if err != nil {
+		return err
+	}
+	b.Since, err = bundle.OpenSince(t, b.since, ids...)
+	return err
 }
 
 var sizeUnits = []struct {
@@ -98,7 +173,7 @@ func parseSize(s string) (int64, error) {
 }
 
 func verifyCmd(a *app) *cobra.Command {
-	var keys []string
+	var f mediaFlags
 	c := &cobra.Command{
 		Use:   "verify MEDIA...",
 		Short: "Read a whole bundle and hold it to its signature",
@@ -108,7 +183,7 @@ MEDIA are the directories of one bundle, in any order. They are never written
 to. Damage is named by part and offset (exit status 3).`,
 		Args: usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			m, err := openMedia(keys, args)
+			m, err := f.open(args)
 			if err != nil {
 				return err
 			}
@@ -125,43 +200,64 @@ to. Damage is named by part and offset (exit status 3).`,
 			})
 		},
 	}
-	c.Flags().StringArrayVar(&keys, "key", nil, "file with a public key that the release must be signed by (repeatable)")
+	f.add(c)
 	return c
 }
 
-func openMedia(keys, dirs []string) (*bundle.Media, error) {
-	if len(keys) == 0 {
-		return nil, usageError{errors.New("no --key: name the public key (NAME.pub) that you trust; it must come another way than the stick")}
+// mediaFlags are those of every verb that reads a bundle.
+type mediaFlags struct{ keys, identities []string }
+
+func (f *mediaFlags) add(c *cobra.Command) {
+	c.Flags().StringArrayVar(&f.keys, "key", nil, "file with a public key, or a root, that the release must be signed by (repeatable)")
+	c.Flags().StringArrayVar(&f.identities, "identity", nil, "file with an age or ssh identity that the bundle is encrypted to (repeatable)")
+}
+
+// options reads the files; without keys the trust is empty.
+func (f *mediaFlags) options(dirs []string) (o bundle.MediaOptions, err error) {
+	o.Dirs = dirs
+	if len(f.keys) > 0 {
+		if o.Trust, err = manifest.LoadTrust(f.keys...); err != nil {
+			return o, err
+		}
 	}
-	t, err := manifest.LoadTrust(keys...)
+	o.Identities, err = bundle.LoadIdentities(f.identities...)
+	return o, err
+}
+
+func (f *mediaFlags) open(dirs []string) (*bundle.Media, error) {
+	if len(f.keys) == 0 {
+		return nil, usageError{errors.New("no --key: name the public key (NAME.pub) or the root that you trust; it must come another way than the stick")}
+	}
+	o, err := f.options(dirs)
 	if err != nil {
 		return nil, err
 	}
-	return bundle.OpenMedia(t, dirs...)
+	return o.Open()
+}
+
+func openMedia(keys, dirs []string) (*bundle.Media, error) {
+	return (&mediaFlags{keys: keys}).open(dirs)
 }
 
 func inspectCmd(a *app) *cobra.Command {
-	var keys []string
+	var f mediaFlags
 	c := &cobra.Command{
 		Use:   "inspect MEDIA...",
 		Short: "Print what a bundle carries, without reading its payload",
 		Args:  usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var t manifest.Trust
-			var err error
-			if len(keys) > 0 {
-				if t, err = manifest.LoadTrust(keys...); err != nil {
-					return err
-				}
+			o, err := f.options(args)
+			if err != nil {
+				return err
 			}
-			info, err := bundle.Inspect(t, args...)
+			info, err := o.Inspect()
 			if err != nil {
 				return err
 			}
 			return a.print(cmd.OutOrStdout(), info, func(w io.Writer) { info.Print(w) })
 		},
 	}
-	c.Flags().StringArrayVar(&keys, "key", nil, "file with a public key to check the signature with (repeatable)")
+	f.add(c)
 	return c
 }
 

@@ -13,7 +13,7 @@ import (
 
 func keyCmd(a *app) *cobra.Command {
 	c := &cobra.Command{Use: "key", Short: "Make the keys that sign bundles"}
-	c.AddCommand(keyGenerateCmd(a))
+	c.AddCommand(keyGenerateCmd(a), keyRootCmd(a))
 	return group(c)
 }
 
