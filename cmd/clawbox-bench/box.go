@@ -207,12 +207,15 @@ type agents struct {
 	full bool
 }
 
+// name is what the agent of a job is called.
+func name(j job) string { return fmt.Sprint("bench", j.slot) }
+
 // start runs a job as an agent: everything that the appliance gives one.
 func (b agents) start(ctx context.Context, j job) (running, error) {
 	img := b.image
 	img.Entrypoint = j.argv
 	said := &tail{}
-	s := sandbox.Spec{Name: fmt.Sprint("bench", j.slot), Image: img, Policy: b.policy.Load(), Stdout: j.out, Stderr: said, Network: loopback}
+	s := sandbox.Spec{Name: name(j), Image: img, Policy: b.policy.Load(), Stdout: j.out, Stderr: said, Network: loopback}
 	if j.open {
 		way := b.proxy
 		if j.memory {

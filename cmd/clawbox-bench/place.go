@@ -30,6 +30,7 @@ type job struct {
 	open, memory bool
 	alone        bool // clawbox only: without the guard
 	fresh        bool // clawbox only: no launcher waits
+	first        bool // clawbox only: the agent has never run, so its disk is made
 }
 
 // running is a started job.

@@ -151,8 +151,8 @@ const outro = `
 Cold start is timed from the request to the first byte from a static program; clawbox has guard and egress attached by then
 and the start on its ledger, the others have no way out at all. clawbox keeps two launchers waiting, as the appliance does by
 default: their namespaces, mounts that every sandbox has, cgroup, sockets and steering are made ahead, the image, the agent's
-folders, the guard's watch and the agent's own confinement are not. The rows below tell what a start takes when none waits, as
-most of a hundred at once. The appliance's services run inside the benchmark here; in the appliance they are
+folders, the guard's watch and the agent's own confinement are not. The rows below tell what an agent's first start takes, which
+makes its disk, and what a start takes when no launcher waits, as most of a hundred at once. The appliance's services run inside the benchmark here; in the appliance they are
 processes of their own, which adds some calls between processes to a start. /workspace, where builds and git write, is a folder of the host's file system; clawbox's is
 a file system of its own in one file there, because its policy bounds the disk. On the host's turns the guard is loaded and
 watches nothing. Exec is fork to reaped. Connect is the system call alone. New connections and requests
