@@ -182,7 +182,7 @@ func (g *Guard) Adopted() []*Watch {
 func (o *witnessObjects) all() map[string]*ebpf.Map {
 	return map[string]*ebpf.Map{
 		witnessMapAllow: o.Allow, witnessMapCallers: o.Callers, witnessMapCommon: o.Common,
-		witnessMapConnects: o.Connects, witnessMapExecs: o.Execs, witnessMapLabels: o.Labels,
+		witnessMapConnects: o.Connects, witnessMapExecs: o.Execs, witnessMapHomes: o.Homes, witnessMapLabels: o.Labels,
 		witnessMapOpens: o.Opens, witnessMapPeers: o.Peers, witnessMapReadable: o.Readable,
 		witnessMapRefusals: o.Refusals, witnessMapScopes: o.Scopes, witnessMapScratch: o.Scratch,
 		witnessMapShapes: o.Shapes, witnessMapSlots: o.Slots,

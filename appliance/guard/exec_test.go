@@ -169,7 +169,7 @@ func TestFirstInstruction(t *testing.T) {
 // signals, but not this one.
 func TestInit(t *testing.T) {
 	g := ready(t)
-	follow(g)
+	j := follow(g)
 	cg, dir := cgroup(t, ""), t.TempDir()
 	watch(t, g, cg)
 	c := helper(t, cg, "exec", program(t, dir+"/unlisted", dir+"/marker"))
@@ -177,6 +177,7 @@ func TestInit(t *testing.T) {
 	if err := c.Run(); !killed(err) || exists(dir+"/marker") {
 		t.Errorf("ended with %v, ran: %v", err, exists(dir+"/marker"))
 	}
+	j.await(t, 1, func(e Event) bool { return e.Killed })
 }
 
 // TestScopes: what one scope may run another may not, and the rest of the host

@@ -64,6 +64,8 @@ func misbehave(how string, args []string) error {
 		return beRefused(args[0])
 	case "fill":
 		return fill(args[0])
+	case "demand":
+		return openOnDemand(args[0])
 	case "bench":
 		return benchHelper(args)
 	case "flood":

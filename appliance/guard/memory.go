@@ -93,6 +93,14 @@ func (m *memory) give(n uint16) {
 // set makes list the one that counts, at once and for every CPU.
 func (m *memory) set(slot uint16, list uint64) { atomic.StoreUint64(&m.slots[slot].List, list) }
 
+// changed makes the programs find out anew in which scope a cgroup is: it comes
+// after the change, so that what was found out before does not count.
+func (m *memory) changed() {
+	if m.common != nil {
+		atomic.AddUint32(&m.common.Changes, 1)
+	}
+}
+
 // consumed gives the room of an event of n bytes back to its scope.
 func (m *memory) consumed(slot uint16, ring int, n int) {
 	if int(slot) < len(m.slots) {

@@ -8,14 +8,15 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
 
 // Steer makes one listener answer every TCP connection of a network namespace,
-// to any local address and port, from now until Close. Loopback is no
-// exception: a server inside the namespace is no longer reached. UDP is not
-// touched.
+// to any local address and port, from now until Close, but for those to loopback
+// addresses at a port on which something inside listens: they reach it, if it
+// began to after Steer, and bound the port itself. UDP is not touched.
 //
 // tcp is a listening socket that was made inside netns: the kernel answers from
 // the listener's namespace, so one from outside would never get a handshake
@@ -25,19 +26,19 @@ import (
 // of the wrong family, or one closed since, connections are refused. LocalAddr
 // of an accepted connection is the destination that the client asked for.
 func (g *Guard) Steer(netns *os.File, tcp syscall.RawConn) (io.Closer, error) {
-	s := new(steering)
-	spec, err := loadSteer()
+	raw, err := netns.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	// The kernel takes no BTF for a sockmap; asking it costs 20 ms.
-	m := spec.Maps["listener"]
-	m.Key, m.Value = nil, nil
-	if err := spec.LoadAndAssign(&s.objs, nil); err != nil {
-		return nil, fmt.Errorf("guard: steer: load BPF program: %w", err)
+	s := new(steering)
+	if err = control(raw, func(fd int) error { s.space, err = inum(fd); return err }); err == nil {
+		err = s.load()
 	}
-	if err := s.begin(netns, tcp); err != nil {
-		return nil, errors.Join(fmt.Errorf("guard: steer: %w", err), s.objs.Close())
+	if err == nil {
+		err = s.begin(netns, tcp)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("guard: steer: %w", err), s.free())
 	}
 	keep(s)
 	return s, nil
@@ -45,9 +46,48 @@ func (g *Guard) Steer(netns *os.File, tcp syscall.RawConn) (io.Closer, error) {
 
 // steering is one attached sk_lookup program with its own map.
 type steering struct {
-	objs steerObjects
-	link link.Link
-	once sync.Once
+	objs  steeringParts
+	space uint32
+	lists bool // locals know the namespace
+	link  link.Link
+	once  sync.Once
+}
+
+// steeringParts are the objects of bpf/steer.c that each namespace has.
+type steeringParts struct {
+	Steer    *ebpf.Program `ebpf:"steer"`
+	Listener *ebpf.Map     `ebpf:"listener"`
+}
+
+// load loads the program for one namespace.
+func (s *steering) load() error {
+	spec, err := loadSteer()
+	if err != nil {
+		return err
+	}
+	// The kernel takes no BTF for a sockmap; asking it costs 20 ms.
+	m := spec.Maps["listener"]
+	m.Key, m.Value = nil, nil
+	if err := spec.Variables["here"].Set(s.space); err != nil {
+		return err
+	}
+	list, err := locals.begin(s.space)
+	if err != nil {
+		return err
+	}
+	s.lists = true
+	if err := spec.LoadAndAssign(&s.objs, &ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{"listening": list}}); err != nil {
+		return fmt.Errorf("load BPF program: %w", err)
+	}
+	return nil
+}
+
+// free closes what load has made.
+func (s *steering) free() (err error) {
+	if s.lists {
+		err = locals.end(s.space)
+	}
+	return errors.Join(err, s.objs.Steer.Close(), s.objs.Listener.Close())
 }
 
 func (s *steering) begin(netns *os.File, tcp syscall.RawConn) error {
@@ -130,7 +170,7 @@ func control(c syscall.RawConn, f func(fd int) error) error {
 // Close gives the namespace's ports back. It may be called twice.
 func (s *steering) Close() (err error) {
 	s.once.Do(func() {
-		err = errors.Join(s.link.Close(), s.objs.Close())
+		err = errors.Join(s.link.Close(), s.free())
 		drop(s)
 	})
 	return err

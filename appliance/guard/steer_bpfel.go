@@ -8,16 +8,28 @@ import (
 	_ "embed"
 	"fmt"
 	"io"
+	"structs"
 
 	"github.com/cilium/ebpf"
 )
+
+type steerPort struct {
+	_      structs.HostLayout
+	Space  uint32
+	Number uint32
+}
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	steerMapListener = "listener"
-	steerProgSteer   = "steer"
+	steerMapListed    = "listed"
+	steerMapListener  = "listener"
+	steerMapListening = "listening"
+	steerMapSpaces    = "spaces"
+	steerProgOnState  = "on_state"
+	steerProgSteer    = "steer"
+	steerVarHere      = "here"
 )
 
 // loadSteer returns the embedded CollectionSpec for steer.
@@ -62,20 +74,25 @@ type steerSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerProgramSpecs struct {
-	Steer *ebpf.ProgramSpec `ebpf:"steer"`
+	OnState *ebpf.ProgramSpec `ebpf:"on_state"`
+	Steer   *ebpf.ProgramSpec `ebpf:"steer"`
 }
 
 // steerMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerMapSpecs struct {
-	Listener *ebpf.MapSpec `ebpf:"listener"`
+	Listed    *ebpf.MapSpec `ebpf:"listed"`
+	Listener  *ebpf.MapSpec `ebpf:"listener"`
+	Listening *ebpf.MapSpec `ebpf:"listening"`
+	Spaces    *ebpf.MapSpec `ebpf:"spaces"`
 }
 
 // steerVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerVariableSpecs struct {
+	Here *ebpf.VariableSpec `ebpf:"here"`
 }
 
 // steerObjects contains all objects after they have been loaded into the kernel.
@@ -98,12 +115,18 @@ func (o *steerObjects) Close() error {
 //
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerMaps struct {
-	Listener *ebpf.Map `ebpf:"listener"`
+	Listed    *ebpf.Map `ebpf:"listed"`
+	Listener  *ebpf.Map `ebpf:"listener"`
+	Listening *ebpf.Map `ebpf:"listening"`
+	Spaces    *ebpf.Map `ebpf:"spaces"`
 }
 
 func (m *steerMaps) Close() error {
 	return _SteerClose(
+		m.Listed,
 		m.Listener,
+		m.Listening,
+		m.Spaces,
 	)
 }
 
@@ -111,17 +134,20 @@ func (m *steerMaps) Close() error {
 //
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerVariables struct {
+	Here *ebpf.Variable `ebpf:"here"`
 }
 
 // steerPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerPrograms struct {
-	Steer *ebpf.Program `ebpf:"steer"`
+	OnState *ebpf.Program `ebpf:"on_state"`
+	Steer   *ebpf.Program `ebpf:"steer"`
 }
 
 func (p *steerPrograms) Close() error {
 	return _SteerClose(
+		p.OnState,
 		p.Steer,
 	)
 }

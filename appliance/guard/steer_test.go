@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"runtime"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -227,6 +229,75 @@ func (s *space) udp(t *testing.T) {
 			t.Errorf("UDP to an unbound port: %v, want connection refused", err)
 		}
 	})
+}
+
+// TestSteerLetsLocalServersBe: what listens inside is reached by loopback
+// addresses, and by no others; where nothing listens the steering's listener
+// answers, also when something did before. A namespace can't fill the list.
+func TestSteerLetsLocalServersBe(t *testing.T) {
+	ready(t)
+	g := LoadNone("")
+	s, other := newSpace(t), newSpace(t)
+	l, raw := s.listen(t, "tcp", ":0")
+	defer steerOrFail(t, g, s, raw).Close()
+	_, rawOther := other.listen(t, "tcp", ":0")
+	defer steerOrFail(t, g, other, rawOther).Close()
+
+	reaches := func(l net.Listener, to string) {
+		t.Helper()
+		errc := make(chan error, 1)
+		go func() { errc <- answer(l) }()
+		if err := errors.Join(s.dial(to), <-errc); err != nil {
+			t.Errorf("%s: %v", to, err)
+		}
+	}
+	for _, at := range []string{"127.0.0.1:0", "[::1]:0", "127.0.0.9:8080", "0.0.0.0:8081", ":8082"} {
+		own, _ := s.listen(t, "tcp", at)
+		_, port, _ := net.SplitHostPort(own.Addr().String())
+		host, _, _ := net.SplitHostPort(at)
+		switch host {
+		case "", "0.0.0.0":
+			host = "127.0.0.1"
+		}
+		to := net.JoinHostPort(host, port)
+		for range 2 {
+			reaches(own, to)
+		}
+		reaches(l, net.JoinHostPort("10.1.2.3", port))
+		reaches(l, net.JoinHostPort("fd00::1", port))
+		own.Close()
+		reaches(l, to)
+	}
+	var many []net.Listener
+	other.do(func() {
+		for range 600 {
+			c, err := net.Listen("tcp4", "127.0.0.1:0")
+			if err != nil {
+				break
+			}
+			many = append(many, c)
+		}
+	})
+	own, _ := s.listen(t, "tcp", "127.0.0.1:8080")
+	reaches(own, "127.0.0.1:8080")
+	for _, c := range many {
+		c.Close()
+	}
+	own.Close()
+	for _, m := range []*ebpf.Map{locals.parts.Listed, locals.parts.Listening} {
+		if m.NextKey(nil, make([]byte, m.KeySize())) == nil {
+			t.Errorf("%v is not empty when everything is closed", m)
+		}
+	}
+}
+
+func steerOrFail(t *testing.T, g *Guard, s *space, raw syscall.RawConn) io.Closer {
+	t.Helper()
+	c, err := g.Steer(s.netns, raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 // TestSteerRefuses: what can't be steered is refused, never let through.

@@ -169,7 +169,9 @@ func (w *Watch) begin() (err error) {
 	if err := g.objs.Labels.Put(w.s.CgroupID, w.s.label()); err != nil {
 		return err
 	}
-	return g.objs.Scopes.Put(w.s.CgroupID, witnessScope{Slot: uint32(w.slot)})
+	err = g.objs.Scopes.Put(w.s.CgroupID, witnessScope{Slot: uint32(w.slot)})
+	g.mem.changed()
+	return err
 }
 
 // label is what a next process knows the scope by.
@@ -243,6 +245,7 @@ func (w *Watch) end() error {
 	g, id := w.g, w.s.CgroupID
 	w.harvest()
 	errs := []error{gone(g.objs.Scopes.Delete(id)), gone(g.objs.Labels.Delete(id))}
+	g.mem.changed()
 	if w.seated {
 		g.brakes[w.slot].Swap(nil).release()
 		g.mem.give(w.slot)

@@ -84,6 +84,13 @@ type witnessHead struct {
 	_       [4]byte
 }
 
+type witnessHome struct {
+	_       structs.HostLayout
+	Cgroup  uint64
+	Scope   uint64
+	Changes uint64
+}
+
 type witnessLabel struct {
 	_   structs.HostLayout
 	Id  [128]int8
@@ -149,7 +156,7 @@ type witnessShared struct {
 	PerSecond       uint32
 	MissesPerSecond uint32
 	Hooked          uint32
-	Pad             uint32
+	Changes         uint32
 	Share           [4]uint64
 	Lost            [4]uint64
 }
@@ -172,6 +179,7 @@ const (
 	witnessMapCommon      = "common"
 	witnessMapConnects    = "connects"
 	witnessMapExecs       = "execs"
+	witnessMapHomes       = "homes"
 	witnessMapLabels      = "labels"
 	witnessMapOpens       = "opens"
 	witnessMapPeers       = "peers"
@@ -254,6 +262,7 @@ type witnessMapSpecs struct {
 	Common   *ebpf.MapSpec `ebpf:"common"`
 	Connects *ebpf.MapSpec `ebpf:"connects"`
 	Execs    *ebpf.MapSpec `ebpf:"execs"`
+	Homes    *ebpf.MapSpec `ebpf:"homes"`
 	Labels   *ebpf.MapSpec `ebpf:"labels"`
 	Opens    *ebpf.MapSpec `ebpf:"opens"`
 	Peers    *ebpf.MapSpec `ebpf:"peers"`
@@ -296,6 +305,7 @@ type witnessMaps struct {
 	Common   *ebpf.Map `ebpf:"common"`
 	Connects *ebpf.Map `ebpf:"connects"`
 	Execs    *ebpf.Map `ebpf:"execs"`
+	Homes    *ebpf.Map `ebpf:"homes"`
 	Labels   *ebpf.Map `ebpf:"labels"`
 	Opens    *ebpf.Map `ebpf:"opens"`
 	Peers    *ebpf.Map `ebpf:"peers"`
@@ -314,6 +324,7 @@ func (m *witnessMaps) Close() error {
 		m.Common,
 		m.Connects,
 		m.Execs,
+		m.Homes,
 		m.Labels,
 		m.Opens,
 		m.Peers,

@@ -115,3 +115,29 @@ func TestWarmDisks(t *testing.T) {
 		t.Errorf("removed while %d wait: %v", len(b.l.warm), err)
 	}
 }
+
+// TestWaitingEnds: a launcher that waits ends when its daemon is gone, and what
+// it is sent has to be a Root.
+func TestWaitingEnds(t *testing.T) {
+	b := newBench(t)
+	for name, do := range map[string]func(*shell) error{
+		"gone":    func(sh *shell) error { return sh.p.control.Close() },
+		"garbage": func(sh *shell) error { _, err := sh.p.control.Write([]byte("xxxxxxxxyyyyyyyy")); return err },
+	} {
+		sh, err := b.l.newShell("waits")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := do(sh); err != nil {
+			t.Error(err)
+		}
+		select {
+		case <-sh.p.done:
+		case <-time.After(time.Minute):
+			t.Errorf("%s: it still waits after a minute", name)
+		}
+		if err := sh.end(); err != nil {
+			t.Error(err)
+		}
+	}
+}

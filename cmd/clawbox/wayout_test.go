@@ -238,6 +238,7 @@ func (w *world) client() *control.Client {
 func TestWayOut(t *testing.T) {
 	w := newWorld(t)
 	t.Run("connections", func(t *testing.T) { w.as(t).connections() })
+	t.Run("local servers", func(t *testing.T) { w.as(t).locals() })
 	t.Run("credentials", func(t *testing.T) { w.as(t).credentials() })
 	t.Run("reload", func(t *testing.T) { w.as(t).reloads() })
 }
@@ -263,6 +264,22 @@ func (w *world) does(script string) string {
 		w.t.Fatalf("%s: status %d\n%s", script, code, out)
 	}
 	return out
+}
+
+// locals: an agent reaches its own servers on loopback; where none of its own
+// listens the way out still refuses, also what listens on the host.
+func (w *world) locals() {
+	for _, at := range []string{"127.0.0.1:8080", "[::1]:8081", "0.0.0.0:8082"} {
+		if out := w.does("caller local " + at); !strings.HasPrefix(out, "reached") {
+			w.t.Errorf("an own server at %s: %s", at, out)
+		}
+	}
+	for _, to := range []string{"127.0.0.1:8080", "127.0.0.1:5917"} {
+		if out, code := w.inside("caller dial " + to + " 1"); code == 0 {
+			w.t.Errorf("%s, where nothing of the agent listens: %s", to, out)
+		}
+	}
+	w.recorded("127.0.0.1:5917")
 }
 
 // credentials: the site gets the value, over TLS that was opened and closed

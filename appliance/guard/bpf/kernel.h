@@ -123,6 +123,7 @@ struct cgroup_subsys_state {
 
 struct cgroup {
 	struct cgroup_subsys_state self;
+	int level; /* 0 at the top */
 	struct kernfs_node *kn;
 };
 

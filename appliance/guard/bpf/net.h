@@ -40,7 +40,7 @@ struct {
 
 /* The scope of the current task, by the same rule as scope_of_current: these
  * program types lack its helper on some kernels. */
-inline_always struct scope *scope_of_caller(__u64 *id)
+inline_always struct scope *scope_at(__u64 *id, int *level)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct shared *all = ours();
@@ -54,26 +54,37 @@ inline_always struct scope *scope_of_caller(__u64 *id)
 		k = cg->kn->id;
 		s = bpf_map_lookup_elem(&scopes, &k);
 		if (s)
-			*id = k, found = s;
+			*id = k, *level = cg->level, found = s;
 		cg = cg->self.parent->cgroup;
 	}
 	return found;
 }
 
+inline_always struct scope *scope_of_caller(__u64 *id)
+{
+	int level;
+
+	return scope_at(id, &level);
+}
+
 /*
- * Whether a task lives in the cgroup id, or a little below; mine is such a cgroup,
- * the likely one. Read by a helper: it is dear for those few that live elsewhere,
- * and the verifier takes half a second longer over typed members in two loops.
+ * Whether a task lives in the cgroup id, at that level, or a little below; mine is
+ * such a cgroup, the likely one. Who lives above that level does not, as whoever
+ * started the sandbox mostly does. Read by a helper: it is dear for those few that
+ * live elsewhere, and the verifier takes half a second longer over typed members in
+ * two loops.
  */
-inline_always int lives_in(struct task_struct *task, struct cgroup *mine, __u64 id)
+inline_always int lives_in(struct task_struct *task, struct cgroup *mine, __u64 id, int level)
 {
 	struct cgroup *cg = task->cgroups->dfl_cgrp;
+	int above;
 
 	if (cg == mine)
 		return 1;
-	for (int i = 0; i < 8 && cg; i++) {
-		if (READ(READ(cg, kn), id) == id)
-			return 1;
+	above = READ(cg, level) - level;
+	for (int i = 0; i < 8 && i <= above; i++) {
+		if (i == above)
+			return READ(READ(cg, kn), id) == id;
 		cg = READ(READ(cg, self.parent), cgroup);
 	}
 	return 0;
@@ -205,7 +216,7 @@ inline_always void read_exe(struct file_id *f, struct task_struct *task)
 	f->pad = 0;
 }
 
-inline_always void read_caller(struct caller *c, __u64 scope)
+inline_always void read_caller(struct caller *c, __u64 scope, int level)
 {
 	struct task_struct *task = bpf_get_current_task_btf()->group_leader, *up;
 	struct cgroup *mine = bpf_get_current_task_btf()->cgroups->dfl_cgrp;
@@ -219,7 +230,7 @@ inline_always void read_caller(struct caller *c, __u64 scope)
 	c->ppid = up->tgid;
 	c->ups = 0;
 	for (int i = 0; i < UPS; i++) {
-		if (!up || !lives_in(up, mine, scope))
+		if (!up || !lives_in(up, mine, scope, level))
 			break;
 		read_exe(&c->up[i], up);
 		c->ups = i + 1;
@@ -236,8 +247,9 @@ int on_tcp(struct bpf_sock_ops *ctx)
 {
 	struct caller c = {};
 	struct ends k = {};
+	int level = 0;
 
-	if (ctx->op != SOCK_OPS_TCP_CONNECT || !scope_of_caller(&k.cgroup))
+	if (ctx->op != SOCK_OPS_TCP_CONNECT || !scope_at(&k.cgroup, &level))
 		return 0;
 	if (ctx->family == AF_INET6)
 		v6(&k.remote, ctx->remote_ip6[0], ctx->remote_ip6[1], ctx->remote_ip6[2], ctx->remote_ip6[3]);
@@ -249,7 +261,7 @@ int on_tcp(struct bpf_sock_ops *ctx)
 	}
 	k.local_port = ctx->local_port;
 	k.remote_port = __builtin_bswap32(ctx->remote_port);
-	read_caller(&c, k.cgroup);
+	read_caller(&c, k.cgroup, level);
 	if (bpf_map_update_elem(&callers, &k, &c, 0))
 		bpf_map_delete_elem(&callers, &k); /* unknown, and not whoever had these ends before */
 	return 0;

@@ -17,6 +17,7 @@
 #define NR_MAX 512	/* system call numbers known to the table */
 #define SCOPES_MAX 1024
 #define PREFIX_MAX 240	/* bytes of a readable folder; the same in list.go */
+#define HOMES 64	/* cgroups whose scope a CPU remembers */
 #define UPS 8		/* ancestors told of a caller */
 #define INT_MAX 0x7fffffff
 #define SIGKILL 9
@@ -161,7 +162,7 @@ struct shared {
 	__u32 per_second;	/* refusals reported per scope and 1.07 s */
 	__u32 misses_per_second; /* the same of misses */
 	__u32 hooked;		/* opened files are reported by a hook */
-	__u32 pad;
+	__u32 changes;		/* of the set of scopes, counted after each */
 	__u64 share[RINGS];	/* bytes of each ring that one scope may fill */
 	__u64 lost[RINGS];	/* events that found no room (or their cause was denied) */
 };
@@ -240,6 +241,17 @@ struct {
 	bpf_probe_read_kernel(&v, sizeof(v), &(p)->member); \
 	v; })
 
+/*
+ * A structure of the kernel, read as a whole by one call of a helper instead of
+ * one for each member: that is what a helper costs. AT says where a member is, in
+ * the running kernel; the compiler leaves a number that the loader fills in, so a
+ * member beyond what is read is known when the program is verified, not when it runs.
+ */
+#define AT(type, member) __builtin_preserve_field_info(((type *)0)->member, 0)
+#define WITHIN(type, member, part) (AT(type, member) + sizeof(((type *)0)->member) <= sizeof(part))
+#define FROM(part, type, member) \
+	*(typeof(((type *)0)->member) *)((char *)(part) + AT(type, member))
+
 inline_always struct shared *ours(void)
 {
 	__u32 zero = 0;
@@ -289,6 +301,11 @@ inline_always int may_exec(__u64 list, __u32 dev, __u64 ino)
 	return bpf_map_lookup_elem(&allow, &k) != 0;
 }
 
+/* The sixteen bytes of a task's name. */
+#define COPY_COMM(to, task) ({ \
+	((__u64 *)(to))[0] = *(__u64 *)__builtin_preserve_access_index(&(task)->comm[0]); \
+	((__u64 *)(to))[1] = *(__u64 *)__builtin_preserve_access_index(&(task)->comm[8]); })
+
 /* Everything of a head that is so for every event of the current task. */
 inline_always void begin(struct head *h, __u64 cgroup, struct scope *s)
 {
@@ -298,9 +315,9 @@ inline_always void begin(struct head *h, __u64 cgroup, struct scope *s)
 	h->boot_ns = bpf_ktime_get_boot_ns();
 	h->pid = task->tgid; /* read like memory: a helper takes ten times as long */
 	h->uid = task->cred->uid.val;
-	bpf_get_current_comm(h->comm, sizeof(h->comm));
+	COPY_COMM(h->comm, task);
 	h->ppid = parent->tgid;
-	bpf_probe_read_kernel(h->parent, sizeof(h->parent), &parent->comm);
+	COPY_COMM(h->parent, parent);
 	h->len[0] = h->len[1] = h->len[2] = 0;
 	h->skipped = 0;
 	h->flags = 0;

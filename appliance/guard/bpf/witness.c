@@ -39,10 +39,53 @@ struct {
 	TYPE(value, struct event);
 } scratch SEC(".maps");
 
+/*
+ * In which scope a cgroup is, if in any: found out once on each CPU. A cgroup
+ * keeps its parents for life and no other ever has its number, so only a change
+ * of the scopes makes it wrong. For programs that nothing comes in between of.
+ */
+struct home {
+	__u64 cgroup, scope;	/* scope is 0 for none */
+	__u64 changes;		/* of the scopes, when it was found out */
+};
+
+struct {
+	UINT(type, MAP_PERCPU_ARRAY);
+	UINT(max_entries, HOMES);
+	TYPE(key, __u32);
+	TYPE(value, struct home);
+} homes SEC(".maps");
+
 struct {
 	UINT(type, MAP_RINGBUF);
 	UINT(max_entries, 1 << 20);
 } refusals SEC(".maps");
+
+/* scope_of_current with a memory: most calls find their cgroup there. */
+inline_always struct scope *scope_of(struct task_struct *task, __u64 *id)
+{
+	__u64 own = task->cgroups->dfl_cgrp->kn->id, changes;
+	struct shared *all = ours();
+	struct scope *s;
+	struct home *h;
+	__u32 k = own % HOMES;
+
+	if (!all || !all->watching)
+		return 0;
+	changes = *(volatile __u32 *)&all->changes;
+	h = bpf_map_lookup_elem(&homes, &k);
+	if (!h)
+		return scope_of_current(id);
+	if (own && h->cgroup == own && h->changes == changes) {
+		*id = h->scope;
+		return *id ? bpf_map_lookup_elem(&scopes, id) : 0;
+	}
+	s = scope_of_current(id);
+	h->cgroup = own;
+	h->scope = s ? *id : 0;
+	h->changes = changes;
+	return s;
+}
 
 /* Read by the loader alone. */
 struct {
@@ -162,6 +205,29 @@ inline_always void read_addr(struct event *e, struct shape *sh)
 		e->h.len[0] = len;
 }
 
+/* Tells which file it is and how it was opened, and gives its name's place. Both
+ * structures are larger than what is read of them. */
+inline_always struct dentry *identify(struct head *h, struct file *file)
+{
+	__u64 f[16], i[10]; /* a helper that fails leaves zeros */
+
+	if (!WITHIN(struct file, f_inode, f) || !WITHIN(struct file, f_path.dentry, f) || !WITHIN(struct file, f_mode, f) ||
+	    !WITHIN(struct inode, i_sb, i) || !WITHIN(struct inode, i_ino, i)) {
+		struct inode *inode = READ(file, f_inode);
+
+		h->ino = READ(inode, i_ino);
+		h->dev = READ(READ(inode, i_sb), s_dev);
+		h->mode = READ(file, f_mode);
+		return READ(file, f_path.dentry);
+	}
+	bpf_probe_read_kernel(f, sizeof(f), file);
+	bpf_probe_read_kernel(i, sizeof(i), FROM(f, struct file, f_inode));
+	h->ino = FROM(i, struct inode, i_ino);
+	h->dev = READ(FROM(i, struct inode, i_sb), s_dev);
+	h->mode = FROM(f, struct file, f_mode);
+	return FROM(f, struct file, f_path.dentry);
+}
+
 /*
  * What descriptor fd of the current task leads to. Whoever shares the table can
  * have closed or replaced it by now; without a file all stays zero.
@@ -170,7 +236,6 @@ inline_always void read_file(struct event *e, struct task_struct *task, __u32 fd
 {
 	struct fdtable *table = task->files->fdt;
 	struct file *file = 0;
-	struct inode *inode;
 	struct dentry *dentry;
 	__u32 n = e->h.len[0];
 
@@ -179,11 +244,7 @@ inline_always void read_file(struct event *e, struct task_struct *task, __u32 fd
 		bpf_probe_read_kernel(&file, sizeof(file), table->fd + fd);
 	if (!file)
 		return;
-	inode = READ(file, f_inode);
-	e->h.ino = READ(inode, i_ino);
-	e->h.dev = READ(READ(inode, i_sb), s_dev);
-	e->h.mode = READ(file, f_mode);
-	dentry = READ(file, f_path.dentry);
+	dentry = identify(&e->h, file);
 	if (n > PATH_MAX)
 		n = PATH_MAX;
 	e->h.len[1] = clamp(bpf_probe_read_kernel_str(e->text + n, NAME_MAX,
@@ -231,7 +292,7 @@ inline_always int opened(struct pt_regs *regs, __u32 fd, __u32 hooked)
 
 	if (!sh || !(sh->flags & (OPENS_FILE | FOREIGN_OPENS | NAMES_SOCKET)))
 		return 0;
-	s = scope_of_current(&cgroup);
+	s = scope_of(task, &cgroup);
 	if (!s)
 		return 0;
 	alien = foreign(task) != 0;
@@ -344,7 +405,7 @@ inline_always int full(struct pt_regs *regs, long ret)
 
 	if (!sh || !(sh->flags & FILLS) || foreign(task))
 		return 0;
-	s = scope_of_current(&cgroup);
+	s = scope_of(task, &cgroup);
 	e = bpf_map_lookup_elem(&scratch, &one);
 	if (!s || !e || list_of(s) & NO_REFUSALS || over(&s->fulls, FULLS_MAX))
 		return 0;
@@ -370,6 +431,7 @@ int on_exit(__u64 *ctx)
 	__u16 text[3];
 	__u32 nr, one = 1, alien;
 	long ret = ctx[1];
+	struct task_struct *task;
 	struct shared *all;
 	struct budget *b;
 	struct shape *sh;
@@ -385,7 +447,8 @@ int on_exit(__u64 *ctx)
 		return full(regs, ret);
 	if (ret != -ENOENT && ret != -EACCES && ret != -EPERM && ret != -ESRCH && ret != -EROFS && ret != -ECONNREFUSED)
 		return 0;
-	s = scope_of_current(&cgroup);
+	task = bpf_get_current_task_btf();
+	s = scope_of(task, &cgroup);
 	if (!s)
 		return 0;
 	list = list_of(s);
@@ -399,7 +462,7 @@ int on_exit(__u64 *ctx)
 	all = ours();
 	if (!e || !all)
 		return 0;
-	alien = foreign(bpf_get_current_task_btf());
+	alien = foreign(task);
 	if (sh->flags & NAMES_SOCKET && (ret == -ENOENT || ret == -ECONNREFUSED)) {
 		if (alien || !names_socket(e, sh, regs) || over(&s->misses, all->misses_per_second))
 			return 0;
@@ -410,7 +473,7 @@ int on_exit(__u64 *ctx)
 	if (alien) /* other numbers, other registers */
 		syscall_args(regs, e->h.args), e->h.len[0] = e->h.len[1] = e->h.len[2] = 0;
 	else
-		read_call(regs, sh, e), read_dir(e, sh, bpf_get_current_task_btf());
+		read_call(regs, sh, e), read_dir(e, sh, task);
 	if (ret == -ENOENT && list & KNOWS_READABLE && !alien && may_look(e, list))
 		return 0;
 	b = ret == -ENOENT ? &s->misses : &s->refusals;
