@@ -248,7 +248,10 @@ func (d *comparison) about(p couple) (out []string) {
 		return nil
 	}
 	for _, c := range []struct{ what, a, b string }{
-		{"kind", p.a.Kind, p.b.Kind}, {"licence", p.a.Licence, p.b.Licence}, {"place", p.a.Path, p.b.Path}, {"mode", p.a.Mode, p.b.Mode},
+		{"kind", p.a.Kind, p.b.Kind},
+		{"licence", p.a.Licence, p.b.Licence},
+		{"place", p.a.Path, p.b.Path},
+		{"mode", p.a.Mode, p.b.Mode},
 		{"platforms", strings.Join(p.a.Platforms, " "), strings.Join(p.b.Platforms, " ")},
 		{"may be passed on", fmt.Sprint(p.a.Redistributable), fmt.Sprint(p.b.Redistributable)},
 	} {
