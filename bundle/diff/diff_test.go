@@ -207,6 +207,28 @@ func TestBundles(t *testing.T) {
 	}
 }
 
+// TestReadsLittle: a layer is read for packages only; damage in it is found
+// then, and said.
+func TestReadsLittle(t *testing.T) {
+	s := newSite(t)
+	a, b := s.releases(t)
+	m := must(bundle.MediaOptions{Trust: s.trust, Dirs: []string{b}}.Look())(t)
+	l := must(must(image(t, stanza("openssl", "3.0.13-1~deb12u1", "Source: ossl (3)\n")+stanza("fresh", "2", "")+stanza("same", "1", "")).Layers())(t)[1].Digest())(t)
+	i := slices.IndexFunc(m.Blobs(), func(x manifest.Blob) bool { return x.Digest == l })
+	part := filepath.Join(b, "clawbox/parts/part-0001")
+	raw := must(os.ReadFile(part))(t)
+	raw[m.Blobs()[i].Offset+600] ^= 1
+	put(t, part, raw)
+	r := must(Compare(t.Context(), s.side(t, a, s.trust), s.side(t, b, s.trust), Options{}))(t)
+	if find(t, r, "app").Layers.Shared != 1 {
+		t.Errorf("%+v", r)
+	}
+	r = must(Compare(t.Context(), s.side(t, a, s.trust), s.side(t, b, s.trust), Options{Packages: true}))(t)
+	if app := find(t, r, "app"); app.Source != "" || len(app.Packages) != 0 || len(r.Notes) != 1 || !strings.Contains(r.Notes[0], "part-0001") {
+		t.Errorf("%+v, notes %q", app, r.Notes)
+	}
+}
+
 // TestNotesOnly: of two small files everything in them is compared, and it is
 // said what is not. Nobody vouches for them without a key.
 func TestNotesOnly(t *testing.T) {

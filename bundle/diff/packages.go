@@ -73,15 +73,31 @@ func (s *Side) listed(ctx context.Context, it *manifest.Item) (out []sbom.Packag
 	return out, nil
 }
 
-// scanned reads the layers.
+// scanned reads the layers of all platforms.
 func (s *Side) scanned(ctx context.Context, it *manifest.Item, name string, note func(string, ...any)) (out []sbom.Package, err error) {
-	found, err := sbom.ScanImages(ctx, func(h v1.Hash) (io.ReadCloser, error) { return s.open(ctx, h) }, it.Descriptor, nil)
-	for _, f := range found {
-		out = append(out, f.Image.Packages...)
-		for _, u := range f.Image.Unread {
+	err = s.walk(ctx, it.Descriptor, 0, func(d v1.Descriptor) error {
+		if !d.MediaType.IsImage() || d.Platform != nil && d.Platform.OS == "unknown" { // BuildKit's attestations
+			return nil
+		}
+		m, err := s.manifest(ctx, d)
+		if err != nil {
+			return err
+		}
+		var ls []sbom.Layer
+		for _, l := range m.Layers {
+			if strings.Contains(string(l.MediaType), "tar") {
+				ls = append(ls, sbom.Layer{Digest: l.Digest, Open: func() (io.ReadCloser, error) { return s.open(ctx, l.Digest) }})
+			} else {
+				note("%s: %s: not read: layer %s of type %.80s", s.From, name, l.Digest, l.MediaType)
+			}
+		}
+		img, err := sbom.Scan(ctx, ls, nil)
+		for _, u := range img.Unread {
 			note("%s: %s: not read: %s", s.From, name, u)
 		}
-	}
+		out = append(out, img.Packages...)
+		return err
+	})
 	return out, err
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 
@@ -12,8 +13,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// opener opens a blob: of a store, of a build, or of a bundle.
-type opener func(v1.Hash) (io.ReadCloser, error)
+// Opener opens a blob: of a store, or of a build.
+type Opener func(v1.Hash) (*os.File, error)
 
 // Found is one platform's image.
 type Found struct {
@@ -32,11 +33,11 @@ const (
 
 // ScanImages reads every image below root, which may be an index. A layer that
 // several platforms share is read for each. Attestations are passed over.
-func ScanImages[F io.ReadCloser](ctx context.Context, open func(v1.Hash) (F, error), root v1.Descriptor, tee Tee) ([]Found, error) {
-	return scanImages(ctx, func(h v1.Hash) (io.ReadCloser, error) { return open(h) }, root, tee, 0)
+func ScanImages(ctx context.Context, open Opener, root v1.Descriptor, tee Tee) ([]Found, error) {
+	return scanImages(ctx, open, root, tee, 0)
 }
 
-func scanImages(ctx context.Context, open opener, d v1.Descriptor, tee Tee, depth int) (out []Found, err error) {
+func scanImages(ctx context.Context, open Opener, d v1.Descriptor, tee Tee, depth int) (out []Found, err error) {
 	if depth > maxDepth {
 		return nil, fmt.Errorf("%s: indexes nest deeper than %d", d.Digest, maxDepth)
 	}
@@ -65,7 +66,7 @@ func scanImages(ctx context.Context, open opener, d v1.Descriptor, tee Tee, dept
 	return out, nil
 }
 
-func scanImage(ctx context.Context, open opener, d v1.Descriptor, raw []byte, tee Tee) ([]Found, error) {
+func scanImage(ctx context.Context, open Opener, d v1.Descriptor, raw []byte, tee Tee) ([]Found, error) {
 	m, err := v1.ParseManifest(bytes.NewReader(raw))
 	if err != nil {
 		return nil, fmt.Errorf("manifest %s: %w", d.Digest, err)
@@ -100,7 +101,7 @@ func scanImage(ctx context.Context, open opener, d v1.Descriptor, raw []byte, te
 }
 
 // small reads a manifest or a configuration and holds it to its digest.
-func small(open opener, d v1.Descriptor) ([]byte, error) {
+func small(open Opener, d v1.Descriptor) ([]byte, error) {
 	if d.Size > maxManifest {
 		return nil, fmt.Errorf("%s: %d bytes, want at most %d", d.Digest, d.Size, maxManifest)
 	}
