@@ -42,6 +42,11 @@ func (m *Media) OpenBlob(ctx context.Context, h v1.Hash, warn func(error)) (*Blo
 		return nil, fmt.Errorf("blob %s: %d of its %d bytes are not on these media: the bundle %w, %s: %w",
 			h, b.Size-n, b.Size, manifest.ErrNoBase, m.release.Base, fs.ErrNotExist)
 	}
+	if b.Size == 0 { // of which no chunk is read
+		if _, err := prove(b, 0, nil); err != nil {
+			return nil, err
+		}
+	}
 	return &Blob{ctx: ctx, b: b, m: m, warn: warn, now: -1}, nil
 }
 
@@ -134,14 +139,29 @@ func (m *Media) Refs(ctx context.Context) (out []v1.Descriptor, err error) {
 	return out, nil
 }
 
-// reach lists what an item refers to, as far as that can be read here.
+// reach lists what an item refers to, as far as that can be read here. Each
+// manifest is read once, however often others name it: nobody may have signed
+// it (see Contents).
 func (m *Media) reach(ctx context.Context, it manifest.Item) (out []v1.Hash) {
-	_ = walk(it.Descriptor, func(d v1.Descriptor) ([]byte, error) { // an error ends the walk: what is below is not here
-		return m.manifest(ctx, d)
-	}, func(d v1.Descriptor) error {
-		out = append(out, d.Digest)
-		return nil
-	})
+	seen, todo := map[v1.Hash]bool{}, []v1.Descriptor{it.Descriptor}
+	for len(todo) > 0 && ctx.Err() == nil {
+		d := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		if seen[d.Digest] {
+			continue
+		}
+		seen[d.Digest], out = true, append(out, d.Digest)
+		if !isManifest(d) {
+			continue
+		}
+		raw, err := m.manifest(ctx, d)
+		if err != nil {
+			continue // what is below is not here
+		}
+		if cs, err := children(d, raw); err == nil {
+			todo = append(todo, cs...)
+		}
+	}
 	return out
 }
 

@@ -47,6 +47,9 @@
 // and manifests that another manifest here needs can't be deleted. A success
 // is answered when all of it is flushed to the disk.
 //
+// Of serves another Source than a store, for pulling: a bundle from its media,
+// which proves each chunk before it is sent.
+//
 // Content may be named by its sha256 or sha512. The store keeps it once, by
 // sha256; sha512 names need one more read when an upload ends.
 //

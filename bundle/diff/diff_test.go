@@ -3,6 +3,7 @@ package diff
 import (
 	"archive/tar"
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -357,6 +358,32 @@ func TestSBOM(t *testing.T) {
 	app := find(t, r, "app")
 	if app.Source != "sbom" || len(app.Packages) != 1 || app.Packages[0].Change != Upgraded {
 		t.Errorf("%+v, notes %q", app, r.Notes)
+	}
+}
+
+// TestWide: indexes that name each other over and over are read once each.
+func TestWide(t *testing.T) {
+	st := must(content.Open(filepath.Join(t.TempDir(), "store")))(t)
+	below := v1.Descriptor{MediaType: "application/octet-stream", Digest: v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("0", 64)}}
+	for range 4 {
+		x := v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex}
+		for range 1000 {
+			x.Manifests = append(x.Manifests, below)
+		}
+		b := must(json.Marshal(x))(t)
+		h, n, _ := v1.SHA256(bytes.NewReader(b))
+		if err := st.Put(t.Context(), h, n, bytes.NewReader(b)); err != nil {
+			t.Fatal(err)
+		}
+		below = v1.Descriptor{MediaType: types.OCIImageIndex, Digest: h, Size: n}
+	}
+	if err := st.Tag("wide:1", below); err != nil {
+		t.Fatal(err)
+	}
+	s := must(Host(t.Context(), "host", st, Release{}))(t)
+	visits := 0
+	if err := s.walk(t.Context(), below, func(v1.Descriptor) error { visits++; return nil }); err != nil || visits > 4001 {
+		t.Errorf("%d visits, %v", visits, err)
 	}
 }
 

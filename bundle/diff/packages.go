@@ -52,7 +52,7 @@ func (d *comparison) packages(p couple, it *Item) {
 // when there is none.
 func (s *Side) listed(ctx context.Context, it *manifest.Item) (out []sbom.Package, err error) {
 	mine := map[v1.Hash]bool{}
-	if err := s.walk(ctx, it.Descriptor, 0, func(d v1.Descriptor) error { mine[d.Digest] = true; return nil }); err != nil {
+	if err := s.walk(ctx, it.Descriptor, func(d v1.Descriptor) error { mine[d.Digest] = true; return nil }); err != nil {
 		return nil, err
 	}
 	for _, d := range s.refs {
@@ -75,7 +75,7 @@ func (s *Side) listed(ctx context.Context, it *manifest.Item) (out []sbom.Packag
 
 // scanned reads the layers of all platforms.
 func (s *Side) scanned(ctx context.Context, it *manifest.Item, name string, note func(string, ...any)) (out []sbom.Package, err error) {
-	err = s.walk(ctx, it.Descriptor, 0, func(d v1.Descriptor) error {
+	err = s.walk(ctx, it.Descriptor, func(d v1.Descriptor) error {
 		if !d.MediaType.IsImage() || d.Platform != nil && d.Platform.OS == "unknown" { // BuildKit's attestations
 			return nil
 		}

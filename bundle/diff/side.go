@@ -116,7 +116,7 @@ func (s *Side) kind(ctx context.Context, d v1.Descriptor) string {
 // count adds up what lies below d, and takes it for needed.
 func (s *Side) count(ctx context.Context, d v1.Descriptor) (n int64, err error) {
 	seen := map[v1.Hash]bool{}
-	err = s.walk(ctx, d, 0, func(c v1.Descriptor) error {
+	err = s.walk(ctx, d, func(c v1.Descriptor) error {
 		if !seen[c.Digest] {
 			seen[c.Digest], n = true, n+c.Size
 			s.need[c.Digest] = c.Size
@@ -196,43 +196,67 @@ func (s *Side) manifest(ctx context.Context, d v1.Descriptor) (*v1.Manifest, err
 	return v1.ParseManifest(bytes.NewReader(b))
 }
 
-// walk calls visit for d and all below it, parents first.
-func (s *Side) walk(ctx context.Context, d v1.Descriptor, depth int, visit func(v1.Descriptor) error) error {
-	if err := visit(d); err != nil {
+// walk calls visit for d and all below it, parents first. Each manifest is read
+// once, however often others name it.
+func (s *Side) walk(ctx context.Context, d v1.Descriptor, visit func(v1.Descriptor) error) error {
+	return (&walker{s, visit, map[v1.Hash]bool{}}).walk(ctx, d, 0)
+}
+
+type walker struct {
+	s     *Side
+	visit func(v1.Descriptor) error
+	read  map[v1.Hash]bool
+}
+
+func (w *walker) walk(ctx context.Context, d v1.Descriptor, depth int) error {
+	if err := errors.Join(ctx.Err(), w.visit(d)); err != nil {
 		return err
 	}
-	var below []v1.Descriptor
-	switch {
-	case depth > maxDepth:
-		return errors.New("manifests are nested too deep")
-	case d.MediaType.IsIndex():
-		b, err := s.read(ctx, d, maxManifest)
-		if err != nil {
-			return err
-		}
-		x, err := v1.ParseIndexManifest(bytes.NewReader(b))
-		if err != nil {
-			return err
-		}
-		below = x.Manifests
-	case d.MediaType.IsImage():
-		m, err := s.manifest(ctx, d)
-		if err != nil {
-			return err
-		}
-		below = append([]v1.Descriptor{m.Config}, m.Layers...)
+	if w.read[d.Digest] {
+		return nil
 	}
+	if depth > maxDepth {
+		return errors.New("manifests are nested too deep")
+	}
+	below, err := w.s.below(ctx, d)
+	if err != nil {
+		return err
+	}
+	w.read[d.Digest] = below != nil
 	for _, c := range below {
-		if err := s.walk(ctx, c, depth+1, visit); err != nil {
+		if err := w.walk(ctx, c, depth+1); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// below lists what a manifest or an index names; nil for anything else.
+func (s *Side) below(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, error) {
+	switch {
+	case d.MediaType.IsIndex():
+		b, err := s.read(ctx, d, maxManifest)
+		if err != nil {
+			return nil, err
+		}
+		x, err := v1.ParseIndexManifest(bytes.NewReader(b))
+		if err != nil {
+			return nil, err
+		}
+		return append([]v1.Descriptor{}, x.Manifests...), nil
+	case d.MediaType.IsImage():
+		m, err := s.manifest(ctx, d)
+		if err != nil {
+			return nil, err
+		}
+		return append([]v1.Descriptor{m.Config}, m.Layers...), nil
+	}
+	return nil, nil
+}
+
 // leaves lists the layers below an item, each once.
 func (s *Side) leaves(ctx context.Context, it *manifest.Item) (out []leaf, err error) {
-	err = s.walk(ctx, it.Descriptor, 0, func(d v1.Descriptor) error {
+	err = s.walk(ctx, it.Descriptor, func(d v1.Descriptor) error {
 		name := d.Annotations["org.opencontainers.image.title"]
 		if d.MediaType.IsIndex() || d.MediaType.IsImage() || configs[d.MediaType] ||
 			slices.ContainsFunc(out, func(l leaf) bool { return l.desc.Digest == d.Digest && l.name == name }) {

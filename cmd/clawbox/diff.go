@@ -38,11 +38,18 @@ bundle carries them. --packages also reads the layers of images that changed, fo
 packages; without it and without SBOMs packages are not compared. What is not
 compared is said. The exit status is 0 whether or not anything differs.
 
--o json prints: a, b (from, name, version, sequence, digest, verified, signers,
-base); same (number of items that stay); items (name, kind, change, a and b with
-ref, digest and size, about, layers, files, policy, packages, packagesSource);
-blobs (same, missing, gone, baseMissing: count and bytes; missingChunkBytes);
-notes. Sizes are bytes; lists are never null.`,
+-o json prints (sizes are bytes, lists are never null):
+
+  a, b    each side: from, name, version, sequence, digest, verified, signers, base
+  same    how many items stay as they are
+  items   the others: name, kind, change (added, removed, changed); a and b with ref,
+          digest, size; about (words); layers (a, b, shared, sharedBytes, newBytes);
+          files (name, change, a, b); policy (kind, field, words); packages (type,
+          name, arch, source, change, a and b: versions) and packagesSource (sbom,
+          layers, or "" when they were not compared)
+  blobs   same, missing, gone, baseMissing, each with count and bytes;
+          missingChunkBytes, null when A has no index
+  notes   what was not compared, and why`,
 		Example: `  clawbox diff /media/old /media/new --key acme.pub
   clawbox diff /media/new
   clawbox diff host /media/new --packages`,

@@ -7,10 +7,13 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/clawbox/clawbox/appliance/config"
+	"github.com/clawbox/clawbox/bundle/diff"
 )
 
 // runHere runs a command line in this process and returns what it printed.
@@ -112,4 +115,26 @@ func serveStick(t *testing.T, stick, key string) {
 	if res.StatusCode != http.StatusOK {
 		t.Errorf("the stick's manifest: %s\n%s", res.Status, &log)
 	}
+}
+
+// TestDiffHelp: the help names every field of the JSON.
+func TestDiffHelp(t *testing.T) {
+	help := diffCmd(&app{}).Long
+	var named func(reflect.Type)
+	named = func(x reflect.Type) {
+		for x.Kind() == reflect.Pointer || x.Kind() == reflect.Slice {
+			x = x.Elem()
+		}
+		if x.Kind() != reflect.Struct {
+			return
+		}
+		for i := range x.NumField() {
+			name, _, _ := strings.Cut(x.Field(i).Tag.Get("json"), ",")
+			if !regexp.MustCompile(`\b` + name + `\b`).MatchString(help) {
+				t.Errorf("the help of diff doesn't name %q", name)
+			}
+			named(x.Field(i).Type)
+		}
+	}
+	named(reflect.TypeFor[diff.Report]())
 }
