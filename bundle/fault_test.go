@@ -71,8 +71,8 @@ func big(t *testing.T, n, parity int) *site {
 	t.Helper()
 	s := newSite(t)
 	write(t, filepath.Join(s.dir, "weights.bin"), noise(7, n))
-	s.recipe(t, `{name: clawbox, kind: file, source: "file:clawbox.bin", path: bin/clawbox, mode: "0755"}`,
-		`{name: weights, kind: file, source: "file:weights.bin", path: share/weights}`)
+	s.recipe(t, `{name: clawbox, kind: file, source: "file:clawbox.bin", path: bin/clawbox, mode: "0755", redistributable: true}`,
+		`{name: weights, kind: file, source: "file:weights.bin", path: share/weights, redistributable: true}`)
 	s.opt.PartSize, s.opt.Parity = 5<<20, parity
 	s.mustBuild(t)
 	return s

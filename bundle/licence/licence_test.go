@@ -105,10 +105,10 @@ func TestRelease(t *testing.T) {
 		as   []Acceptance
 		want []string
 	}{
-		{"nothing", nil, []string{"--accept-eula nim", "--for-own-use nim"}},
+		{"nothing", nil, []string{"--accept-terms nim", "--for-own-use nim"}},
 		{"eula only", []Acceptance{eula}, []string{"--for-own-use nim"}},
-		{"own use only", []Acceptance{own}, []string{"--accept-eula nim"}},
-		{"other text", []Acceptance{{Item: "nim", What: EULA, SHA256: strings.Repeat("0", 64), By: "x", When: own.When}, own}, []string{"--accept-eula nim"}},
+		{"own use only", []Acceptance{own}, []string{"--accept-terms nim"}},
+		{"other text", []Acceptance{{Item: "nim", What: EULA, SHA256: strings.Repeat("0", 64), By: "x", When: own.When}, own}, []string{"--accept-terms nim"}},
 		{"other item", []Acceptance{eula, {Item: "tool", What: OwnUse, By: "x", When: own.When}}, []string{"--for-own-use nim"}},
 		{"both", []Acceptance{eula, own}, nil},
 	} {
