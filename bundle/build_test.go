@@ -402,9 +402,9 @@ func TestModelDirs(t *testing.T) {
 		want string // "": accepted
 	}{
 		"link inside":  {func(d string) error { return os.Symlink("tiny.gguf", filepath.Join(d, "model.gguf")) }, ""},
-		"link out":     {func(d string) error { return os.Symlink("/etc/passwd", filepath.Join(d, "passwd")) }, "leads out"},
-		"link up":      {func(d string) error { return os.Symlink("../rules.yaml", filepath.Join(d, "x")) }, "leads out"},
-		"folder link":  {func(d string) error { return os.Symlink("..", filepath.Join(d, "up")) }, "leads out"},
+		"link out":     {func(d string) error { return os.Symlink("/etc/passwd", filepath.Join(d, "passwd")) }, "must end inside"},
+		"link up":      {func(d string) error { return os.Symlink("../rules.yaml", filepath.Join(d, "x")) }, "must end inside"},
+		"folder link":  {func(d string) error { return os.Symlink("..", filepath.Join(d, "up")) }, "must end inside"},
 		"dangling":     {func(d string) error { return os.Symlink("none", filepath.Join(d, "x")) }, "no such file"},
 		"pipe":         {func(d string) error { return syscall.Mkfifo(filepath.Join(d, "pipe"), 0o644) }, "special file"},
 		"no weights":   {func(d string) error { return os.Remove(filepath.Join(d, "tiny.gguf")) }, "no .gguf"},
