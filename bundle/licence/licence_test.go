@@ -265,8 +265,10 @@ func TestAllow(t *testing.T) {
 func TestScanConfig(t *testing.T) {
 	r := rand.New(rand.NewPCG(9, 10))
 	key := drawn(r, 32, word)
-	raw, err := json.Marshal(map[string]any{"config": map[string]any{"Env": []string{"PATH=/bin", "DB_PASSWORD=" + key, "API_KEY=", "TOKEN=your-token-here-please"}},
-		"history": []map[string]string{{"created_by": "RUN export HF_TOKEN=hf_" + drawn(r, 34, word)}}})
+	raw, err := json.Marshal(map[string]any{
+		"config":  map[string]any{"Env": []string{"PATH=/bin", "DB_PASSWORD=" + key, "API_KEY=", "TOKEN=your-token-here-please"}},
+		"history": []map[string]string{{"created_by": "RUN export HF_TOKEN=hf_" + drawn(r, 34, word)}},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
