@@ -76,7 +76,12 @@ func layerOf(t testing.TB, files map[string]string) []byte {
 // withLayer adds a layer to the test's image.
 func withLayer(t testing.TB, raw []byte) v1.Image {
 	t.Helper()
-	img, err := mutate.AppendLayers(image(t, 3, "amd64"), static.NewLayer(raw, types.DockerLayer))
+	return addLayer(t, image(t, 3, "amd64"), raw)
+}
+
+func addLayer(t testing.TB, img v1.Image, raw []byte) v1.Image {
+	t.Helper()
+	img, err := mutate.AppendLayers(img, static.NewLayer(raw, types.DockerLayer))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -309,11 +314,7 @@ func TestBrokenLayer(t *testing.T) {
 	good := layerOf(t, map[string]string{"a": "text"})
 	for name, raw := range map[string][]byte{"cut": good[:len(good)-12], "no tar": noise(5, 2000)} {
 		s := newSite(t)
-		img, err := mutate.AppendLayers(image(t, 3, "amd64"), static.NewLayer(raw, types.DockerLayer))
-		if err != nil {
-			t.Fatal(err)
-		}
-		layoutOf(t, filepath.Join(s.dir, "img"), img)
+		layoutOf(t, filepath.Join(s.dir, "img"), withLayer(t, raw))
 		s.recipe(t, `{name: x, kind: image, source: "oci-layout:img", redistributable: true}`)
 		if _, err := s.build(t); err == nil || !strings.Contains(err.Error(), "item x, layer ") {
 			t.Errorf("%s: %v", name, err)
