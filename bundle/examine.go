@@ -45,6 +45,11 @@ func (b *build) blobs(i int) (out []blobOf, err error) {
 // examine looks into what came without being looked into, such as the blobs of
 // a layout, and refuses key material. What was seen before is not read again.
 func (b *build) examine(ctx context.Context) error {
+	release, err := b.pool.store.Hold() // what came must not be collected meanwhile
+	if err != nil {
+		return err
+	}
+	defer release()
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(fetchers)
 	var all [][]blobOf
