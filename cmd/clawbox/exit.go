@@ -10,6 +10,7 @@ import (
 
 	"github.com/clawbox/clawbox/appliance/control"
 	"github.com/clawbox/clawbox/appliance/ledger"
+	"github.com/clawbox/clawbox/bundle"
 	"github.com/clawbox/clawbox/bundle/licence"
 	"github.com/clawbox/clawbox/bundle/manifest"
 	"github.com/clawbox/clawbox/installer"
@@ -85,13 +86,14 @@ func status(err error) int {
 	var preflight *installer.ErrPreflight
 	var secrets *licence.SecretError
 	var export *licence.RefusedError
+	var syntax *bundle.SyntaxError
 	for _, said := range cobraUsage {
 		if strings.HasPrefix(err.Error(), said) {
 			return exitUsage
 		}
 	}
 	switch {
-	case errors.As(err, &usage):
+	case errors.As(err, &usage), errors.As(err, &syntax):
 		return exitUsage
 	case errors.Is(err, manifest.ErrUntrusted), errors.Is(err, manifest.ErrTampered), errors.Is(err, manifest.ErrIncomplete),
 		errors.As(err, &proof), errors.As(err, &fault):
