@@ -3,6 +3,7 @@ package diff
 import (
 	"archive/tar"
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -80,7 +81,17 @@ func newSite(t testing.TB) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &site{t.TempDir(), must(manifest.ParseSigner(skey))(t), must(manifest.NewTrust(1, vkey))(t), bytes.Repeat([]byte("weights "), 9<<17)} // 9 MiB
+	return &site{t.TempDir(), must(manifest.ParseSigner(skey))(t), must(manifest.NewTrust(1, vkey))(t), tensor(bytes.Repeat([]byte("weights "), 9<<17))} // 9 MiB
+}
+
+// tensor makes b a safetensors file of one tensor, and leaves its size as it is.
+func tensor(b []byte) []byte {
+	const head = 96
+	n := len(b) - 8 - head
+	h := fmt.Sprintf("%-*s", head, fmt.Sprintf(`{"w":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]}}`, n, n))
+	copy(b, binary.LittleEndian.AppendUint64(nil, head))
+	copy(b[8:], h)
+	return b
 }
 
 // build makes a release from the folder of its version.
@@ -97,7 +108,7 @@ func (s *site) build(t testing.TB, version string, sequence int, img v1.Image, p
 	}
 	put(t, filepath.Join(dir, "recipe.yaml"), []byte(text))
 	put(t, filepath.Join(dir, "rules.yaml"), []byte(policy))
-	put(t, filepath.Join(dir, "model/tiny.gguf"), s.model)
+	put(t, filepath.Join(dir, "model/tiny.safetensors"), s.model)
 	put(t, filepath.Join(dir, "note.txt"), []byte("a note\n"))
 	p := must(layout.Write(filepath.Join(dir, "image"), empty.Index))(t)
 	if err := p.AppendImage(img, layout.WithAnnotations(map[string]string{content.RefName: "latest"})); err != nil {
@@ -119,10 +130,10 @@ const (
 func (s *site) releases(t testing.TB) (a, b string) {
 	t.Helper()
 	a = s.build(t, "1.0.0", 1, image(t, stanza("openssl", "3.0.11-1", "Source: ossl (3)\n")+stanza("gone", "1", "")+stanza("same", "1", "")), oldRules,
-		`{name: note, kind: file, source: "file:note.txt", path: share/note.txt}`)
+		`{name: note, kind: file, source: "file:note.txt", path: share/note.txt, licence: MIT, redistributable: true}`)
 	copy(s.model[4<<20:], "changed!") // the second of three chunks
 	b = s.build(t, "1.1.0", 2, image(t, stanza("openssl", "3.0.13-1~deb12u1", "Source: ossl (3)\n")+stanza("fresh", "2", "")+stanza("same", "1", "")), newRules,
-		`{name: extra, kind: file, source: "file:note.txt", path: share/extra.txt}`)
+		`{name: extra, kind: file, source: "file:note.txt", path: share/extra.txt, licence: MIT, redistributable: true}`)
 	return a, b
 }
 
@@ -159,7 +170,7 @@ func checkAll(t *testing.T, r Report) {
 	if p := fmt.Sprint(find(t, r, "rules").Policy); !strings.Contains(p, "wider: agent may now reach b.example") || !strings.Contains(p, "narrower: agent may no longer reach a.example") {
 		t.Errorf("policy %s", p)
 	}
-	if f := find(t, r, "tiny").Files; !slices.Equal(f, []File{{"tiny.gguf", Changed, 9 << 20, 9 << 20}}) {
+	if f := find(t, r, "tiny").Files; !slices.Equal(f, []File{{"tiny.safetensors", Changed, 9 << 20, 9 << 20}}) {
 		t.Errorf("files %+v", f)
 	}
 	if find(t, r, "extra").Change != Added || find(t, r, "note").Change != Removed {
@@ -207,8 +218,8 @@ func TestBundles(t *testing.T) {
 	}
 }
 
-// TestReadsLittle: a layer is read for packages only; damage in it is found
-// then, and said.
+// TestReadsLittle: a bundle carries SBOMs, so no layer is read, not even one that
+// is damaged.
 func TestReadsLittle(t *testing.T) {
 	s := newSite(t)
 	a, b := s.releases(t)
@@ -219,12 +230,35 @@ func TestReadsLittle(t *testing.T) {
 	raw := must(os.ReadFile(part))(t)
 	raw[m.Blobs()[i].Offset+600] ^= 1
 	put(t, part, raw)
-	r := must(Compare(t.Context(), s.side(t, a, s.trust), s.side(t, b, s.trust), Options{}))(t)
-	if find(t, r, "app").Layers.Shared != 1 {
-		t.Errorf("%+v", r)
+	for _, o := range []Options{{}, {Packages: true}} {
+		r := must(Compare(t.Context(), s.side(t, a, s.trust), s.side(t, b, s.trust), o))(t)
+		app := find(t, r, "app")
+		if app.Layers.Shared != 1 || app.Source != "sbom" || len(app.Packages) != 3 || len(r.Notes) != 0 {
+			t.Errorf("%+v, notes %q", app, r.Notes)
+		}
 	}
-	r = must(Compare(t.Context(), s.side(t, a, s.trust), s.side(t, b, s.trust), Options{Packages: true}))(t)
-	if app := find(t, r, "app"); app.Source != "" || len(app.Packages) != 0 || len(r.Notes) != 1 || !strings.Contains(r.Notes[0], "part-0001") {
+}
+
+// TestLayersRead: where there is no SBOM, layers are read for packages only;
+// damage in one is found then, and said.
+func TestLayersRead(t *testing.T) {
+	s := newSite(t)
+	a, b := s.releases(t)
+	st := s.loaded(t, b)
+	for _, d := range must(st.Refs())(t) {
+		if ref := d.Annotations["org.opencontainers.image.ref.name"]; strings.Contains(ref, "@") { // referrers of the image
+			if err := st.Untag(ref); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	side := must(Host(t.Context(), "host", st, Release{Name: "demo", Version: "1.1.0", Sequence: 2}))(t)
+	r := must(Compare(t.Context(), s.side(t, a, s.trust), side, Options{}))(t)
+	if app := find(t, r, "app"); app.Source != "" || app.Layers.Shared != 1 {
+		t.Errorf("%+v, notes %q", app, r.Notes)
+	}
+	r = must(Compare(t.Context(), s.side(t, a, s.trust), side, Options{Packages: true}))(t)
+	if app := find(t, r, "app"); app.Source != "layers" || len(app.Packages) != 3 {
 		t.Errorf("%+v, notes %q", app, r.Notes)
 	}
 }
@@ -254,7 +288,7 @@ func TestNotesOnly(t *testing.T) {
 	if !strings.Contains(text.String(), "SIGNATURE NOT CHECKED") {
 		t.Errorf("%s", &text)
 	}
-	if n := whole.Notes; len(n) != 1 || !strings.Contains(n[0], "app: packages were not compared") {
+	if n := whole.Notes; len(n) != 0 {
 		t.Errorf("notes %q", n)
 	}
 	other := newSite(t)

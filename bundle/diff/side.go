@@ -279,11 +279,12 @@ type couple struct{ a, b *manifest.Item }
 
 // pair finds for each item of b the one of a: by name, and where one side is a
 // host, by its name in the store, of which the installed version counts first.
+// SBOMs are left out: they only tell of the others.
 func pair(a, b *Side) (out []couple) {
 	used := map[*manifest.Item]bool{}
 	for i := range b.items {
 		it := &b.items[i]
-		if used[it] || b.host && slices.ContainsFunc(out, func(c couple) bool { return c.b != nil && c.b.Name == it.Name }) {
+		if it.Kind == "sbom" || used[it] || b.host && slices.ContainsFunc(out, func(c couple) bool { return c.b != nil && c.b.Name == it.Name }) {
 			continue
 		}
 		p := couple{b: it, a: a.find(it, b)}
@@ -298,7 +299,7 @@ func pair(a, b *Side) (out []couple) {
 	}
 	for i := range a.items {
 		it := &a.items[i]
-		if used[it] || a.host && slices.ContainsFunc(out, func(c couple) bool { return c.a != nil && repo(c.a.Ref) == repo(it.Ref) }) {
+		if it.Kind == "sbom" || used[it] || a.host && slices.ContainsFunc(out, func(c couple) bool { return c.a != nil && repo(c.a.Ref) == repo(it.Ref) }) {
 			continue
 		}
 		out = append(out, couple{a: it})

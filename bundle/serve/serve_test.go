@@ -2,6 +2,7 @@ package serve
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -66,7 +67,7 @@ type site struct {
 
 func newSite(t testing.TB) *site {
 	t.Helper()
-	s := &site{dir: t.TempDir(), model: bytes.Repeat([]byte("weights "), 5<<17+3)}
+	s := &site{dir: t.TempDir(), model: tensor(bytes.Repeat([]byte("weights "), 5<<17+3))}
 	put(t, filepath.Join(s.dir, "rules.yaml"), []byte("network: {deny: \"*\"}\n"))
 	s.release(t, "1.0.0", 1)
 	img := must(random.Image(100_000, 2))(t)
@@ -89,11 +90,21 @@ func newSite(t testing.TB) *site {
 	return s
 }
 
+// tensor makes b a safetensors file of one tensor, and leaves its size as it is.
+func tensor(b []byte) []byte {
+	const head = 96
+	n := len(b) - 8 - head
+	h := fmt.Sprintf("%-*s", head, fmt.Sprintf(`{"w":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]}}`, n, n))
+	copy(b, binary.LittleEndian.AppendUint64(nil, head))
+	copy(b[8:], h)
+	return b
+}
+
 // release writes the recipe and the model of a version.
 func (s *site) release(t testing.TB, version string, sequence int) {
 	t.Helper()
 	put(t, filepath.Join(s.dir, "recipe.yaml"), fmt.Appendf(nil, recipe, version, sequence))
-	put(t, filepath.Join(s.dir, "model/tiny.gguf"), s.model)
+	put(t, filepath.Join(s.dir, "model/tiny.safetensors"), s.model)
 }
 
 func (s *site) build(t testing.TB) {
