@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -131,12 +132,29 @@ func TestOneLAN(t *testing.T) {
 			c.Close()
 		}
 	}()
+	tap, err := lan.Tap()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tap.Close()
 	c, err := b.Dial("tcp", a.Addr.String()+":7000")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got, _ := io.ReadAll(c); string(got) != "hello" {
 		t.Errorf("got %q", got)
+	}
+	if got := tap.Saw()[k3shost.Sent{Proto: "tcp 7000", To: a.Addr}]; got < 3 {
+		t.Errorf("the tap saw %d frames to port 7000 of %v: %v", got, a.Addr, tap.Saw())
+	}
+	if out := tap.Outside(); len(out) != 0 {
+		t.Errorf("sent outside: %v", out)
+	}
+	run(t, b, "timeout 0.2 bash -c 'echo > /dev/udp/192.0.2.1/53; echo > /dev/tcp/192.0.2.1/443' 2>/dev/null; true")
+	for _, p := range []string{"udp 53", "tcp 443"} {
+		if out := tap.Outside(); out[k3shost.Sent{Proto: p, To: netip.MustParseAddr("192.0.2.1")}] == 0 {
+			t.Errorf("the tap missed %s to an outside address: %v", p, out)
+		}
 	}
 	if c, err := net.DialTimeout("tcp", a.Addr.String()+":7000", time.Second); err == nil {
 		if got, _ := io.ReadAll(c); string(got) == "hello" {
