@@ -180,11 +180,14 @@ func (c *Cluster) Poll(ctx context.Context, what string, ok func() (string, bool
 	})
 }
 
-// WaitReady waits until the node is Ready in this version.
-func (c *Cluster) WaitReady(ctx context.Context) error {
+// WaitReady waits until the server's own node is Ready in this version.
+func (c *Cluster) WaitReady(ctx context.Context) error { return c.WaitNode(ctx, c.M.Name) }
+
+// WaitNode waits until a node of the cluster is Ready in this version.
+func (c *Cluster) WaitNode(ctx context.Context, node string) error {
 	const show = `jsonpath={.status.nodeInfo.kubeletVersion} {.status.conditions[?(@.type=="Ready")].status}`
-	return c.Poll(ctx, "node "+c.M.Name+" Ready with "+c.Version, func() (string, bool) {
-		out, err := c.Kubectl(ctx, nil, "get", "node", c.M.Name, "-o", show)
+	return c.Poll(ctx, "node "+node+" Ready with "+c.Version, func() (string, bool) {
+		out, err := c.Kubectl(ctx, nil, "get", "node", node, "-o", show)
 		if err != nil {
 			return err.Error(), false
 		}

@@ -222,8 +222,13 @@ const path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 // Command runs a program inside, as root, in the machine's cgroups, with a clean environment to which Env
 // may be added. It is killed when ctx ends; SIGTERM, SIGINT and SIGHUP sent to it reach the program.
 func (m *Machine) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	return Command(ctx, m.Dir, name, args...)
+}
+
+// Command is Machine.Command for the machine that another program runs in dir.
+func Command(ctx context.Context, dir, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
-	cmd.Args = append([]string{joinName, m.Dir, name}, args...)
+	cmd.Args = append([]string{joinName, dir, name}, args...)
 	cmd.Env = []string{"PATH=" + path, "HOME=/root", "LANG=C.UTF-8"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	cmd.WaitDelay = 2 * time.Second // for what it left behind with its files open
