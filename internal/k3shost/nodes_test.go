@@ -66,9 +66,12 @@ func TestTwoNodes(t *testing.T) {
 		from, to string // namespace/pod
 		heard    bool
 	}{
-		{"open/one", "open/two", true}, {"open/two", "open/one", true},
-		{"acme/one", "acme/two", false}, {"acme/two", "acme/one", false},
-		{"open/one", "acme/two", false}, {"acme/one", "open/two", false},
+		{"open/one", "open/two", true},
+		{"open/two", "open/one", true},
+		{"acme/one", "acme/two", false},
+		{"acme/two", "acme/one", false},
+		{"open/one", "acme/two", false},
+		{"acme/one", "open/two", false},
 	} {
 		ns, pod, _ := strings.Cut(q.from, "/")
 		toNS, to, _ := strings.Cut(q.to, "/")
