@@ -1,6 +1,7 @@
 package k3shost
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -98,6 +99,7 @@ func (s setup) root() error {
 		{"", "/", "", unix.MS_REC | unix.MS_PRIVATE, "", false},
 		{"root", newRoot, "tmpfs", 0, "mode=755,size=64m", false},
 		{"/usr", newRoot + "/usr", "", bind, "", false},
+		{"", newRoot + "/usr", "", unix.MS_BIND | unix.MS_REMOUNT | unix.MS_RDONLY, "", false},
 		{filepath.Join(s.Dir, "usr-local"), newRoot + "/usr/local", "", bind, "", false},
 		{"/dev", newRoot + "/dev", "", bind, "", false},
 		{"shm", newRoot + "/dev/shm", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "", false},
@@ -238,6 +240,7 @@ func makeFolders(dir, name string) error {
 	}
 	for f, text := range map[string]string{
 		"hosts": "127.0.0.1 localhost " + name + "\n", "resolv.conf": "# no resolver\n", "hostname": name + "\n",
+		"machine-id": fmt.Sprintf("%x\n", sha256.Sum256([]byte(dir)))[:32] + "\n",
 	} {
 		if err := os.WriteFile(filepath.Join(etc, f), []byte(text), 0o644); err != nil {
 			return err
