@@ -7,7 +7,7 @@
 set -eu
 
 case "${1:-run}" in
-run) want="build-essential ca-certificates iproute2 mmdebstrap nlohmann-json3-dev libstb-dev npm busybox-static" ;;
+run) want="build-essential ca-certificates iproute2 mmdebstrap nlohmann-json3-dev libstb-dev npm busybox-static runc" ;;
 generate) want="clang-14 llvm-14" ;;
 bench) want="bubblewrap busybox-static git runc" ;;
 kernels) want="bash busybox-static ca-certificates curl e2fsprogs findutils git iproute2 mount xfsprogs xz-utils zstd" ;;
