@@ -31,6 +31,7 @@ type PodSpec struct {
 	EnableServiceLinks            *bool             `json:"enableServiceLinks,omitempty"`
 	TerminationGracePeriodSeconds int64             `json:"terminationGracePeriodSeconds,omitempty"`
 	DNSConfig                     *DNSConfig        `json:"dnsConfig,omitempty"`
+	SecurityContext               *Security         `json:"securityContext,omitempty"`
 	Containers                    []Container       `json:"containers"`
 }
 
@@ -45,6 +46,29 @@ type Container struct {
 	Image           string    `json:"image"`
 	ImagePullPolicy string    `json:"imagePullPolicy,omitempty"`
 	Resources       Resources `json:"resources,omitzero"`
+	SecurityContext *Security `json:"securityContext,omitempty"`
+}
+
+// Security is what of PodSecurityContext and SecurityContext is needed for
+// PodSecurity's level "restricted".
+type Security struct {
+	RunAsNonRoot             *bool         `json:"runAsNonRoot,omitempty"`
+	RunAsUser                int64         `json:"runAsUser,omitempty"`
+	RunAsGroup               int64         `json:"runAsGroup,omitempty"`
+	Seccomp                  *Seccomp      `json:"seccompProfile,omitempty"`
+	AllowPrivilegeEscalation *bool         `json:"allowPrivilegeEscalation,omitempty"`
+	ReadOnlyRootFilesystem   *bool         `json:"readOnlyRootFilesystem,omitempty"`
+	Capabilities             *Capabilities `json:"capabilities,omitempty"`
+}
+
+// Seccomp names a profile's kind, such as "RuntimeDefault".
+type Seccomp struct {
+	Type string `json:"type"`
+}
+
+// Capabilities are without "CAP_".
+type Capabilities struct {
+	Drop []string `json:"drop,omitempty"`
 }
 
 // Resources are quantities by name, such as "memory": "256Mi".

@@ -51,7 +51,7 @@ type pod struct {
 // manifest is the pod that is asked for. What it says about security is for
 // the cluster's admission; the node obeys the policy alone.
 func (w *pod) manifest() *kube.Pod {
-	no, b := false, w.s.Policy.Budgets
+	no, yes, b := false, true, w.s.Policy.Budgets
 	limits := map[string]string{"memory": strconv.FormatInt(b.Memory, 10)}
 	if b.CPU > 0 {
 		limits["cpu"] = strconv.Itoa(int(b.CPU*1000)) + "m"
@@ -62,11 +62,13 @@ func (w *pod) manifest() *kube.Pod {
 			RuntimeClassName: RuntimeClass, RestartPolicy: "Never", AutomountServiceAccountToken: &no, EnableServiceLinks: &no,
 			NodeSelector: map[string]string{"kubernetes.io/hostname": w.p.o.Node}, TerminationGracePeriodSeconds: 5,
 			// kubelet shall not put the cluster's resolver into a file that is ours.
-			DNSPolicy: "None", DNSConfig: &kube.DNSConfig{Nameservers: []string{"127.0.0.53"}},
+			SecurityContext: &kube.Security{RunAsNonRoot: &yes, RunAsUser: int64(w.b.id.uid), RunAsGroup: int64(w.b.id.gid), Seccomp: &kube.Seccomp{Type: "RuntimeDefault"}},
+			DNSPolicy:       "None", DNSConfig: &kube.DNSConfig{Nameservers: []string{"127.0.0.53"}},
 			Containers: []kube.Container{{
 				Name: user, Image: w.image, ImagePullPolicy: "IfNotPresent",
 				// The budgets bound it; what they ask for shall not keep it from a small node.
-				Resources: kube.Resources{Limits: limits, Requests: map[string]string{"memory": "16Mi", "cpu": "10m"}},
+				Resources:       kube.Resources{Limits: limits, Requests: map[string]string{"memory": "16Mi", "cpu": "10m"}},
+				SecurityContext: &kube.Security{AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes, Capabilities: &kube.Capabilities{Drop: []string{"ALL"}}},
 			}},
 		},
 	}
