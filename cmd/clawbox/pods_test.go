@@ -294,8 +294,8 @@ func (n *podNode) attacks(t *testing.T) {
 	if err != nil || dns == "" {
 		dns = "10.42.0.99" // of a tenant's pod, whether there is one or not
 	}
-	fetch := func(at string) string {
-		return "if busybox wget -T 4 -q -O- " + at + "; then echo REACHED; else echo no; fi"
+	fetch := func(at string) string { // 403 is what egress answers where HTTP is spoken
+		return "said=$(/bin/probe " + at + "); echo $said; case $said in error*|403*) ;; *) echo REACHED ;; esac"
 	}
 	addr := n.m.Addr.String()
 	for _, x := range []struct {
@@ -303,10 +303,10 @@ func (n *podNode) attacks(t *testing.T) {
 		words        []string // of the record
 	}{
 		{"the API server", fetch("http://10.43.0.1:443/api"), []string{"10.43.0.1"}},
-		{"the API server at the node", fetch("http://" + addr + ":6443/api"), []string{addr + ":6443"}},
-		{"kubelet", fetch("http://" + addr + ":10250/pods"), []string{addr + ":10250"}},
+		{"the API server at the node", fetch("http://" + addr + ":6443/api"), []string{addr, `"port":6443`}},
+		{"kubelet", fetch("http://" + addr + ":10250/pods"), []string{addr, `"port":10250`}},
 		{"the node", fetch("http://" + addr + "/"), []string{addr}},
-		{"the node's registry", fetch("http://" + addr + ":5000/v2/"), []string{addr + ":5000"}},
+		{"the node's registry", fetch("http://" + addr + ":5000/v2/"), []string{addr, `"port":5000`}},
 		{"another pod", fetch("http://" + dns + ":8080/"), []string{dns}},
 		{"cloud metadata", fetch("http://169.254.169.254/latest/meta-data/"), []string{"169.254.169.254"}},
 		{"an unlisted program", "/bin/other echo REACHED; true", []string{"/bin/other"}},
