@@ -11,9 +11,10 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: ## Build the two programs into dist/
+build: ## Build the three programs into dist/
 	$(BUILD) -o $(DIST)/clawbox ./cmd/clawbox
 	$(BUILD) -o $(DIST)/clawbox-launch ./cmd/clawbox-launch
+	$(BUILD) -o $(DIST)/clawbox-runc ./cmd/clawbox-runc
 
 setup: ## Install the Debian packages that the demo and the tests need
 	@$(AS_ROOT) sh internal/tools/setup.sh
@@ -59,6 +60,7 @@ e2e: setup ## Run the journey of a small release through the command line, with 
 
 e2e-host: k3s ## Take a real K3s on this machine, in namespaces without a way out, from 1.34 to 1.35 and through a power cut
 	$(AS_ROOT) env CLAWBOX_K3S="$(abspath $(DIST)/k3s)" $(GO) test -count=1 -timeout 20m -run 'TestHost$$|TestTwoNodes' -v ./internal/k3shost
+	$(AS_ROOT) env CLAWBOX_K3S="$(abspath $(DIST)/k3s)" $(GO) test -count=1 -timeout 15m -run 'TestPodsOnK3s' -v ./cmd/clawbox
 
 k3s: ## Build K3s 1.34 and 1.35 with runtime and images from Go modules into dist/k3s; K3S="1.35" for one
 	@$(AS_ROOT) sh internal/tools/setup.sh k3s

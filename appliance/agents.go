@@ -27,7 +27,8 @@ import (
 type agentSpec struct {
 	Name    string    `json:"name"`
 	Image   string    `json:"image"`
-	Policy  string    `json:"policy"` // name of Source, for messages
+	Driver  string    `json:"driver,omitempty"` // empty: local
+	Policy  string    `json:"policy"`           // name of Source, for messages
 	Source  []byte    `json:"source"`
 	Command []string  `json:"command,omitempty"`
 	Args    []string  `json:"args,omitempty"`
@@ -91,7 +92,7 @@ func (ag *agent) status() control.AgentStatus {
 	ag.mu.Lock()
 	defer ag.mu.Unlock()
 	st := control.AgentStatus{
-		Name: ag.Name, State: "stopped", Image: ag.Image, Policy: ag.policy().Name, Digest: ag.digest(),
+		Name: ag.Name, State: "stopped", Image: ag.Image, Driver: ag.Driver, Policy: ag.policy().Name, Digest: ag.digest(),
 		Started: ag.started, Stopped: ag.Ended, ExitCode: ag.Code, Why: ag.Why,
 	}
 	if ag.box == nil {

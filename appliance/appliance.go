@@ -47,6 +47,7 @@ type Appliance struct {
 	store  *content.Store
 	burrow *burrow // the guard's cgroups
 	boxes  *sandbox.Local
+	pods   *sandbox.Pods // nil: this host is no node of a cluster
 	images *sandbox.Images
 
 	turns turns // one launch, reload, snapshot or removal of an agent at a time
@@ -82,7 +83,7 @@ func New(cfg config.Config, version string) (_ *Appliance, err error) {
 	}()
 	// The agents before the guard: what a guard that died has left is recorded
 	// as soon as the next one runs, and the ledger has to know their names.
-	for _, open := range []func() error{a.openLedger, a.openStore, a.loadAgents, a.startGuard, a.openBoxes} {
+	for _, open := range []func() error{a.openLedger, a.openStore, a.loadAgents, a.startGuard, a.openBoxes, a.openPods} {
 		if err := open(); err != nil {
 			return nil, err
 		}
@@ -163,6 +164,12 @@ func (a *Appliance) Run(ctx context.Context) error {
 	if err := a.begun(ctx); err != nil {
 		return err
 	}
+	shut, err := a.serveGate(cancel)
+	if err != nil {
+		return err
+	}
+	defer shut()
+	go a.sweepPods(ctx)
 	rec := ledger.Record{
 		Kind: ledger.KindService, Verdict: ledger.Allowed, Reason: "service.started",
 		Detail: "guard tier " + string(a.tierNow()), Attrs: map[string]any{"version": a.version, "release": a.cfg.Release.Version},

@@ -86,7 +86,7 @@ func (a *Appliance) build(ctx context.Context, ag *agent, out io.Writer, told, k
 			return a.watch(ctx, ag, s, programs)
 		}
 	}
-	return a.boxes.Start(ctx, spec)
+	return a.boxOf(ctx, ag, spec)
 }
 
 // image makes an agent's image ready to run.
@@ -94,11 +94,19 @@ func (a *Appliance) image(ctx context.Context, ag *agent) (sandbox.Image, error)
 	if _, err := a.store.Resolve(ag.Image); errors.Is(err, fs.ErrNotExist) {
 		return sandbox.Image{}, control.Errorf("not_found", "the store has no image %q; the registry at %s lists what it has (GET /v2/_catalog)", ag.Image, a.cfg.Registry)
 	}
-	img, err := a.images.Prepare(ctx, ag.Image)
+	img, err := a.described(ctx, ag)
 	if len(ag.Command) > 0 {
 		img.Entrypoint, img.Cmd = ag.Command, nil
 	}
 	return img, err
+}
+
+// described is the image with its layers, or without where containerd has them.
+func (a *Appliance) described(ctx context.Context, ag *agent) (sandbox.Image, error) {
+	if ag.Driver == driverPod {
+		return a.images.Describe(ag.Image)
+	}
+	return a.images.Prepare(ctx, ag.Image)
 }
 
 // introduce tells every service of an agent.

@@ -86,6 +86,9 @@ func (a *Appliance) prepare(q control.LaunchRequest) (*agent, error) {
 		return a.again(old, q)
 	}
 	spec, err := a.resolve(q)
+	if err == nil {
+		spec.Driver, err = a.driver(q.Driver, "")
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -105,6 +108,10 @@ func (a *Appliance) again(old *agent, q control.LaunchRequest) (*agent, error) {
 	if runs {
 		return nil, control.Errorf("conflict", "agent %s runs already; 'clawbox agent connect %s' enters it", q.Name, q.Name)
 	}
+	before := spec.Driver
+	if before == "" {
+		before = driverLocal
+	}
 	if q.Agent != "" || q.Image != "" || q.Source != nil {
 		if q.Image == "" && q.Agent == "" {
 			q.Image = spec.Image
@@ -121,6 +128,10 @@ func (a *Appliance) again(old *agent, q control.LaunchRequest) (*agent, error) {
 			spec.Command, spec.Args = q.Command, q.Args
 		}
 		spec.Env = slices.Concat(spec.Env, q.Env)
+	}
+	var err error
+	if spec.Driver, err = a.driver(q.Driver, before); err != nil {
+		return nil, err
 	}
 	spec.Ended, spec.Code, spec.Why = time.Time{}, 0, ""
 	ag := &agent{agentSpec: spec, dir: old.dir}

@@ -149,8 +149,9 @@ func (a *Appliance) watch(ctx context.Context, ag *agent, s guard.Scope, program
 	g := a.part("guard") // which knows the agent by now, see introduce
 	p := ag.policy()
 	// Names that do not exist are reported too: a host file is such a name.
-	s.AuditENOENT = true
-	s.AuditOpens = p.Audit.Files == "all"
+	// Not while a pod's launcher is all that may run: NoRefusals says so.
+	s.AuditENOENT = !s.NoRefusals
+	s.AuditOpens = p.Audit.Files == "all" && !s.NoRefusals
 	s.Connects = p.Audit.Network == "all"
 	s.Datagrams = []netip.AddrPort{dnsStub}
 	s.Violation = guard.Refuse

@@ -198,7 +198,15 @@ func (gs *guardService) watch(r *service.Request) error {
 	if err := r.Decode(&v); err != nil {
 		return err
 	}
-	w, err := gs.g.Watch(v.Scope)
+	gs.mu.Lock()
+	w := gs.watches[v.Scope.ID]
+	gs.mu.Unlock()
+	var err error
+	if w != nil { // a pod's launcher stands, and the agent's programs follow
+		err = w.Update(v.Scope)
+	} else {
+		w, err = gs.g.Watch(v.Scope)
+	}
 	if err != nil {
 		return err
 	}

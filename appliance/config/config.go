@@ -35,6 +35,10 @@ type Config struct {
 	// agent sees them.
 	Credentials map[string]Credential `yaml:"credentials,omitempty"`
 
+	// Cluster is the Kubernetes that this host is a node of. Without it agents
+	// run in sandboxes of the appliance's own.
+	Cluster *Cluster `yaml:"cluster,omitempty"`
+
 	// Agents says how to run each image that the bundle made ready.
 	Agents []Agent `yaml:"agents,omitempty"`
 
@@ -96,6 +100,18 @@ type Upstream struct {
 // Credential is a secret for requests of agents to the outside.
 type Credential struct {
 	KeyFile string `yaml:"keyFile"` // holds the value; mode 0600
+}
+
+// Cluster is where agents become pods.
+type Cluster struct {
+	// Kubeconfig is a file whose user may create, get, list and delete pods in
+	// Namespace, and should be able to do no more (airgap-manifests/pods).
+	Kubeconfig string `yaml:"kubeconfig"`
+	Namespace  string `yaml:"namespace"` // the agents' own
+	Node       string `yaml:"node"`      // this host's name in the cluster
+	// Registry is the host in the names of agents' images, which containerd's
+	// mirrors lead to this host's registry.
+	Registry string `yaml:"registry"`
 }
 
 // Agent is a launchable agent.

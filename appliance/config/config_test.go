@@ -15,6 +15,7 @@ func sample() Config {
 	c.Engine = Engine{Binary: c.Paths.Slot + "/bin/ollama", Listen: "127.0.0.1:11434", Models: []string{"tiny"}, UID: DefaultUIDBase + UIDCount}
 	c.Upstreams = map[string]Upstream{"cloud": {URL: "https://api.example.com/v1", KeyFile: "/etc/clawbox/cloud.key"}}
 	c.Hosts = map[string]string{"api.example.com": "10.0.0.7"}
+	c.Cluster = &Cluster{Kubeconfig: "/etc/clawbox/cluster.kubeconfig", Namespace: "clawbox-agents", Node: "node-1", Registry: "clawbox.internal"}
 	c.Agents = []Agent{{Name: "openclaw", Image: "openclaw", Policy: "openclaw.yaml", Args: []string{"--x", "no"}, Env: []string{"A=1"}}}
 	return c
 }
@@ -93,6 +94,12 @@ func TestValidate(t *testing.T) {
 		"key file":        {func(c *Config) { c.Upstreams["cloud"] = Upstream{URL: "https://x", KeyFile: "k"} }, "keyFile"},
 		"host name":       {func(c *Config) { c.Hosts["A.example"] = "10.0.0.1" }, "hosts"},
 		"host address":    {func(c *Config) { c.Hosts["a.example"] = "b.example" }, "IP address"},
+		"cluster file":    {func(c *Config) { c.Cluster.Kubeconfig = "k3s.yaml" }, "cluster.kubeconfig"},
+		"cluster default": {func(c *Config) { c.Cluster.Namespace = "default" }, "cluster.namespace"},
+		"cluster system":  {func(c *Config) { c.Cluster.Namespace = "kube-system" }, "cluster.namespace"},
+		"cluster node":    {func(c *Config) { c.Cluster.Node = "" }, "cluster.node"},
+		"cluster port":    {func(c *Config) { c.Cluster.Registry = "127.0.0.1:70000" }, "cluster.registry"},
+		"cluster path":    {func(c *Config) { c.Cluster.Registry = "host/agents" }, "cluster.registry"},
 		"agent name":      {func(c *Config) { c.Agents[0].Name = "Open Claw" }, "agents[0].name"},
 		"agent twice":     {func(c *Config) { c.Agents = append(c.Agents, c.Agents[0]) }, "agents[1].name"},
 		"agent image":     {func(c *Config) { c.Agents[0].Image = "" }, "agents[0].image"},

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -45,7 +46,7 @@ func (c Config) Validate() error {
 	return errors.Join(
 		c.head(), c.Release.validate(), c.Paths.validate(),
 		Loopback("registry", c.Registry), c.Engine.validate(c.UIDBase),
-		c.addresses(), c.numbers(), c.upstreams(), c.credentials(), ValidHosts(c.Hosts), ValidAgents(c.Agents),
+		c.addresses(), c.numbers(), c.upstreams(), c.credentials(), ValidHosts(c.Hosts), ValidAgents(c.Agents), c.Cluster.validate(),
 	)
 }
 
@@ -222,6 +223,24 @@ func redact(raw string) string {
 		return "…" + raw[i:]
 	}
 	return raw
+}
+
+func (k *Cluster) validate() error {
+	if k == nil {
+		return nil
+	}
+	errs := []error{AbsPath("cluster.kubeconfig", k.Kubeconfig)}
+	if !nameRE.MatchString(k.Namespace) || k.Namespace == "default" || strings.HasPrefix(k.Namespace, "kube-") {
+		errs = append(errs, bad("cluster.namespace", k.Namespace, "a namespace of the agents' own, such as clawbox-agents"))
+	}
+	if !hostRE.MatchString(k.Node) {
+		errs = append(errs, bad("cluster.node", k.Node, "this host's name in the cluster"))
+	}
+	host, port, found := strings.Cut(k.Registry, ":")
+	if n, err := strconv.ParseUint(port, 10, 16); !hostRE.MatchString(host) || found && (err != nil || n == 0) {
+		errs = append(errs, bad("cluster.registry", k.Registry, "a host, and a port if it has one, such as clawbox.internal"))
+	}
+	return errors.Join(errs...)
 }
 
 // ValidHosts checks a table of host name to address.

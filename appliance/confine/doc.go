@@ -27,6 +27,9 @@
 // cgroups, waits until the daemon holds a pidfd of it, confines itself and
 // becomes the program.
 //
+// Where a container runtime makes the namespaces, the launcher is the
+// container's program, in the mode "pod" (pod.go): the same without a Root.
+//
 // PID 1 keeps Go's other threads, which have no part in its change of user;
 // the system call filter, which all threads get in one call, leaves them
 // nothing but to wait, signal and exit. Self confines all threads of a

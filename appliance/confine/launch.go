@@ -38,8 +38,7 @@ const (
 )
 
 // Main is the launcher. args are the program's arguments without its name:
-// one of the modes "init" and "join". It returns the exit
-// status.
+// one of the modes "init", "join" and "pod". It returns the exit status.
 //
 // It must be called from the main goroutine of a program in which nothing
 // else runs: namespaces and restrictions are those of the main thread.
@@ -57,7 +56,7 @@ func Main(args []string) int {
 	}
 	run, ok := modes[mode]
 	if !ok {
-		fmt.Fprintf(os.Stderr, "clawbox-launch: got mode %q; it is started by clawbox serve, with init or join\n", mode)
+		fmt.Fprintf(os.Stderr, "clawbox-launch: got mode %q; it is started by clawbox serve, with init, join or pod\n", mode)
 		return ExitFailed
 	}
 	code, err := run(args[1:])
@@ -70,7 +69,7 @@ func Main(args []string) int {
 }
 
 // modes are the launcher's stages. Each has its channel at controlFD.
-var modes = map[string]func([]string) (int, error){"init": initBox, "join": join}
+var modes = map[string]func([]string) (int, error){"init": initBox, "join": join, "pod": inContainer}
 
 // initBox is the first process of a sandbox: root at first, its confined
 // supervisor before the agent begins. It returns with the agent.
@@ -87,7 +86,7 @@ func initBox(args []string) (int, error) {
 	if _, err := io.WriteString(ctl, Mounted); err != nil {
 		return 0, err
 	}
-	pid, err := begin(r)
+	pid, err := begin(&r.Supervisor, unix.SIGKILL)
 	if err != nil {
 		// Whoever waits for the agent reads the other channel.
 		fmt.Fprintf(os.NewFile(specFD, "spec"), "error: init: %v\n", err)
@@ -153,8 +152,9 @@ func stand(ctl *os.File) (*Root, error) {
 // begin reads the Spec, forks the agent's process, and confines this one for
 // good. The agent may be first: it has another user id and domain, and PID 1
 // reads nothing from it. The daemon learns of success when both are done,
-// which is when the last descriptor of the Spec's channel is closed.
-func begin(r *Root) (int, error) {
+// which is when the last descriptor of the Spec's channel is closed. self
+// confines this process, which gets the signal death when its parent ends.
+func begin(self *Spec, death unix.Signal) (int, error) {
 	ch := os.NewFile(specFD, "spec")
 	var s Spec
 	if err := receive(ch, &s); err != nil {
@@ -178,9 +178,9 @@ func begin(r *Root) (int, error) {
 	// made, need not give up their user id one system call after the other.
 	err = deafen()
 	if err == nil {
-		_, err = apply(&r.Supervisor, extras{threads: true})
+		_, err = apply(self, extras{threads: true})
 	}
-	if err := errors.Join(err, harden()); err != nil {
+	if err := errors.Join(err, harden(death)); err != nil {
 		return 0, fmt.Errorf("confine PID 1: %w", err)
 	}
 	return pid, ch.Close()
@@ -234,13 +234,13 @@ func deafen() error {
 }
 
 // harden repeats what the change of user has undone.
-func harden() error {
+func harden(death unix.Signal) error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("dumpable: %w", err)
 	}
 	// Belt to the control channel's braces; the daemon keeps the thread alive
 	// that started init, because the kernel watches the thread.
-	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(death), 0, 0, 0); err != nil {
 		return fmt.Errorf("parent death signal: %w", err)
 	}
 	return nil

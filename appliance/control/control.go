@@ -57,8 +57,9 @@ type AgentStatus struct {
 	Name     string    `json:"name"`
 	State    string    `json:"state"` // "running", "stopped"
 	Image    string    `json:"image"`
-	Policy   string    `json:"policy"`       // its name
-	Digest   string    `json:"policyDigest"` // "sha256:…"
+	Driver   string    `json:"driver,omitempty"` // "pod"; else local
+	Policy   string    `json:"policy"`           // its name
+	Digest   string    `json:"policyDigest"`     // "sha256:…"
 	Started  time.Time `json:"started,omitzero"`
 	Stopped  time.Time `json:"stopped,omitzero"`
 	PID      int       `json:"pid,omitempty"` // of the launcher, on the host
@@ -83,6 +84,8 @@ type LaunchRequest struct {
 	Command []string `json:"command,omitempty"`
 	Args    []string `json:"args,omitempty"`
 	Env     []string `json:"env,omitempty"`
+	// Driver is "local" or "pod"; empty: as before, or as the configuration has it.
+	Driver string `json:"driver,omitempty"`
 }
 
 // PolicyRequest replaces the hot-reloadable layers of an agent's policy.

@@ -40,6 +40,69 @@ func enter(netns *os.File, f func() error, done chan<- error) {
 // resolver is where the sandbox's resolv.conf points.
 const resolver = "127.0.0.53:53"
 
+// Isolate deletes every interface of a namespace but lo: what a container
+// network has put there. Its other ends go with them. It wants CAP_SYS_ADMIN
+// and CAP_NET_ADMIN over the namespace, which must not be this process's own.
+func Isolate(netns *os.File) error {
+	var st, own unix.Stat_t
+	if err := errors.Join(unix.Fstat(int(netns.Fd()), &st), unix.Stat("/proc/self/ns/net", &own)); err != nil {
+		return fmt.Errorf("egress: isolate: %w", err)
+	}
+	if st.Dev == own.Dev && st.Ino == own.Ino {
+		return errors.New("egress: isolate: this is the host's network namespace; want a container's")
+	}
+	if err := within(netns, onlyLo); err != nil {
+		return fmt.Errorf("egress: isolate: %w", err)
+	}
+	return nil
+}
+
+// onlyLo deletes the interfaces of the present namespace, and sees that they
+// are gone. Some can't be deleted, only taken down: those that the kernel gives
+// every namespace (sit0), and those that are the host's hardware.
+func onlyLo() error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	links, err := h.LinkList()
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		if a := l.Attrs(); a.Name != "lo" {
+			if err := remove(h, l); err != nil {
+				return fmt.Errorf("interface %s: %w", a.Name, err)
+			}
+		}
+	}
+	if links, err = h.LinkList(); err != nil {
+		return err
+	}
+	for _, l := range links {
+		if a := l.Attrs(); a.Name != "lo" && a.Flags&net.FlagUp != 0 {
+			return fmt.Errorf("interface %s is there still, and up", a.Name)
+		}
+	}
+	return nil
+}
+
+// remove takes a link down and deletes it, unless the kernel keeps it for the
+// namespace, or it went with its other end.
+func remove(h *netlink.Handle, l netlink.Link) error {
+	err := h.LinkSetDown(l)
+	if err == nil {
+		err = h.LinkDel(l)
+	}
+	for _, fine := range []error{unix.ENODEV, unix.EOPNOTSUPP, unix.EINVAL} {
+		if errors.Is(err, fine) {
+			return nil // onlyLo looks again
+		}
+	}
+	return err
+}
+
 // routes brings lo up and makes every address local (AnyIP), or undoes it.
 func routes(up bool) error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)

@@ -30,6 +30,7 @@ type Box struct {
 	event  func(Event)
 	began  time.Time
 
+	where    site
 	g        *group
 	cgroupID uint64
 	p        *launcher
@@ -48,9 +49,26 @@ type Box struct {
 	err  error         // what cleaning up met; valid once gone
 }
 
+// site is who makes a sandbox's namespaces: this package, or Kubernetes.
+type site interface {
+	// enclose returns once the launcher stands in there, with b.p and b.g set
+	// and bounded; of the agent nothing runs yet.
+	enclose(ctx context.Context, b *Box, s *Spec, root *confine.Root) error
+	// leave removes what is left of it after all processes have ended.
+	leave() error
+}
+
 // Start runs an agent. It returns when the agent's own program has been
 // executed under full confinement; on an error nothing remains.
 func (l *Local) Start(ctx context.Context, s Spec) (_ *Box, err error) {
+	if len(s.Image.Layers) == 0 {
+		return nil, fmt.Errorf("sandbox: image %q has no layers; want one from Images.Prepare", s.Image.Ref)
+	}
+	return l.launch(ctx, s, own{})
+}
+
+// launch is Start at a given site.
+func (l *Local) launch(ctx context.Context, s Spec, where site) (_ *Box, err error) {
 	if err := s.check(); err != nil {
 		return nil, fmt.Errorf("sandbox: %w", err)
 	}
@@ -60,7 +78,7 @@ func (l *Local) Start(ctx context.Context, s Spec) (_ *Box, err error) {
 	if err := l.claim(s.Name); err != nil {
 		return nil, fmt.Errorf("sandbox: %w", err)
 	}
-	b := &Box{l: l, name: s.Name, policy: s.Policy, event: s.Event, gone: make(chan struct{})}
+	b := &Box{l: l, where: where, name: s.Name, policy: s.Policy, event: s.Event, gone: make(chan struct{})}
 	if b.event == nil {
 		b.event = func(Event) {}
 	}
@@ -85,7 +103,7 @@ func (b *Box) start(ctx context.Context, s *Spec) (err error) {
 		return err
 	}
 	b.done("prepare")
-	if err := b.enclose(ctx, s, root); err != nil {
+	if err := b.where.enclose(ctx, b, s, root); err != nil {
 		return err
 	}
 	c, err := b.compile(s)
@@ -118,7 +136,7 @@ func (b *Box) done(step string) {
 	}
 }
 
-// prepare makes everything on disk.
+// prepare makes everything on disk. The Root has no layers yet.
 func (b *Box) prepare(s *Spec) (*confine.Root, error) {
 	ws := writes(s.Policy)
 	root := &confine.Root{
@@ -142,20 +160,22 @@ func (b *Box) prepare(s *Spec) (*confine.Root, error) {
 		}
 		root.Binds = append(root.Binds, confine.Bind{Source: src, Target: w, Writable: true})
 	}
-	if err := os.MkdirAll(b.l.agentDir(b.name), 0o711); err != nil {
-		return nil, err
-	}
-	top, err := b.l.skeleton(b.name, &skeleton{s.Image, b.id, home(s), ws, s.TrustPEM})
-	if err != nil {
-		return nil, err
-	}
-	root.Layers = append([]string{top}, s.Image.Layers...)
-	return root, nil
+	return root, os.MkdirAll(b.l.agentDir(b.name), 0o711)
 }
+
+// own is the site that this package makes itself.
+type own struct{}
+
+func (own) leave() error { return nil }
 
 // enclose takes a launcher in its namespaces and cgroups, bounds these, and
 // returns once the launcher has mounted everything.
-func (b *Box) enclose(ctx context.Context, s *Spec, root *confine.Root) error {
+func (own) enclose(ctx context.Context, b *Box, s *Spec, root *confine.Root) error {
+	top, err := b.l.skeleton(b.name, &skeleton{s.Image, b.id, home(s), writes(s.Policy), s.TrustPEM})
+	if err != nil {
+		return err
+	}
+	root.Layers = append([]string{top}, s.Image.Layers...)
 	sh, err := b.l.shell(s)
 	if err != nil {
 		return err
@@ -179,14 +199,10 @@ func (b *Box) enclose(ctx context.Context, s *Spec, root *confine.Root) error {
 	if b.cgroupID, err = b.g.id(); err != nil {
 		return err
 	}
-	got, err := b.p.control.answer(ctx)
-	if err != nil {
+	if err := b.p.stands(ctx); err != nil {
 		return err
 	}
 	b.done("mount")
-	if got != confine.Mounted {
-		return fmt.Errorf("launcher answered %q, want %q: do daemon and launcher come from one release?", got, confine.Mounted)
-	}
 	return nil
 }
 
@@ -269,7 +285,7 @@ func (b *Box) scope(s *Spec, exec []string) (guard.Scope, error) {
 }
 
 // PID is the host's number for the sandbox's first process, the launcher.
-func (b *Box) PID() int { return b.p.cmd.Process.Pid }
+func (b *Box) PID() int { return b.p.pid }
 
 // UID is the agent's user id, on the host as in the sandbox.
 func (b *Box) UID() int { return b.id.uid }
@@ -412,6 +428,7 @@ func (b *Box) teardown() {
 	for _, r := range b.rooms {
 		r.at.Close()
 	}
+	errs = append(errs, b.where.leave())
 	b.err = errors.Join(errs...)
 	b.l.release(b.name)
 	close(b.gone)

@@ -34,6 +34,8 @@ type hierarchies struct {
 	io bool // v2 has the controller io, which is passed on, too
 
 	home []*os.File // "tasks" of the daemon's own cgroup in each v1 hierarchy, to go back to
+
+	shown map[string]string // what of its hierarchy a mount point shows
 }
 
 // findHierarchies reads the mount table and refuses a host that lacks a
@@ -43,10 +45,9 @@ func findHierarchies() (*hierarchies, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &hierarchies{v1: map[string]string{}}
-	root := map[string]string{} // what of the hierarchy a mount point shows
+	h := &hierarchies{v1: map[string]string{}, shown: map[string]string{}}
 	for _, m := range ms {
-		root[m.Mountpoint] = m.Root
+		h.shown[m.Mountpoint] = m.Root
 		if m.FSType == "cgroup2" && h.v2 == "" {
 			h.v2 = m.Mountpoint
 		}
@@ -62,15 +63,15 @@ func findHierarchies() (*hierarchies, error) {
 	if err := h.check(); err != nil {
 		return nil, err
 	}
-	return h, h.findHome(root)
+	return h, h.findHome()
 }
 
-// findHome opens the daemon's own place in each v1 hierarchy.
+// placesOf is where a process is, by controller; "" is the v2 hierarchy.
 // Source: cgroups(7), "/proc/pid/cgroup".
-func (h *hierarchies) findHome(root map[string]string) error {
-	b, err := os.ReadFile("/proc/self/cgroup")
+func placesOf(pid string) (map[string]string, error) {
+	b, err := os.ReadFile("/proc/" + pid + "/cgroup")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	own := map[string]string{}
 	for line := range strings.Lines(string(b)) {
@@ -80,6 +81,24 @@ func (h *hierarchies) findHome(root map[string]string) error {
 			}
 		}
 	}
+	return own, nil
+}
+
+// below turns a process's place into the directory of it below mount point m.
+func (h *hierarchies) below(m, place string) (string, error) {
+	rel, err := filepath.Rel(h.shown[m], place)
+	if err != nil || rel == ".." || strings.HasPrefix(rel, "../") {
+		return "", fmt.Errorf("the cgroup %s is not below what is mounted at %s (%s): mount that hierarchy's root", place, m, h.shown[m])
+	}
+	return filepath.Join(m, rel), nil
+}
+
+// findHome opens the daemon's own place in each v1 hierarchy.
+func (h *hierarchies) findHome() error {
+	own, err := placesOf("self")
+	if err != nil {
+		return err
+	}
 	seen := map[string]bool{}
 	for _, c := range slices.Sorted(maps.Keys(h.v1)) {
 		m := h.v1[c]
@@ -87,11 +106,11 @@ func (h *hierarchies) findHome(root map[string]string) error {
 			continue
 		}
 		seen[m] = true
-		rel, err := filepath.Rel(root[m], own[c])
-		if err != nil || strings.HasPrefix(rel, "..") {
-			return fmt.Errorf("the daemon's cgroup of %s, %s, is not below what is mounted at %s (%s): mount that hierarchy's root", c, own[c], m, root[m])
+		dir, err := h.below(m, own[c])
+		if err != nil {
+			return fmt.Errorf("the daemon's place of %s: %w", c, err)
 		}
-		f, err := os.OpenFile(filepath.Join(m, rel, "tasks"), os.O_WRONLY, 0)
+		f, err := os.OpenFile(filepath.Join(dir, "tasks"), os.O_WRONLY, 0)
 		if err != nil {
 			return err
 		}
@@ -186,12 +205,23 @@ func (l limits) knobs() []knob {
 type group struct {
 	h    *hierarchies
 	path string // below each mount point
+	// lent are directories by mount point that somebody else has made and
+	// removes, in place of path: see adopt.
+	lent map[string]string
+}
+
+// in is the group's directory in the hierarchy that is mounted at root.
+func (g *group) in(root string) string {
+	if d := g.lent[root]; d != "" {
+		return d
+	}
+	return filepath.Join(root, g.path)
 }
 
 // newGroup makes a fresh cgroup. It must not have been used before: a cgroup
 // that was killed kills what enters it later.
 func (h *hierarchies) newGroup(parent, name string) (_ *group, err error) {
-	g := &group{h, filepath.Join(parent, name)}
+	g := &group{h: h, path: filepath.Join(parent, name)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.remove(0))
@@ -201,7 +231,7 @@ func (h *hierarchies) newGroup(parent, name string) (_ *group, err error) {
 		return nil, err
 	}
 	for _, r := range h.roots() {
-		if err := os.MkdirAll(filepath.Join(r, g.path), 0o755); err != nil {
+		if err := os.MkdirAll(g.in(r), 0o755); err != nil {
 			return nil, err
 		}
 	}
@@ -265,18 +295,18 @@ func write(file, value string) error {
 }
 
 func (g *group) file(controller, name string) string {
-	return filepath.Join(g.h.base(controller), g.path, name)
+	return filepath.Join(g.in(g.h.base(controller)), name)
 }
 
 // id is what the guard knows the sandbox by.
 func (g *group) id() (uint64, error) {
 	var st unix.Stat_t
-	err := unix.Stat(filepath.Join(g.h.v2, g.path), &st)
+	err := unix.Stat(g.dir(), &st)
 	return st.Ino, err
 }
 
 // dir is the group's directory in the v2 hierarchy.
-func (g *group) dir() string { return filepath.Join(g.h.v2, g.path) }
+func (g *group) dir() string { return g.in(g.h.v2) }
 
 // doors opens the group for a process that begins in it: the v2 node, and
 // "tasks" in each v1 hierarchy. On an error some may be open.
@@ -287,7 +317,7 @@ func (g *group) doors() ([]*os.File, error) {
 	}
 	out := []*os.File{d}
 	for _, r := range g.h.roots()[1:] {
-		f, err := os.OpenFile(filepath.Join(r, g.path, "tasks"), os.O_WRONLY, 0)
+		f, err := os.OpenFile(filepath.Join(g.in(r), "tasks"), os.O_WRONLY, 0)
 		if err != nil {
 			return out, err
 		}
@@ -316,7 +346,7 @@ func (g *group) enter() (back func() error, err error) {
 			continue
 		}
 		seen[m] = true
-		if err := write(filepath.Join(m, g.path, "tasks"), "0"); err != nil {
+		if err := write(filepath.Join(g.in(m), "tasks"), "0"); err != nil {
 			return back, fmt.Errorf("enter cgroup %s: %w", g.path, err)
 		}
 	}
@@ -325,7 +355,7 @@ func (g *group) enter() (back func() error, err error) {
 
 // kill ends every process of the group.
 func (g *group) kill() error {
-	err := write(filepath.Join(g.h.v2, g.path, "cgroup.kill"), "1")
+	err := write(filepath.Join(g.dir(), "cgroup.kill"), "1")
 	if !absent(err) {
 		return err
 	}
@@ -338,7 +368,7 @@ func absent(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is
 
 func (g *group) killEach() error {
 	for _, r := range g.h.roots() {
-		b, err := os.ReadFile(filepath.Join(r, g.path, "cgroup.procs"))
+		b, err := os.ReadFile(filepath.Join(g.in(r), "cgroup.procs"))
 		if absent(err) {
 			continue
 		}
@@ -354,13 +384,15 @@ func (g *group) killEach() error {
 	return nil
 }
 
-// remove deletes the group in every hierarchy, waiting up to patience for the
+// remove deletes the group in every hierarchy where it is ours, waiting up to patience for the
 // kernel to let go of processes that have just died.
 func (g *group) remove(patience time.Duration) error {
 	var errs []error
 	end := time.Now().Add(patience)
 	for _, r := range g.h.roots() {
-		errs = append(errs, rmdir(filepath.Join(r, g.path), end))
+		if g.lent[r] == "" {
+			errs = append(errs, rmdir(g.in(r), end))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -66,6 +66,14 @@
 // an agent with a disk makes it, which takes some 20 ms more and no room to
 // speak of.
 //
+// Pods (OpenPods) starts the same Box as a pod of a K3s node: Kubernetes and
+// runc make the namespaces, this package decides what is in them, through the
+// gate (package gate, docs/architecture.md). Disk, user id, budgets, guard,
+// network, joining, snapshots and end are one code. What a pod lacks: the
+// pid namespace's memfd_noexec; a root that is read-only as a file system, and
+// not just as a mount; and an agent can read in its mountinfo where containerd
+// keeps the image.
+//
 // When the daemon dies its sandboxes die: the launcher watches a socket and
 // has the kernel's parent death signal besides. Open removes what is left.
 //

@@ -67,42 +67,55 @@ func OpenImages(state string, b Blobs) (*Images, error) {
 
 // Prepare makes the image that ref names ready to run, on this platform.
 func (im *Images) Prepare(ctx context.Context, ref string) (Image, error) {
-	d, err := im.blobs.Resolve(ref)
-	if err != nil {
-		return Image{}, err
+	img, m, c, err := im.describe(ref)
+	if err == nil {
+		err = im.fill(ctx, &img, m, c)
 	}
-	img, err := im.prepare(ctx, ref, d)
 	if err != nil {
 		return Image{}, fmt.Errorf("image %s: %w", ref, err)
 	}
 	return img, nil
 }
 
-func (im *Images) prepare(ctx context.Context, ref string, d v1.Descriptor) (Image, error) {
+// Describe is Prepare for an image that somebody else unpacks: it has no
+// Layers.
+func (im *Images) Describe(ref string) (Image, error) {
+	img, _, _, err := im.describe(ref)
+	if err != nil {
+		return Image{}, fmt.Errorf("image %s: %w", ref, err)
+	}
+	return img, nil
+}
+
+func (im *Images) describe(ref string) (img Image, m *v1.Manifest, c *v1.ConfigFile, err error) {
+	d, err := im.blobs.Resolve(ref)
+	if err != nil {
+		return img, nil, nil, err
+	}
 	m, h, err := im.manifest(d)
 	if err != nil {
-		return Image{}, err
+		return img, nil, nil, err
 	}
 	b, err := im.read(m.Config.Digest)
 	if err != nil {
-		return Image{}, fmt.Errorf("configuration: %w", err)
+		return img, nil, nil, fmt.Errorf("configuration: %w", err)
 	}
-	c, err := v1.ParseConfigFile(bytes.NewReader(b))
-	if err != nil {
-		return Image{}, fmt.Errorf("configuration %s: %w", m.Config.Digest, err)
+	if c, err = v1.ParseConfigFile(bytes.NewReader(b)); err != nil {
+		return img, nil, nil, fmt.Errorf("configuration %s: %w", m.Config.Digest, err)
 	}
-	if err := fits(m, c); err != nil {
-		return Image{}, err
-	}
-	img := Image{Ref: ref, Digest: h, Entrypoint: c.Config.Entrypoint, Cmd: c.Config.Cmd, Env: c.Config.Env, Workdir: c.Config.WorkingDir}
+	img = Image{Ref: ref, Digest: h, Entrypoint: c.Config.Entrypoint, Cmd: c.Config.Cmd, Env: c.Config.Env, Workdir: c.Config.WorkingDir}
+	return img, m, c, fits(m, c)
+}
+
+func (im *Images) fill(ctx context.Context, img *Image, m *v1.Manifest, c *v1.ConfigFile) error {
 	for i, l := range m.Layers {
 		dir, err := im.layer(ctx, l.Digest, c.RootFS.DiffIDs[i])
 		if err != nil {
-			return Image{}, fmt.Errorf("layer %d, %s: %w", i, l.Digest, err)
+			return fmt.Errorf("layer %d, %s: %w", i, l.Digest, err)
 		}
 		img.Layers = append([]string{dir}, img.Layers...)
 	}
-	return img, nil
+	return nil
 }
 
 // fits refuses an image that contradicts itself or runs elsewhere.

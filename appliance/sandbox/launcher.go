@@ -28,11 +28,13 @@ const patience = 30 * time.Second
 
 // launcher is a running clawbox-launch and the two channels to it.
 type launcher struct {
-	cmd     *exec.Cmd
+	cmd     *exec.Cmd // nil: a container runtime has started it
+	pid     int
 	in      *group // where it is born, or nil: the daemon's own cgroups
 	control *channel
 	spec    *channel
-	done    chan struct{} // closed once it is reaped
+	done    chan struct{}  // closed once it is reaped
+	output  sync.WaitGroup // that of a container, which is carried here
 
 	mu    sync.Mutex // guards pidfd
 	pidfd int        // -1 once closed
@@ -130,9 +132,12 @@ func (l *Local) start(cmd *exec.Cmd, in *group, files ...*os.File) (_ *launcher,
 func (p *launcher) run(started chan<- error) {
 	runtime.LockOSThread() // never unlocked: the thread ends with this function
 	err := p.fork()
-	if err != nil && p.cmd.Process != nil {
-		p.cmd.Process.Kill()
-		p.cmd.Wait()
+	if p.cmd.Process != nil {
+		p.pid = p.cmd.Process.Pid
+		if err != nil {
+			p.cmd.Process.Kill()
+			p.cmd.Wait()
+		}
 	}
 	started <- err
 	if err != nil {
@@ -232,6 +237,9 @@ func (p *launcher) hangUp() {
 
 // code is the exit status in a shell's terms; the process must be reaped.
 func (p *launcher) code() int {
+	if p.cmd == nil {
+		return p.told()
+	}
 	ws, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
 	switch {
 	case !ok:
@@ -251,6 +259,15 @@ func output(w io.Writer) io.Writer {
 		w = io.Discard // through a pipe, too: /dev/null of the host is a host file
 	}
 	return plain{w}
+}
+
+// stands waits until the launcher says that it is ready for the agent.
+func (p *launcher) stands(ctx context.Context) error {
+	got, err := p.control.answer(ctx)
+	if err == nil && got != confine.Mounted {
+		err = fmt.Errorf("launcher answered %q, want %q: do daemon and launcher come from one release?", got, confine.Mounted)
+	}
+	return err
 }
 
 // launch sends the Spec and returns once the program runs.

@@ -133,7 +133,7 @@ func (l *Local) Close() error {
 	}
 	// A sandbox whose end met an error may have left its group behind. A
 	// hierarchy that never held one has no parent, which is no error.
-	all := &group{l.h, l.parent}
+	all := &group{h: l.h, path: l.parent}
 	err := errors.Join(l.cool(), l.sweep(), l.sweepDisks(), all.remove(5*time.Second), l.lock.Close())
 	l.h.close()
 	return err
@@ -167,7 +167,7 @@ func (l *Local) sweep() error {
 		}
 		for _, d := range dirs {
 			if d.IsDir() {
-				g := &group{l.h, filepath.Join(l.parent, d.Name())}
+				g := &group{h: l.h, path: filepath.Join(l.parent, d.Name())}
 				errs = append(errs, g.kill(), g.killEach(), g.remove(5*time.Second))
 			}
 		}

@@ -31,6 +31,7 @@ var _ Blobs = (*content.Store)(nil)
 // programs holds the launcher and the probe, built once for all tests.
 var programs struct {
 	launcher, probe string
+	runtime         string // clawbox-runc
 	err             error
 	dir             string // kept for all tests
 }
@@ -66,9 +67,11 @@ func TestMain(m *testing.M) {
 	from := os.Getenv("CLAWBOX_TEST_PROGRAMS")
 	if from == "" {
 		from = dir
-		programs.err = errors.Join(build(dir, "clawbox-launch", "../../cmd/clawbox-launch"), build(dir, "probe", "./testdata/probe"))
+		programs.err = errors.Join(build(dir, "clawbox-launch", "../../cmd/clawbox-launch"), build(dir, "probe", "./testdata/probe"),
+			build(dir, "clawbox-runc", "../../cmd/clawbox-runc"))
 	}
 	programs.launcher, programs.probe = filepath.Join(from, "clawbox-launch"), filepath.Join(from, "probe")
+	programs.runtime = filepath.Join(from, "clawbox-runc")
 	code := m.Run()
 	os.RemoveAll(dir)
 	os.Exit(code)
@@ -209,6 +212,7 @@ type bench struct {
 	l     *Local
 	image Image
 	state string
+	pods  *Pods // nil: sandboxes of our own
 }
 
 // need skips where sandboxes cannot run, with the proof.
@@ -316,7 +320,11 @@ func (b *bench) start(s Spec, args ...string) (*Box, *buffer) {
 		s.Policy = policy()
 	}
 	s.Image, s.Args, s.Stdout, s.Stderr = b.image, args, out, out
-	box, err := b.l.Start(context.Background(), s)
+	start := b.l.Start
+	if b.pods != nil {
+		start = b.pods.Start
+	}
+	box, err := start(context.Background(), s)
 	if err != nil {
 		b.t.Fatalf("start: %v\noutput: %s", err, out)
 	}

@@ -105,7 +105,7 @@ func (g *group) setIO(device string, read, writes int64) error {
 	if writes > 0 {
 		line += " wbps=" + strconv.FormatInt(writes, 10)
 	}
-	if err := write(filepath.Join(g.h.v2, g.path, "io.max"), line); err != nil {
+	if err := write(filepath.Join(g.dir(), "io.max"), line); err != nil {
 		return fmt.Errorf("limit io.max to %q: %w", line, err)
 	}
 	return nil

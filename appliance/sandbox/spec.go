@@ -45,7 +45,10 @@ type Spec struct {
 	// such namespace.
 	Landed func(ctx context.Context, a Ahead) (io.Closer, error)
 	// Guard is called then, too, with the programs that may run. Nil is
-	// accepted only under a policy that requires no more than tier T4.
+	// accepted only under a policy that requires no more than tier T4. In a pod
+	// it is called once before, with the launcher as the only program and
+	// Scope.NoRefusals; the second call replaces the first one's scope, and what
+	// the first returned is not used any more.
 	Guard func(guard.Scope) (io.Closer, error)
 	// Programs is called before Guard with where those programs are in the
 	// sandbox; of several paths to one file it has one. May be nil.
@@ -83,8 +86,6 @@ func (s *Spec) check() error {
 		return fmt.Errorf("name %q; want 1 to 63 of a-z, 0-9 and -, not - first or last", s.Name)
 	case s.Policy == nil:
 		return errors.New("no policy; there is no default one")
-	case len(s.Image.Layers) == 0:
-		return fmt.Errorf("image %q has no layers; want one from Images.Prepare", s.Image.Ref)
 	case s.Guard == nil && s.Policy.Require.Tier != "T4":
 		return fmt.Errorf("policy %s requires guard tier %s and no guard is given; use a host where the guard loads, or require T4", s.Policy.Name, s.Policy.Require.Tier)
 	}

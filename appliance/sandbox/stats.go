@@ -35,7 +35,7 @@ func (g *group) stats() (Stats, error) {
 	s.Memory, err = number(g.file("memory", mem))
 	errs = errors.Join(errs, err)
 	// cpu.stat's times exist in every v2 cgroup, with or without controller.
-	us, err := field(filepath.Join(g.h.v2, g.path, "cpu.stat"), "usage_usec")
+	us, err := field(filepath.Join(g.dir(), "cpu.stat"), "usage_usec")
 	s.CPU = time.Duration(us) * time.Microsecond
 	return s, errors.Join(errs, err)
 }

@@ -64,7 +64,7 @@ func (l *Local) newShell(name string) (*shell, error) {
 // furnish makes its network ready. A host that can't do that ahead says so
 // when a start asks for it.
 func (sh *shell) furnish(ahead func(*os.File) (Ahead, error)) {
-	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", sh.p.cmd.Process.Pid))
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", sh.p.pid))
 	if err != nil {
 		return
 	}

@@ -62,6 +62,7 @@ defaults to NAME. Arguments after -- replace the image's command.`,
 	f.StringArrayVar(&r.Command, "entrypoint", nil, "program, and its first arguments, in place of the image's entry point (repeatable)")
 	f.StringVar(&r.Image, "image", "", "image in the local registry")
 	f.StringVar(&policyFile, "policy", "", "policy file; replaces the configured one")
+	f.StringVar(&r.Driver, "driver", "", `who makes its namespaces: "local", or "pod" on a cluster's node (default: as before; pod where the configuration has a cluster)`)
 	f.StringArrayVarP(&r.Env, "env", "e", nil, "NAME=value for the agent's environment (repeatable)")
 	return c
 }
@@ -142,6 +143,9 @@ func printAgent(w io.Writer, st control.AgentStatus) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	defer t.Flush()
 	fmt.Fprintf(t, "name\t%s\nstate\t%s\nimage\t%s\npolicy\t%s (%s)\nuid\t%d\n", st.Name, st.State, st.Image, st.Policy, st.Digest, st.UID)
+	if st.Driver != "" {
+		fmt.Fprintf(t, "driver\t%s\n", st.Driver)
+	}
 	if st.State == "running" {
 		fmt.Fprintf(t, "pid\t%d\nrunning for\t%s\ntasks\t%d\nmemory\t%s\n",
 			st.PID, time.Since(st.Started).Round(time.Second), st.Tasks, size(st.Memory))

@@ -8,7 +8,7 @@
 set -eu
 
 case "${1:-run}" in
-run) want="build-essential ca-certificates iproute2 mmdebstrap nlohmann-json3-dev libstb-dev npm busybox-static" ;;
+run) want="build-essential ca-certificates iproute2 mmdebstrap nlohmann-json3-dev libstb-dev npm busybox-static runc" ;;
 generate) want="clang-14 llvm-14" ;;
 bench) want="bubblewrap busybox-static git runc" ;;
 k3s) want="build-essential busybox-static conntrack ipset iproute2 iptables libseccomp-dev pkg-config util-linux" ;;

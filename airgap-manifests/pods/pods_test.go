@@ -1,0 +1,96 @@
+package pods
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v4"
+)
+
+// object is what all of them have.
+type object struct {
+	Kind     string `yaml:"kind"`
+	Metadata struct {
+		Name      string `yaml:"name"`
+		Namespace string `yaml:"namespace"`
+	} `yaml:"metadata"`
+	Rules []struct {
+		Resources []string `yaml:"resources"`
+		Verbs     []string `yaml:"verbs"`
+	} `yaml:"rules"`
+	Spec struct {
+		PolicyName        string   `yaml:"policyName"`
+		FailurePolicy     string   `yaml:"failurePolicy"`
+		ValidationActions []string `yaml:"validationActions"`
+		Validations       []struct {
+			Expression string `yaml:"expression"`
+			Message    string `yaml:"message"`
+		} `yaml:"validations"`
+	} `yaml:"spec"`
+}
+
+func TestManifest(t *testing.T) {
+	b, err := Settings{"agents", "sys"}.Manifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := yaml.NewDecoder(bytes.NewReader(b))
+	var all []object
+	for {
+		var o object
+		err := d.Decode(&o)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, o)
+	}
+	var policies, bound []string
+	for _, o := range all {
+		switch o.Kind {
+		case "Role":
+			if len(o.Rules) != 1 || !slices.Equal(o.Rules[0].Resources, []string{"pods"}) || o.Metadata.Namespace != "agents" {
+				t.Errorf("the account may do more than pods in its namespace: %+v", o)
+			}
+		case "ValidatingAdmissionPolicy":
+			policies = append(policies, o.Metadata.Name)
+			if o.Spec.FailurePolicy != "Fail" {
+				t.Errorf("policy %s lets pass what it can't judge", o.Metadata.Name)
+			}
+			for _, v := range o.Spec.Validations {
+				if v.Expression == "" || v.Message == "" {
+					t.Errorf("policy %s: %+v", o.Metadata.Name, v)
+				}
+			}
+		case "ValidatingAdmissionPolicyBinding":
+			bound = append(bound, o.Spec.PolicyName)
+			if !slices.Equal(o.Spec.ValidationActions, []string{"Deny"}) {
+				t.Errorf("binding %s: %v", o.Metadata.Name, o.Spec.ValidationActions)
+			}
+		}
+	}
+	if len(all) != 12 || len(policies) != 2 || !slices.Equal(policies, bound) {
+		t.Errorf("%d objects, policies %v, bound %v", len(all), policies, bound)
+	}
+	for _, bad := range []Settings{{}, {"a", "a"}, {"a", "B"}, {"a\n", "b"}} {
+		if _, err := bad.Manifest(); err == nil {
+			t.Errorf("settings %+v are accepted", bad)
+		}
+	}
+}
+
+func TestContainerd(t *testing.T) {
+	s, err := Containerd("/opt/clawbox-runc")
+	if err != nil || !strings.Contains(s, `BinaryName = "/opt/clawbox-runc"`) || strings.Count(s, "runtimes.'clawbox'") != 2 {
+		t.Errorf("got %s, %v", s, err)
+	}
+	if _, err := Containerd("clawbox-runc"); err == nil {
+		t.Error("a relative path is accepted")
+	}
+}
