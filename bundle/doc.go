@@ -12,6 +12,10 @@
 //	err = manifest.CheckSequence(installed, m.Release().Sequence)
 //	err = m.Load(ctx, store, progress)
 //
+// Who only wants to see something opens single blobs, in any order and each
+// chunk proved (Media.OpenBlob), or looks at the two small files of a bundle
+// whose parts may be missing and that nobody may have signed (MediaOptions.Look).
+//
 // Everything in a bundle is an OCI manifest: images as they are, models as
 // CNCF ModelPack artifacts, files and policies as artifacts of one raw layer.
 // Blobs lie raw, one after the other, in parts below FAT32's limit; see

@@ -247,10 +247,6 @@ func (f *mediaFlags) open(dirs []string) (*bundle.Media, error) {
 	return o.Open()
 }
 
-func openMedia(keys, dirs []string) (*bundle.Media, error) {
-	return (&mediaFlags{keys: keys}).open(dirs)
-}
-
 func inspectCmd(a *app) *cobra.Command {
 	var f mediaFlags
 	c := &cobra.Command{
