@@ -27,6 +27,9 @@ func tags(t reflect.Type, out map[string]bool) {
 	}
 	for i := range t.NumField() {
 		name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
+		if name == "-" { // of the recipe, not of the release
+			continue
+		}
 		out[name] = true
 		tags(t.Field(i).Type, out)
 	}

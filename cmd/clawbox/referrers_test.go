@@ -42,7 +42,7 @@ items:
 			t.Fatalf("%v: %v\n%s", args, err, out)
 		}
 	}
-	m, err := openMedia([]string{at("acme.pub")}, []string{at("stick")})
+	m, err := (&mediaFlags{keys: []string{at("acme.pub")}}).open([]string{at("stick")})
 	if err != nil {
 		t.Fatal(err)
 	}
