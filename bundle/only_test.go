@@ -50,7 +50,7 @@ func TestOnly(t *testing.T) {
 	if err := m.Load(t.Context(), s, nil); err != nil {
 		t.Fatal(err)
 	}
-	sound(t, s, 4)
+	sound(t, s, 8)
 }
 
 // TestOpenBlob: a blob is read from any place, and not past its end; one that
