@@ -27,7 +27,7 @@ func tags(t reflect.Type, out map[string]bool) {
 	}
 	for i := range t.NumField() {
 		name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
-		if name == "-" { // of the recipe, not of the release
+		if name == "-" {
 			continue
 		}
 		out[name] = true
