@@ -27,7 +27,7 @@ const bomLicence = "CC0-1.0"
 
 // boms lists the software of each image and of the whole, from what was seen
 // while the layers were read. An image's lists refer to it (OCI referrers) and
-// lie in its repository; those of the whole stand alone, as sbom/NAME:VERSION-FORM.
+// lie in its repository; those of the whole stand alone, as sbom/NAME/FORM:VERSION.
 func (b *build) boms(ctx context.Context, items []manifest.Item) (out []manifest.Item, err error) {
 	when, err := created(b.recipe, b.lock)
 	if err != nil {
@@ -53,7 +53,7 @@ func (b *build) boms(ctx context.Context, items []manifest.Item) (out []manifest
 		out = append(out, made...)
 	}
 	made, err := b.putBoms(ctx, whole, "sbom", nil, func(form string, _ v1.Hash) string {
-		return "sbom/" + whole.Name + ":" + strings.ReplaceAll(whole.Version, "+", "_") + "-" + form
+		return "sbom/" + whole.Name + "/" + form + ":" + strings.ReplaceAll(whole.Version, "+", "_") // tags have no "+"
 	})
 	if err != nil {
 		return nil, fmt.Errorf("sbom: %w", err)

@@ -93,7 +93,7 @@ func TestBoms(t *testing.T) {
 	if subjects[0] != nil || !bytes.Contains(whole[0], []byte(`"libc6"`)) || !bytes.Contains(whole[0], []byte(`"tool"`)) || !bytes.Contains(whole[1], []byte("Apache-2.0")) {
 		t.Errorf("the whole: %s", whole[0])
 	}
-	if _, err := st.Resolve("sbom/demo:0.1.0-spdx"); err != nil {
+	if _, err := st.Resolve("sbom/demo/spdx:0.1.0"); err != nil {
 		t.Error(err)
 	}
 }

@@ -81,17 +81,19 @@ func newSite(t testing.TB) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &site{t.TempDir(), must(manifest.ParseSigner(skey))(t), must(manifest.NewTrust(1, vkey))(t), tensor(bytes.Repeat([]byte("weights "), 9<<17))} // 9 MiB
+	return &site{t.TempDir(), must(manifest.ParseSigner(skey))(t), must(manifest.NewTrust(1, vkey))(t), weights(9 << 20)}
 }
 
-// tensor makes b a safetensors file of one tensor, and leaves its size as it is.
-func tensor(b []byte) []byte {
-	const head = 96
-	n := len(b) - 8 - head
-	h := fmt.Sprintf("%-*s", head, fmt.Sprintf(`{"w":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]}}`, n, n))
-	copy(b, binary.LittleEndian.AppendUint64(nil, head))
-	copy(b[8:], h)
-	return b
+// weights is a GGUF file of n bytes with one tensor, from byte 64 on.
+func weights(n int) []byte {
+	le := binary.LittleEndian
+	b := le.AppendUint32([]byte("GGUF"), 3)
+	b = le.AppendUint64(le.AppendUint64(b, 1), 0) // tensors, keys
+	b = append(le.AppendUint64(b, 1), 'w')
+	b = le.AppendUint64(le.AppendUint32(b, 1), uint64(n-64))
+	b = le.AppendUint64(le.AppendUint32(b, 24), 0) // I8, at 0
+	b = append(b, make([]byte, 64-len(b))...)
+	return append(b, bytes.Repeat([]byte("weights "), (n-64)/8)...)
 }
 
 // build makes a release from the folder of its version.
@@ -108,7 +110,7 @@ func (s *site) build(t testing.TB, version string, sequence int, img v1.Image, p
 	}
 	put(t, filepath.Join(dir, "recipe.yaml"), []byte(text))
 	put(t, filepath.Join(dir, "rules.yaml"), []byte(policy))
-	put(t, filepath.Join(dir, "model/tiny.safetensors"), s.model)
+	put(t, filepath.Join(dir, "model/tiny.gguf"), s.model)
 	put(t, filepath.Join(dir, "note.txt"), []byte("a note\n"))
 	p := must(layout.Write(filepath.Join(dir, "image"), empty.Index))(t)
 	if err := p.AppendImage(img, layout.WithAnnotations(map[string]string{content.RefName: "latest"})); err != nil {
@@ -130,10 +132,10 @@ const (
 func (s *site) releases(t testing.TB) (a, b string) {
 	t.Helper()
 	a = s.build(t, "1.0.0", 1, image(t, stanza("openssl", "3.0.11-1", "Source: ossl (3)\n")+stanza("gone", "1", "")+stanza("same", "1", "")), oldRules,
-		`{name: note, kind: file, source: "file:note.txt", path: share/note.txt, licence: MIT, redistributable: true}`)
+		`{name: note, kind: file, source: "file:note.txt", path: share/note.txt, redistributable: true}`)
 	copy(s.model[4<<20:], "changed!") // the second of three chunks
 	b = s.build(t, "1.1.0", 2, image(t, stanza("openssl", "3.0.13-1~deb12u1", "Source: ossl (3)\n")+stanza("fresh", "2", "")+stanza("same", "1", "")), newRules,
-		`{name: extra, kind: file, source: "file:note.txt", path: share/extra.txt, licence: MIT, redistributable: true}`)
+		`{name: extra, kind: file, source: "file:note.txt", path: share/extra.txt, redistributable: true}`)
 	return a, b
 }
 
@@ -170,7 +172,7 @@ func checkAll(t *testing.T, r Report) {
 	if p := fmt.Sprint(find(t, r, "rules").Policy); !strings.Contains(p, "wider: agent may now reach b.example") || !strings.Contains(p, "narrower: agent may no longer reach a.example") {
 		t.Errorf("policy %s", p)
 	}
-	if f := find(t, r, "tiny").Files; !slices.Equal(f, []File{{"tiny.safetensors", Changed, 9 << 20, 9 << 20}}) {
+	if f := find(t, r, "tiny").Files; !slices.Equal(f, []File{{"tiny.gguf", Changed, 9 << 20, 9 << 20}}) {
 		t.Errorf("files %+v", f)
 	}
 	if find(t, r, "extra").Change != Added || find(t, r, "note").Change != Removed {
@@ -204,7 +206,7 @@ func TestBundles(t *testing.T) {
 		t.Errorf("backwards: %+v", p)
 	}
 	same := must(Compare(t.Context(), s.side(t, a, s.trust), s.side(t, a, s.trust), Options{}))(t)
-	if same.Same != 4 || len(same.Items) != 0 || same.Blobs.Missing.Count != 0 {
+	if same.Same != 8 || len(same.Items) != 0 || same.Blobs.Missing.Count != 0 {
 		t.Errorf("a release and itself: %+v", same)
 	}
 	var text bytes.Buffer
@@ -218,47 +220,33 @@ func TestBundles(t *testing.T) {
 	}
 }
 
-// TestReadsLittle: a bundle carries SBOMs, so no layer is read, not even one that
-// is damaged.
+// TestReadsLittle: packages come out of the lists that the bundle brings, and a
+// layer is read only where those can't be; damage is found then, and said.
 func TestReadsLittle(t *testing.T) {
 	s := newSite(t)
 	a, b := s.releases(t)
 	m := must(bundle.MediaOptions{Trust: s.trust, Dirs: []string{b}}.Look())(t)
 	l := must(must(image(t, stanza("openssl", "3.0.13-1~deb12u1", "Source: ossl (3)\n")+stanza("fresh", "2", "")+stanza("same", "1", "")).Layers())(t)[1].Digest())(t)
-	i := slices.IndexFunc(m.Blobs(), func(x manifest.Blob) bool { return x.Digest == l })
 	part := filepath.Join(b, "clawbox/parts/part-0001")
 	raw := must(os.ReadFile(part))(t)
-	raw[m.Blobs()[i].Offset+600] ^= 1
-	put(t, part, raw)
-	for _, o := range []Options{{}, {Packages: true}} {
-		r := must(Compare(t.Context(), s.side(t, a, s.trust), s.side(t, b, s.trust), o))(t)
-		app := find(t, r, "app")
-		if app.Layers.Shared != 1 || app.Source != "sbom" || len(app.Packages) != 3 || len(r.Notes) != 0 {
-			t.Errorf("%+v, notes %q", app, r.Notes)
-		}
+	at := func(h v1.Hash) manifest.Blob {
+		return m.Blobs()[slices.IndexFunc(m.Blobs(), func(x manifest.Blob) bool { return x.Digest == h })]
 	}
-}
-
-// TestLayersRead: where there is no SBOM, layers are read for packages only;
-// damage in one is found then, and said.
-func TestLayersRead(t *testing.T) {
-	s := newSite(t)
-	a, b := s.releases(t)
-	st := s.loaded(t, b)
-	for _, d := range must(st.Refs())(t) {
-		if ref := d.Annotations["org.opencontainers.image.ref.name"]; strings.Contains(ref, "@") { // referrers of the image
-			if err := st.Untag(ref); err != nil {
-				t.Fatal(err)
-			}
-		}
+	damage := func(h v1.Hash, off int64) {
+		raw[at(h).Offset+off] ^= 1
+		put(t, part, raw)
 	}
-	side := must(Host(t.Context(), "host", st, Release{Name: "demo", Version: "1.1.0", Sequence: 2}))(t)
-	r := must(Compare(t.Context(), s.side(t, a, s.trust), side, Options{}))(t)
-	if app := find(t, r, "app"); app.Source != "" || app.Layers.Shared != 1 {
+	damage(l, 600)
+	r := must(Compare(t.Context(), s.side(t, a, s.trust), s.side(t, b, s.trust), Options{Packages: true}))(t)
+	if app := find(t, r, "app"); app.Layers.Shared != 1 || app.Source != "sbom" || len(app.Packages) != 3 || len(r.Notes) != 0 {
 		t.Errorf("%+v, notes %q", app, r.Notes)
 	}
-	r = must(Compare(t.Context(), s.side(t, a, s.trust), side, Options{Packages: true}))(t)
-	if app := find(t, r, "app"); app.Source != "layers" || len(app.Packages) != 3 {
+	items := m.Release().Items
+	x := at(items[slices.IndexFunc(items, func(it manifest.Item) bool { return it.Name == "app.cyclonedx" })].Descriptor.Digest)
+	list := must(v1.ParseManifest(bytes.NewReader(raw[x.Offset : x.Offset+x.Size])))(t)
+	damage(list.Layers[0].Digest, 100)
+	r = must(Compare(t.Context(), s.side(t, a, s.trust), s.side(t, b, s.trust), Options{Packages: true}))(t)
+	if app := find(t, r, "app"); app.Source != "" || len(app.Packages) != 0 || len(r.Notes) != 2 || !strings.Contains(r.Notes[0], "an SBOM could not be read") || !strings.Contains(r.Notes[1], "part-0001") {
 		t.Errorf("%+v, notes %q", app, r.Notes)
 	}
 }

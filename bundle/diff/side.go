@@ -316,7 +316,7 @@ func (s *Side) find(it *manifest.Item, o *Side) (best *manifest.Item) {
 			if c.Name == it.Name {
 				return c
 			}
-		case repo(c.Ref) != repo(it.Ref):
+		case repo(c.Ref) != repo(it.Ref), c.Descriptor.ArtifactType != it.Descriptor.ArtifactType: // two forms of a list lie in one repository
 		case c.Descriptor.Digest == it.Descriptor.Digest:
 			return c
 		case best == nil, strings.HasSuffix(c.Ref, ":"+s.Version), c.Ref == it.Ref && !strings.HasSuffix(best.Ref, ":"+s.Version):

@@ -128,7 +128,7 @@ func TestKinds(t *testing.T) {
 	for text, want := range map[string]Kind{
 		shard("a", 3): Weight,
 		string(st(`{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}`+odd, 0)): Weight,
-		string(head(0, 0).Bytes()): Weight, "\x80\x02}q": Pickle, "\x80\x05\x95": Pickle, "PK\x03\x04": Pickle,
+		head(0, 0).String(): Weight, "\x80\x02}q": Pickle, "\x80\x05\x95": Pickle, "PK\x03\x04": Pickle,
 		"\x7fELF\x02": Code, "#!/bin/sh": Code, "{}": Config, "": Config, "\x80": Config,
 	} {
 		f := File{Name: "0a1b2c", Kind: fit("0a1b2c").kind}
