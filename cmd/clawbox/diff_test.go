@@ -55,7 +55,7 @@ items:
 	runHere(t, "load", at("1.0.0"), "--store", filepath.Join(root, "var/lib/clawbox/store"), "--key", at("acme.pub"))
 	installed(t, root, at("acme.pub"))
 	out, errs := runHere(t, "diff", at("1.1.0"), "--root", root)
-	for _, want := range []string{"from  host", "demo 1.0.0 (sequence 1)", "signed by acme", "changed file notes", "6 blobs of"} {
+	for _, want := range []string{"from  host", "demo 1.0.0 (sequence 1)", "signed by acme", "changed file notes", "6 blobs of", "1 items change, 0 stay"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("lacks %q:\n%s", want, out)
 		}
