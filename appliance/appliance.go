@@ -49,6 +49,8 @@ type Appliance struct {
 	boxes  *sandbox.Local
 	images *sandbox.Images
 
+	telling sync.Mutex // one at a time puts on the ledger what the installer left
+
 	turns turns // one launch, reload, snapshot or removal of an agent at a time
 
 	registryPort *os.File        // the registry's listening socket

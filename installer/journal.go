@@ -122,7 +122,11 @@ func openJournal(path string, size int64) (*journal, error) {
 
 func (j *journal) append(l line) error {
 	l.Time = time.Now().UTC()
-	b, err := json.Marshal(l)
+	return j.write(l)
+}
+
+func (j *journal) write(v any) error {
+	b, err := json.Marshal(v)
 	if err == nil {
 		_, err = j.f.Write(append(b, '\n'))
 	}
