@@ -40,7 +40,7 @@ func Boot(ctx context.Context, root string) (Start, error) {
 		return Start{}, nil
 	}
 	unlock, err := lock(l.Lock())
-	watched := errors.Is(err, errBusy)
+	watched := errors.Is(err, ErrBusy)
 	if err != nil && !watched {
 		return Start{}, err
 	}

@@ -46,6 +46,7 @@ type ChangeEnv struct {
 	// leaves that to its next start.
 	Tell     func(context.Context) error
 	Deadline time.Duration // for all gates together; 0: three minutes
+	Remark   string        // goes on the ledger with the beginning
 	Progress func(Event)
 
 	hook func(step, phase string) // as Env.hook

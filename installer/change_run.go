@@ -84,7 +84,7 @@ func (c *changing) begin(ctx context.Context) error {
 	if err = c.write(changeLine{Event: "begin", Change: &c.change}); err != nil {
 		return err
 	}
-	return c.l.tellLedger(c.change, "begun", "")
+	return c.l.tellLedger(c.change, "begun", c.env.Remark)
 }
 
 // endEarlier ends an open change: forward when it was committed, back when it
@@ -141,15 +141,16 @@ func (c *changing) result(ctx context.Context, took time.Duration) (ChangeResult
 		Kind: c.change.Kind, From: c.change.From.String(), To: c.change.To.String(), Agents: c.change.Agents, Notes: c.plan.Notes,
 		Seconds: took.Seconds(), Next: "the appliance runs the new release; 'clawbox rollback' goes back to " + c.change.From.String(),
 	}
-	var err error
 	if c.env.Tell != nil {
-		err = c.env.Tell(ctx)
+		if err := c.env.Tell(ctx); err != nil {
+			r.Notes = append(r.Notes, fmt.Sprintf("the commit goes on the ledger with the next start: %v", err))
+		}
 	}
-	if !c.env.Service.Stays() {
-		r.Next = "start the appliance with: " + serveCommand(c.run.Answers)
-		err = errors.Join(err, c.env.Service.Stop(ctx))
+	if c.env.Service.Stays() {
+		return r, nil
 	}
-	return r, err
+	r.Next = "start the appliance with: " + serveCommand(c.run.Answers)
+	return r, c.env.Service.Stop(ctx)
 }
 
 func (c *changing) step(ctx context.Context, s changeStep) error {

@@ -36,6 +36,10 @@ func (c Change) String() string { return fmt.Sprintf("%s from %s to %s", c.Kind,
 // state is the folder with the state from before the change.
 func (c Change) state(l Layout) string { return filepath.Join(l.States(), fmt.Sprintf("%06d", c.ID)) }
 
+// Checkpoint is the file with the ledger's head from before the change, which
+// the ledger must extend; it is missing where there was no ledger yet.
+func (c Change) Checkpoint(l Layout) string { return filepath.Join(c.state(l), "ledger", headFile) }
+
 // changeLine is one line of the journal of changes, JSON.
 type changeLine struct {
 	Time   time.Time `json:"time"`
