@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/clawbox/clawbox/appliance/ledger"
@@ -23,11 +24,14 @@ var changeWords = map[string]struct {
 	verdict ledger.Verdict
 	text    string
 }{
-	"begun":     {ledger.Allowed, "from %s to %s has begun"},
-	"tried":     {ledger.Allowed, "from %s to %s: the release is tried"},
-	"committed": {ledger.Allowed, "from %s to %s is committed"},
-	"returned":  {ledger.Denied, "from %s to %s was taken back"},
+	"begun":     {ledger.Allowed, "from FROM to TO has begun"},
+	"tried":     {ledger.Allowed, "from FROM to TO: the release is tried"},
+	"committed": {ledger.Allowed, "from FROM to TO is committed"},
+	"returned":  {ledger.Denied, "from FROM to TO was taken back"},
+	"removed":   {ledger.Allowed, "of FROM has begun"},
 }
+
+var changeKinds = []string{"upgrade", "rollback", "uninstall"}
 
 // recordInstaller puts on the ledger what the installer has left: receipts,
 // and what became of changes.
@@ -70,10 +74,11 @@ func (a *Appliance) recordChange(ctx context.Context, path string) error {
 		return err
 	}
 	w, ok := changeWords[e.Event]
-	if e.Format != changeFormat || !ok || e.Kind != "upgrade" && e.Kind != "rollback" {
+	if e.Format != changeFormat || !ok || !slices.Contains(changeKinds, e.Kind) {
 		return fmt.Errorf("got format %q, kind %q and event %q; wanted %s, as the installer of this release writes it", e.Format, e.Kind, e.Event, changeFormat)
 	}
-	text := e.Kind + " " + fmt.Sprintf(w.text, e.From.Name+" "+e.From.Version, e.To.Name+" "+e.To.Version)
+	from, to := e.From.Name+" "+e.From.Version, e.To.Name+" "+e.To.Version
+	text := e.Kind + " " + strings.NewReplacer("FROM", from, "TO", to).Replace(w.text)
 	if e.Reason != "" {
 		text += ": " + e.Reason
 	}

@@ -2,7 +2,6 @@ package appliance
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -27,8 +26,7 @@ import (
 // operator accepted; one that gives less than T3 is a weakening, recorded at
 // each start.
 func (a *Appliance) startGuard() error {
-	sum := sha256.Sum256([]byte(a.cfg.Paths.State))
-	c := guardConfig{Records: a.cfg.RecordBytes(), Pin: fmt.Sprintf("/sys/fs/bpf/clawbox-%x", sum[:6])}
+	c := guardConfig{Records: a.cfg.RecordBytes(), Pin: a.cfg.Paths.Pin()}
 	uid := a.cfg.UIDOf("guard")
 	if err := guard.PreparePins(c.Pin, uid); err != nil {
 		c.Pin = ""

@@ -75,7 +75,11 @@ func (c *changing) begin(ctx context.Context) error {
 	if last, _, err := c.l.installed(); err != nil || last != c.change.From {
 		return cmp.Or(err, fmt.Errorf("installed is %s now; the plan was made for %s; give the same command again", last, c.change.From))
 	}
-	c.change.ID = old.count + 1
+	told, err := c.l.lastEvent()
+	if err != nil {
+		return err
+	}
+	c.change.ID = max(old.count, told) + 1
 	if c.env.Agents != nil && c.env.Service.Running(ctx) {
 		if c.change.Agents, err = c.env.Agents.Running(ctx); err != nil {
 			return fmt.Errorf("which agents run: %w", err)

@@ -15,8 +15,9 @@ import (
 
 // Kinds of changes.
 const (
-	Upgrade  = "upgrade"
-	Rollback = "rollback"
+	Upgrade   = "upgrade"
+	Rollback  = "rollback"
+	Uninstall = "uninstall" // only on the ledger
 )
 
 // Change is one way from a release to another, as its journal keeps it.
@@ -137,7 +138,23 @@ type event struct {
 // EventFormat heads an event.
 const EventFormat = "clawbox.io/change/v1"
 
-var eventOrder = map[string]int{"begun": 1, "tried": 2, "committed": 3, "returned": 3}
+var eventOrder = map[string]int{"begun": 1, "tried": 2, "committed": 3, "returned": 3, "removed": 1}
+
+// lastEvent is the highest number of a change that the ledger is told of. It
+// outlives the journal, which an uninstallation takes.
+func (l Layout) lastEvent() (n int, err error) {
+	es, err := os.ReadDir(l.Events())
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	for _, e := range es {
+		var k int
+		if _, err := fmt.Sscanf(e.Name(), "%06d-", &k); err == nil {
+			n = max(n, k)
+		}
+	}
+	return n, err
+}
 
 // tellLedger leaves an event for the appliance.
 func (l Layout) tellLedger(c Change, what, reason string) error {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/clawbox/clawbox/appliance/config"
@@ -49,6 +50,9 @@ func (r *run) receipt(context.Context) (string, error) {
 		}
 	}
 	b, err := r.newReceipt()
+	if err == nil { // of an earlier installation, or one that was begun with other answers
+		err = gone(strings.TrimSuffix(p, ".json") + ".entry")
+	}
 	if err != nil {
 		return "", err
 	}

@@ -48,6 +48,7 @@ func TestUpgradeJourney(t *testing.T) {
 	t.Run("killed", func(t *testing.T) { j.as(t).killed() })
 	t.Run("back", func(t *testing.T) { j.as(t).back() })
 	t.Run("trust", func(t *testing.T) { j.as(t).trusted() })
+	t.Run("away", func(t *testing.T) { j.as(t).leaves() })
 }
 
 // forward upgrades under an agent that runs.
@@ -152,5 +153,31 @@ func (j *journey) trusted() {
 	j.runs("0.4.0", "33")
 	if out := j.ok("audit", "replay", "--kind", "install"); !strings.Contains(out, "added keys") {
 		j.t.Errorf("the ledger has\n%s", out)
+	}
+}
+
+// leaves uninstalls, under a running appliance; what was recorded can still be
+// proved, and then everything goes.
+func (j *journey) leaves() {
+	j.t.Helper()
+	daemon := j.serve()
+	j.ok("agent", "launch", "busy")
+	if out := j.ok("uninstall", "--dry-run"); !strings.Contains(out, "stays") {
+		j.t.Errorf("the plan is\n%s", out)
+	}
+	j.ok("uninstall", "--operator", "eve")
+	j.ends(daemon)
+	dir := filepath.Join(j.host, "var/lib/clawbox/ledger")
+	vkey := filepath.Join(j.host, "etc/clawbox/ledger.vkey")
+	j.ok("audit", "verify", "--dir", dir, "--key", vkey)
+	if out := j.ok("audit", "replay", "--dir", dir, "--kind", "install"); !strings.Contains(out, "uninstall of e2e") {
+		j.t.Errorf("the ledger has\n%s", out)
+	}
+	j.fails(5, "clawbox install", "status")
+	j.nothingLeft()
+	j.ok("uninstall", "--purge")
+	left, err := os.ReadDir(filepath.Join(j.host, "var/lib"))
+	if err != nil || len(left) > 0 {
+		j.t.Errorf("%v stay, %v", left, err)
 	}
 }
