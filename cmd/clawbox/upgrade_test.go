@@ -92,6 +92,9 @@ func (j *journey) runs(version, processes string) {
 		j.t.Errorf("the policy in place: %s, %v", b, err)
 	}
 	j.ok("audit", "verify")
+	if out := j.ok("doctor"); strings.Contains(out, "failure") || !strings.Contains(out, "every turn of upgrades") {
+		j.t.Errorf("doctor says\n%s", out)
+	}
 	j.check(daemon.Process.Signal(syscall.SIGTERM))
 	j.ends(daemon)
 }
@@ -113,11 +116,12 @@ func (j *journey) broken() {
 func (j *journey) killed() {
 	cmd := exec.Command(j.at("clawbox"), "--root", j.host, "upgrade", j.at("hangs"))
 	j.check(cmd.Start())
-	defer cmd.Wait()
 	tried := filepath.Join(j.host, "var/lib/clawbox/install/tried")
 	j.wait("the release to be entered", func() bool { _, err := os.Stat(tried); return err == nil })
 	j.fails(4, "at work", "upgrade", j.at("hangs"))
 	j.check(cmd.Process.Kill())
+	_ = cmd.Wait() // killed
+	j.fails(1, "was cut off", "doctor")
 	j.runs("0.2.0", "33")
 	if _, err := os.Stat(tried); !errors.Is(err, os.ErrNotExist) {
 		j.t.Errorf("the marker stays: %v", err)
