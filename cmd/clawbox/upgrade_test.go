@@ -122,6 +122,7 @@ func (j *journey) killed() {
 	j.check(cmd.Process.Kill())
 	_ = cmd.Wait() // killed
 	j.fails(1, "was cut off", "doctor")
+	j.ok("support-bundle", j.at("support.tar.gz"))
 	j.runs("0.2.0", "33")
 	if _, err := os.Stat(tried); !errors.Is(err, os.ErrNotExist) {
 		j.t.Errorf("the marker stays: %v", err)
