@@ -29,9 +29,10 @@ var changeWords = map[string]struct {
 	"committed": {ledger.Allowed, "from FROM to TO is committed"},
 	"returned":  {ledger.Denied, "from FROM to TO was taken back"},
 	"removed":   {ledger.Allowed, "of FROM has begun"},
+	"restored":  {ledger.Allowed, "of FROM"},
 }
 
-var changeKinds = []string{"upgrade", "rollback", "uninstall"}
+var changeKinds = []string{"upgrade", "rollback", "uninstall", "restore"}
 
 // recordInstaller puts on the ledger what the installer has left: receipts,
 // and what became of changes.

@@ -18,6 +18,7 @@ const (
 	Upgrade   = "upgrade"
 	Rollback  = "rollback"
 	Uninstall = "uninstall" // only on the ledger
+	Restore   = "restore"   // only on the ledger
 )
 
 // Change is one way from a release to another, as its journal keeps it.
@@ -138,7 +139,7 @@ type event struct {
 // EventFormat heads an event.
 const EventFormat = "clawbox.io/change/v1"
 
-var eventOrder = map[string]int{"begun": 1, "tried": 2, "committed": 3, "returned": 3, "removed": 1}
+var eventOrder = map[string]int{"begun": 1, "tried": 2, "committed": 3, "returned": 3, "removed": 1, "restored": 1}
 
 // lastEvent is the highest number of a change that the ledger is told of. It
 // outlives the journal, which an uninstallation takes.

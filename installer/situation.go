@@ -1,7 +1,9 @@
 package installer
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
 	"path/filepath"
 
 	"github.com/clawbox/clawbox/appliance/config"
@@ -89,4 +91,37 @@ func Leftovers(p config.Paths) (mounts, cgroups []string, err error) {
 		cgroups = append(cgroups, p.Pin())
 	}
 	return mounts, append(cgroups, Cgroups(p)...), err
+}
+
+// Hold keeps other installers away until release is called, or the process ends.
+func (l Layout) Hold() (release func(), err error) { return lock(l.Lock()) }
+
+// Committed names the release that was committed last; its digest is of the
+// signed release.
+func (l Layout) Committed() (version string, sequence int64, digest string, err error) {
+	h, err := replay(l.Journal())
+	if err != nil || h.last == nil {
+		return "", 0, "", cmp.Or(err, errNone(h, l))
+	}
+	return h.last.Version, h.last.Sequence, h.last.Digest, l.settled()
+}
+
+func errNone(h history, l Layout) error {
+	if h.last != nil {
+		return nil
+	}
+	return fmt.Errorf("no finished installation below %s: run 'clawbox install' first", l.Prefix)
+}
+
+// TellRestored leaves for the ledger that state was put back from a backup.
+func (l Layout) TellRestored(operator, detail string) error {
+	h, err := replay(l.Journal())
+	if err != nil || h.last == nil {
+		return cmp.Or(err, errNone(h, l))
+	}
+	n, err := l.lastEvent()
+	if err != nil {
+		return err
+	}
+	return l.tellLedger(Change{ID: n + 1, Kind: Restore, From: *h.last, To: *h.last, Operator: operator}, "restored", detail)
 }

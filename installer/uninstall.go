@@ -85,10 +85,40 @@ func NewRemoval(root string, purge bool) (Removal, error) {
 			r.Remove = append(r.Remove, b.Place)
 		}
 	}
+	others, err := l.others()
+	if err != nil {
+		return r, err
+	}
+	if purge {
+		r.Remove = append(r.Remove, others...)
+	} else {
+		r.Stays = append(r.Stays, others...)
+	}
 	if len(r.Remove) == 0 {
 		return r, fmt.Errorf("nothing of an installation below %s; wanted one that 'clawbox install' made", root)
 	}
 	return r, r.moved()
+}
+
+// others are what else lies in the appliance's folders: moved aside by a
+// restore, or put there by somebody.
+func (l Layout) others() (out []Place, err error) {
+	known := map[string]bool{}
+	for _, b := range l.belongings() {
+		known[b.Path] = true
+	}
+	for _, dir := range []string{l.State(), l.Etc()} {
+		es, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		for _, e := range es {
+			if p := filepath.Join(dir, e.Name()); !known[p] {
+				out = append(out, Place{p, "not of the installation itself"})
+			}
+		}
+	}
+	return out, nil
 }
 
 // moved finds what the operator has put elsewhere: that is never removed.

@@ -70,6 +70,7 @@ func TestUninstall(t *testing.T) {
 func TestPurge(t *testing.T) {
 	root := fast(t)
 	p := begun(t, root)
+	write(t, filepath.Join(root, "var/lib/clawbox/ledger.before-restore-1"), "")
 	all, err := NewRemoval(root, true)
 	if err != nil || len(all.Stays) > 0 {
 		t.Fatalf("%+v, %v", all.Stays, err)

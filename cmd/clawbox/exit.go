@@ -13,6 +13,7 @@ import (
 	"github.com/clawbox/clawbox/bundle/licence"
 	"github.com/clawbox/clawbox/bundle/manifest"
 	"github.com/clawbox/clawbox/installer"
+	"github.com/clawbox/clawbox/installer/backup"
 	"github.com/clawbox/clawbox/installer/wizard"
 )
 
@@ -101,7 +102,7 @@ func status(err error) int {
 	case errors.Is(err, manifest.ErrUntrusted), errors.Is(err, manifest.ErrTampered), errors.Is(err, manifest.ErrIncomplete),
 		errors.As(err, &proof), errors.As(err, &fault):
 		return exitUntrusted
-	case errors.As(err, &secrets), errors.As(err, &export), errors.As(err, &preflight), errors.Is(err, manifest.ErrRollback), errors.Is(err, manifest.ErrSkipped), errors.Is(err, installer.ErrInstalled), errors.Is(err, installer.ErrBusy), errors.Is(err, wizard.ErrDeclined):
+	case errors.As(err, &secrets), errors.As(err, &export), errors.As(err, &preflight), errors.Is(err, manifest.ErrRollback), errors.Is(err, manifest.ErrSkipped), errors.Is(err, installer.ErrInstalled), errors.Is(err, installer.ErrBusy), errors.Is(err, backup.ErrLonger), errors.Is(err, wizard.ErrDeclined):
 		return exitRefused
 	case errors.Is(err, control.ErrUnreachable):
 		return exitUnreachable

@@ -46,6 +46,7 @@ func TestUpgradeJourney(t *testing.T) {
 	t.Run("forward", func(t *testing.T) { j.as(t).forward(daemon) })
 	t.Run("broken", func(t *testing.T) { j.as(t).broken() })
 	t.Run("killed", func(t *testing.T) { j.as(t).killed() })
+	t.Run("kept elsewhere", func(t *testing.T) { j.as(t).keptElsewhere() })
 	t.Run("back", func(t *testing.T) { j.as(t).back() })
 	t.Run("trust", func(t *testing.T) { j.as(t).trusted() })
 	t.Run("away", func(t *testing.T) { j.as(t).leaves() })
@@ -128,6 +129,20 @@ func (j *journey) killed() {
 		j.t.Errorf("the marker stays: %v", err)
 	}
 	if out := j.ok("audit", "replay", "--kind", "install", "--verdict", "denied"); !strings.Contains(out, "cut off") {
+		j.t.Errorf("the ledger has\n%s", out)
+	}
+}
+
+// keptElsewhere makes a backup and takes it back, and an older one not.
+func (j *journey) keptElsewhere() {
+	j.ok("backup", j.at("one.backup"))
+	state := filepath.Join(j.host, "var/lib/clawbox/agents/busy/agent.json")
+	j.check(os.Remove(state))
+	j.ok("restore", j.at("one.backup"), "--check")
+	j.ok("restore", j.at("one.backup"))
+	j.runs("0.2.0", "33")
+	j.fails(4, "never goes back", "restore", j.at("one.backup"))
+	if out := j.ok("audit", "replay", "--kind", "install"); !strings.Contains(out, "restore of e2e 0.2.0: from a backup") {
 		j.t.Errorf("the ledger has\n%s", out)
 	}
 }
