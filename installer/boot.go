@@ -90,7 +90,11 @@ func (l Layout) alone(ctx context.Context, c changes) (Start, error) {
 		if err != nil {
 			return Start{}, err
 		}
-		return Start{Said: "taken back: " + c.open.String() + ": " + cutOff}, l.giveBack(ctx, *c.open, c.returning, cutOff, SoloState(cfg, l), j)
+		all, err := StateOf(c.open.Profile, cfg, l)
+		if err != nil {
+			return Start{}, err
+		}
+		return Start{Said: "taken back: " + c.open.String() + ": " + cutOff}, l.giveBack(ctx, *c.open, c.returning, cutOff, all, j)
 	case there(l.Try()):
 		return Start{}, gone(l.Try())
 	}

@@ -39,7 +39,7 @@ type ChangeEnv struct {
 	Verify func(context.Context) error                 // as Env.Verify
 
 	Service Service       // nil: ServiceOf
-	State   []Snapshotter // nil: SoloState
+	State   []Snapshotter // nil: StateOf
 	Agents  Agents        // nil: none are known
 	Gates   []Gate        // after health, before agents
 	// Tell tells a running appliance that there are events for its ledger; nil
@@ -160,6 +160,7 @@ func (l Layout) change(f host.Facts, c Change, from, to Release) (ChangePlan, er
 	if p.Plan, err = NewPlan(f, a, to); err != nil {
 		return ChangePlan{}, err
 	}
+	c.Profile = a.Profile
 	c.To = head{to.Name, to.Version, to.Sequence, to.Digest, p.Plan.Digest}
 	p.To, p.change, p.Config = c.To.String(), c, p.carry.config(was, a)
 	if err := errors.Join(ValidOperator(c.Operator), p.Config.Validate()); err != nil {

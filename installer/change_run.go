@@ -32,7 +32,10 @@ func Apply(ctx context.Context, p ChangePlan, env ChangeEnv) (ChangeResult, erro
 		c.env.Service = ServiceOf(p.Plan.Answers)
 	}
 	if c.env.State == nil {
-		c.env.State = SoloState(p.was, l)
+		var err error
+		if c.env.State, err = StateOf(p.change.Profile, p.was, l); err != nil {
+			return ChangeResult{}, err
+		}
 	}
 	c.run = &run{Plan: p.Plan, env: Env{Trust: env.Trust, Load: env.Load}, l: l, changed: map[string]string{}}
 	if p.Kind == Upgrade && (env.Load == nil || env.Trust.Empty()) {

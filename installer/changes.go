@@ -28,6 +28,7 @@ type Change struct {
 	From     head     `json:"from"`
 	To       head     `json:"to"`
 	Operator string   `json:"operator"`
+	Profile  string   `json:"profile"`
 	Agents   []string `json:"agents,omitempty"` // that ran before
 	// Put is the folder of an earlier state to begin with; "": the present one.
 	Put string `json:"put,omitempty"`

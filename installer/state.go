@@ -28,6 +28,21 @@ type Snapshotter interface {
 	Restore(ctx context.Context, dir string) error
 }
 
+// stateOf is what each profile keeps. Boot puts it back without asking anybody,
+// so a profile that keeps more adds a row here.
+var stateOf = map[string]func(config.Config, Layout) []Snapshotter{
+	"solo": SoloState,
+}
+
+// StateOf is what a profile keeps.
+func StateOf(profile string, c config.Config, l Layout) ([]Snapshotter, error) {
+	f, ok := stateOf[profile]
+	if !ok {
+		return nil, fmt.Errorf("got the profile %q, whose state this release does not know how to keep; wanted one of its own", profile)
+	}
+	return f(c, l), nil
+}
+
 // SoloState is the state of the profile solo: small files, copied. Agents'
 // writable files are not in it: they are the agents' own, no release writes
 // them, and a copy of them costs as much as they are large ('clawbox agent

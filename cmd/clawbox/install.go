@@ -18,11 +18,12 @@ import (
 
 // installFlags are the options of install.
 type installFlags struct {
-	keys      []string
-	threshold int
-	answers   string
-	dryRun    bool
-	deep      bool
+	keys       []string
+	identities []string
+	threshold  int
+	answers    string
+	dryRun     bool
+	deep       bool
 }
 
 func installCmd(a *app) *cobra.Command {
@@ -41,6 +42,7 @@ installation that was interrupted continues when the same command is run again.`
 	}
 	fl := c.Flags()
 	fl.StringArrayVar(&f.keys, "key", nil, "file with a public key that the release must be signed by (repeatable; not needed once installed)")
+	fl.StringArrayVar(&f.identities, "identity", nil, "file with an age or ssh identity that the bundle is encrypted to (repeatable)")
 	fl.IntVar(&f.threshold, "threshold", 0, "how many of the keys must have signed (default 1)")
 	fl.StringVar(&f.answers, "answers", "", "file with the wizard's answers")
 	fl.BoolVar(&f.dryRun, "dry-run", false, "print the plan and stop")
@@ -53,7 +55,11 @@ func install(cmd *cobra.Command, a *app, f installFlags, dirs []string) error {
 	if err != nil {
 		return usageError{err}
 	}
-	m, err := bundle.OpenMedia(trust, dirs...)
+	ids, err := bundle.LoadIdentities(f.identities...)
+	if err != nil {
+		return usageError{err}
+	}
+	m, err := bundle.MediaOptions{Trust: trust, Dirs: dirs, Identities: ids}.Open()
 	if err != nil {
 		return err
 	}

@@ -8,15 +8,24 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"filippo.io/age"
 )
 
 // stick builds a later release: sequence seq, with what the edits change in the
 // recipe. It returns the directory.
 func (j *journey) stick(name, seq string, edits ...string) string {
 	j.t.Helper()
+	return j.bundle(name, seq, "e2e.key", nil, edits...)
+}
+
+// bundle is stick with another key, and more flags for 'clawbox bundle'.
+func (j *journey) bundle(name, seq, key string, flags []string, edits ...string) string {
+	j.t.Helper()
 	r := strings.NewReplacer(append([]string{"version: 0.1.0", "version: 0." + seq + ".0", "sequence: 1", "sequence: " + seq}, edits...)...).Replace(recipe)
 	j.write(name+".yaml", r)
-	j.ok("bundle", "-f", j.at(name+".yaml"), "-o", j.at(name), "--key", j.at("e2e.key"), "--store", j.at("store"), "--part-size", "4MiB", "--lock", j.at(name+".lock"))
+	args := []string{"bundle", "-f", j.at(name + ".yaml"), "-o", j.at(name), "--key", j.at(key), "--store", j.at("store"), "--part-size", "4MiB", "--lock", j.at(name + ".lock")}
+	j.ok(append(args, flags...)...)
 	return j.at(name)
 }
 
@@ -102,7 +111,8 @@ func (j *journey) runs(version, processes string) {
 
 // broken tries two releases that don't hold.
 func (j *journey) broken() {
-	ends := j.stick("ends", "3", "file:clawbox\"", j.program("ends.sh", "echo broken on purpose; exit 3")+"\"")
+	// A difference to what is installed, which is all that the media bring.
+	ends := j.bundle("ends", "3", "e2e.key", []string{"--since", j.at("two")}, "file:clawbox\"", j.program("ends.sh", "echo broken on purpose; exit 3")+"\"")
 	j.fails(7, "broken on purpose", "upgrade", ends)
 	hangs := j.stick("hangs", "3", "file:clawbox\"", j.program("hangs.sh", "exec sleep 1000")+"\"")
 	j.fails(7, "deadline", "upgrade", hangs, "--deadline", "1500ms")
@@ -157,13 +167,18 @@ func (j *journey) back() {
 	}
 }
 
-// trusted takes nothing by a key that the host doesn't know, until told to.
+// trusted takes nothing by a key that the host doesn't know, until told to. The
+// media are encrypted, and a part of them is lost.
 func (j *journey) trusted() {
 	j.ok("key", "generate", "other", "--out", j.at("other"))
-	j.stick("again", "4")
-	j.ok("bundle", "-f", j.at("again.yaml"), "-o", j.at("again"), "--key", j.at("other.key"), "--store", j.at("store"), "--part-size", "4MiB", "--lock", j.at("again.lock"))
-	j.fails(3, "trusts", "upgrade", j.at("again"))
-	if out := j.ok("upgrade", j.at("again"), "--add-key", j.at("other.pub")); !strings.Contains(out, "0.4.0") {
+	id, err := age.GenerateX25519Identity()
+	j.check(err)
+	j.check(os.WriteFile(j.at("identity"), []byte(id.String()+"\n"), 0o600))
+	j.bundle("again", "4", "other.key", []string{"--recipient", id.Recipient().String(), "--parity", "1"})
+	j.check(os.Remove(j.at("again/clawbox/parts/part-0002")))
+	j.fails(3, "trusts", "upgrade", j.at("again"), "--identity", j.at("identity"))
+	j.fails(1, "encrypted", "upgrade", j.at("again"), "--add-key", j.at("other.pub"))
+	if out := j.ok("upgrade", j.at("again"), "--add-key", j.at("other.pub"), "--identity", j.at("identity")); !strings.Contains(out, "0.4.0") {
 		j.t.Errorf("upgrade said\n%s", out)
 	}
 	b, err := os.ReadFile(filepath.Join(j.host, "etc/clawbox/trusted.vkeys"))
