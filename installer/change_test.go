@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/clawbox/clawbox/appliance/config"
+	"github.com/clawbox/clawbox/bundle/content"
 	"github.com/clawbox/clawbox/bundle/manifest"
 )
 
@@ -230,6 +231,10 @@ func TestPrune(t *testing.T) {
 	root := fast(t)
 	p := begun(t, root)
 	for n := int64(2); n < 5; n++ {
+		if n == 4 { // an agent that the operator keeps on an old image
+			os.MkdirAll(filepath.Join(root, "var/lib/clawbox/agents/old"), 0o700)
+			write(t, filepath.Join(root, "var/lib/clawbox/agents/old/agent.json"), `{"image":"openclaw:0.1.2"}`)
+		}
 		if _, err := upgrade(t.Context(), root, release(n), ChangeEnv{Service: p}); err != nil {
 			t.Fatal(err)
 		}
@@ -238,6 +243,15 @@ func TestPrune(t *testing.T) {
 		es, err := os.ReadDir(filepath.Join(root, dir))
 		if err != nil || len(es) != want {
 			t.Errorf("%s: %v, %v; want %d", dir, es, err, want)
+		}
+	}
+	s, err := content.Open(Layout{root}.Store())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ref, want := range map[string]bool{"tiny:0.1.1": false, "tiny:0.1.2": false, "tiny:0.1.3": true, "tiny:0.1.4": true, "openclaw:0.1.2": true} {
+		if _, err := s.Resolve(ref); (err == nil) != want {
+			t.Errorf("%s: %v; want it there: %v", ref, err, want)
 		}
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/clawbox/clawbox/appliance/config"
+	"github.com/clawbox/clawbox/bundle/content"
 	"github.com/clawbox/clawbox/internal/durable"
 )
 
@@ -108,9 +110,13 @@ func (l Layout) placeJournal(c Change) error {
 	return j.append(line{Event: "commit", Head: &c.To, Text: c.Kind})
 }
 
-// prune removes slots and kept states that nothing leads back to. Blobs stay
-// in the store: 'clawbox registry gc' takes those that no name refers to.
+// prune removes slots and kept states that nothing leads back to, and the names
+// that their releases have in the store: then 'clawbox registry gc' takes what
+// no name refers to.
 func (l Layout) prune(c Change) error {
+	if err := l.untag(c); err != nil {
+		return fmt.Errorf("prune: %w", err)
+	}
 	for dir, keep := range map[string][]string{
 		l.Slots():    {l.slotOf(c.From), l.slotOf(c.To)},
 		l.States():   {c.state(l)},
@@ -129,6 +135,74 @@ func (l Layout) prune(c Change) error {
 				return fmt.Errorf("prune: %w", err)
 			}
 		}
+	}
+	return nil
+}
+
+// untag takes the names of releases that go. A name that the present or the
+// kept release has, too, or that an agent runs from, stays.
+func (l Layout) untag(c Change) error {
+	var going []Release
+	used := map[string]bool{}
+	es, err := filepath.Glob(filepath.Join(l.Releases(), "release-*.json"))
+	if err != nil {
+		return err
+	}
+	for _, e := range es {
+		var r Release
+		if err := readJSON(e, &r); err != nil {
+			return err
+		}
+		if r.Sequence != c.From.Sequence && r.Sequence != c.To.Sequence {
+			going = append(going, r)
+			continue
+		}
+		for _, it := range r.Items {
+			used[it.Ref] = true
+		}
+	}
+	if len(going) == 0 {
+		return nil
+	}
+	cfg, err := config.Load(l.Config())
+	if err != nil {
+		return err
+	}
+	for _, a := range cfg.Agents {
+		used[a.Image] = true
+	}
+	if err := imagesInUse(cfg.Paths.State, used); err != nil {
+		return err
+	}
+	s, err := content.Open(cfg.Paths.Store)
+	if err != nil {
+		return err
+	}
+	for _, r := range going {
+		for _, it := range r.Items {
+			if used[it.Ref] {
+				continue
+			}
+			if err := s.Untag(it.Ref); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// imagesInUse adds what agents' records name.
+func imagesInUse(state string, used map[string]bool) error {
+	found, err := filepath.Glob(filepath.Join(state, "agents", "*", "agent.json"))
+	if err != nil {
+		return err
+	}
+	for _, p := range found {
+		var a struct{ Image string }
+		if err := readJSON(p, &a); err != nil {
+			return err
+		}
+		used[a.Image] = true
 	}
 	return nil
 }
