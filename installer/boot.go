@@ -94,6 +94,10 @@ func (l Layout) alone(ctx context.Context, c changes) (Start, error) {
 		if err != nil {
 			return Start{}, err
 		}
+		// The release that was tried may still run, or be about to end.
+		if err := idle(ctx, cfg.Paths.State, stopTime); err != nil {
+			return Start{}, err
+		}
 		return Start{Said: "taken back: " + c.open.String() + ": " + cutOff}, l.giveBack(ctx, *c.open, c.returning, cutOff, all, j)
 	case there(l.Try()):
 		return Start{}, gone(l.Try())

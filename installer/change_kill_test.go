@@ -2,6 +2,7 @@ package installer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/clawbox/clawbox/appliance/config"
 )
@@ -188,5 +190,32 @@ func TestBootWatched(t *testing.T) {
 	}
 	if want := []string{"stop", "state", "carry", "try", "gates"}; !slices.Equal(refused, want) {
 		t.Errorf("starts refused at %q; want %q", refused, want)
+	}
+}
+
+// State is not put back under an appliance that has not ended yet.
+func TestBootWaitsForTheLast(t *testing.T) {
+	root := filepath.Join(fast(t), "root")
+	begun(t, root).Stop(t.Context())
+	killedUpgrade(t, root, "gates:done")
+	cfg, err := config.Load(config.File(root))
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock, err := lock(filepath.Join(cfg.Paths.State, stateLock)) // as the sandbox driver takes it
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if _, err := Boot(ctx, root); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("under one that runs: %v", err)
+	}
+	if !there(Layout{root}.Tried()) {
+		t.Error("the marker is gone, and nothing was put back")
+	}
+	time.AfterFunc(100*time.Millisecond, unlock)
+	if _, err := Boot(t.Context(), root); err != nil || whole(t, root) != 1 {
+		t.Errorf("after it ended: %v", err)
 	}
 }

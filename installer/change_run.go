@@ -106,6 +106,9 @@ func (c *changing) endEarlier(ctx context.Context, old changes) error {
 		if err := c.env.Service.Stop(ctx); err != nil {
 			return err
 		}
+		if err := idle(ctx, c.plan.was.Paths.State, stopTime); err != nil {
+			return err
+		}
 		return c.l.giveBack(ctx, *old.open, old.returning, cutOff, c.env.State, c.j)
 	}
 	return c.l.drop("begun anew", c.j)
@@ -206,6 +209,9 @@ func (c *changing) failed(ctx context.Context, s changeStep, cause error) error 
 	}
 	e := &ReturnedError{c.change.Kind, c.change.From.String(), c.change.To.String(), fmt.Sprintf("step %q (%s)", s.id, s.title), cause}
 	err := c.env.Service.Stop(ctx)
+	if err == nil {
+		err = idle(ctx, c.plan.was.Paths.State, stopTime)
+	}
 	if err == nil {
 		err = c.l.giveBack(ctx, c.change, "", fmt.Sprintf("step %s: %v", s.id, cause), c.env.State, c.j)
 	}

@@ -106,7 +106,10 @@ func (c *changing) next(context.Context) (string, error) {
 
 func (c *changing) stop(ctx context.Context) (string, error) {
 	c.down = time.Now()
-	return "", c.env.Service.Stop(ctx)
+	if err := c.env.Service.Stop(ctx); err != nil {
+		return "", err
+	}
+	return "", idle(ctx, c.plan.was.Paths.State, stopTime)
 }
 
 func (c *changing) state(ctx context.Context) (string, error) {
@@ -161,7 +164,11 @@ func (c *changing) gates(ctx context.Context) (string, error) {
 	}
 	var names []string
 	for _, g := range all {
-		if err := g.Pass(ctx, c.change); err != nil {
+		err := g.Pass(ctx, c.change)
+		if err == nil {
+			err = ctx.Err() // not every gate can stop half-way
+		}
+		if err != nil {
 			if ctx.Err() != nil {
 				err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
 			}

@@ -91,10 +91,10 @@ func (c *changes) apply(b []byte) error {
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&l); err != nil {
-		return fmt.Errorf("got a line that is not the journal's: %w; wanted one JSON object; restore the file from a backup", err)
+		return fmt.Errorf("got a line that is not the journal's: %w; wanted one JSON object; if no upgrade or rollback was under way, move the file away", err)
 	}
 	if (l.Event == "begin") != (l.Change != nil) || l.Event != "begin" && c.open == nil {
-		return fmt.Errorf("got %q out of its place; restore the file from a backup", l.Event)
+		return fmt.Errorf("got %q out of its place; if no upgrade or rollback was under way, move the file away", l.Event)
 	}
 	switch l.Event {
 	case "begin":

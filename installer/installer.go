@@ -44,7 +44,8 @@
 // socket, and the files below <state>/install.
 //
 // Limits today: profile "cluster" is refused (issue 5). Agents' own files are
-// not part of the kept state.
+// not part of the kept state. The systemd unit stays as it was installed: run
+// `clawbox install` with the new media where a release brings another.
 package installer
 
 import (

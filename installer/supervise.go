@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -74,6 +75,37 @@ func (s Systemd) Alive(ctx context.Context) error {
 
 func (s Systemd) Stop(ctx context.Context) error { return s.ctl(ctx, "stop", unitName) }
 func (s Systemd) Stays() bool                    { return true }
+
+// stateLock is what a running appliance holds below its state folder, by flock.
+const stateLock = "sandbox.lock"
+
+// idle returns once no appliance has the state. One that was told to end
+// writes until it has: state that is put back before that is not.
+func idle(ctx context.Context, state string, limit time.Duration) error {
+	path := filepath.Join(state, stateLock)
+	for end := time.Now().Add(limit); ; {
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		f.Close()
+		if err == nil || !errors.Is(err, unix.EWOULDBLOCK) {
+			return err
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("%s: an appliance still has it after %s; wanted it ended; stop it, then start again", path, limit)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
 
 // Foreground is an appliance without systemd: a child of this process, for as
 // long as a release is tried.
