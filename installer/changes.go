@@ -63,27 +63,12 @@ type changes struct {
 	size      int64
 }
 
-// replayChanges reads the journal; a torn last line counts as never written.
+// replayChanges reads the journal of changes.
 func replayChanges(path string) (changes, error) {
 	var c changes
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return c, nil
-	}
-	if err != nil {
-		return c, fmt.Errorf("journal of changes: %w", err)
-	}
-	for n := 1; ; n++ {
-		l, rest, ok := bytes.Cut(b, []byte("\n"))
-		if !ok {
-			return c, nil
-		}
-		if err := c.apply(l); err != nil {
-			return c, fmt.Errorf("%s:%d: %w", path, n, err)
-		}
-		c.size += int64(len(l)) + 1
-		b = rest
-	}
+	var err error
+	c.size, err = wholeLines(path, c.apply)
+	return c, err
 }
 
 func (c *changes) apply(b []byte) error {
@@ -98,7 +83,7 @@ func (c *changes) apply(b []byte) error {
 	}
 	switch l.Event {
 	case "begin":
-		*c = changes{count: c.count + 1, open: l.Change, size: c.size}
+		*c = changes{count: c.count + 1, open: l.Change}
 	case "start":
 		c.stopped = c.stopped || l.Step == stopping
 		c.touched = c.touched || l.Step == touching
@@ -107,7 +92,7 @@ func (c *changes) apply(b []byte) error {
 	case "commit":
 		c.committed = true
 	case "end":
-		*c = changes{count: c.count, size: c.size}
+		*c = changes{count: c.count}
 	case "done", "fail":
 	default:
 		return fmt.Errorf("got the event %q; was it written by a newer installer?", l.Event)

@@ -355,3 +355,29 @@ func TestRefused(t *testing.T) {
 type full struct{}
 
 func (full) Write([]byte) (int, error) { return 0, errors.New("no space left") }
+
+// FuzzUnpack: whatever a file holds, nothing is written outside the folder, and
+// what is accepted is what its list says.
+func FuzzUnpack(f *testing.F) {
+	var b bytes.Buffer
+	w := &writing{about: About{Format: Format}}
+	if err := w.stream(f.Context(), &b, nil); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b.Bytes())
+	f.Add([]byte(ageHead))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		top := t.TempDir()
+		dir := filepath.Join(top, "in")
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		a, err := unpack(t.Context(), bytes.NewReader(in), dir, nil)
+		if err == nil && a.Format != Format {
+			t.Errorf("accepted %+v", a)
+		}
+		if es, _ := os.ReadDir(top); len(es) != 1 {
+			t.Errorf("something was written beside the folder: %v", es)
+		}
+	})
+}
