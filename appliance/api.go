@@ -29,6 +29,9 @@ func (a *Appliance) controlHandler() http.Handler {
 	m.Handle("/v1/approvals", a.approvals())
 	m.Handle("/v1/approvals/", a.approvals())
 	a.snapshotRoutes(m)
+	m.HandleFunc("POST /v1/receipts", answer(func(r *http.Request) (any, error) {
+		return struct{}{}, a.recordInstaller(context.WithoutCancel(r.Context()))
+	}))
 	m.HandleFunc("GET /v1/ledger/checkpoint", answer(a.handleCheckpoint))
 	return m
 }

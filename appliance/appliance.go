@@ -50,6 +50,8 @@ type Appliance struct {
 	pods   *sandbox.Pods // nil: this host is no node of a cluster
 	images *sandbox.Images
 
+	telling sync.Mutex // one at a time puts on the ledger what the installer left
+
 	turns turns // one launch, reload, snapshot or removal of an agent at a time
 
 	registryPort *os.File        // the registry's listening socket

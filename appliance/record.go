@@ -38,7 +38,7 @@ func (a *Appliance) openLedgerBy(open func(ledgerConfig) (journal, error)) error
 		return fmt.Errorf("ledger: %w", err)
 	}
 	a.log = l
-	return a.recordReceipts()
+	return a.recordInstaller(context.Background())
 }
 
 // createLedger makes an empty log where there is none. This is the one moment

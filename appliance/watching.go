@@ -26,7 +26,7 @@ import (
 // operator accepted; one that gives less than T3 is a weakening, recorded at
 // each start.
 func (a *Appliance) startGuard() error {
-	c := guardConfig{Records: a.cfg.RecordBytes(), Pin: filepath.Join(a.cfg.Paths.Run, "pins")}
+	c := guardConfig{Records: a.cfg.RecordBytes(), Pin: a.cfg.Paths.Pin()}
 	uid := a.cfg.UIDOf("guard")
 	if err := guard.PreparePins(c.Pin, uid); err != nil {
 		c.Pin = ""

@@ -29,7 +29,11 @@ type Recipe struct {
 	Kind       string   `yaml:"kind"`
 	Metadata   Metadata `yaml:"metadata"`
 	Sequence   int64    `yaml:"sequence"`
-	Items      []Item   `yaml:"items"`
+	// UpgradesFrom and Components say what the release may follow on
+	// (manifest.CheckStep). Both may be left out.
+	UpgradesFrom int64       `yaml:"upgradesFrom,omitempty"`
+	Components   []Component `yaml:"components,omitempty"`
+	Items        []Item      `yaml:"items"`
 
 	file string
 }
@@ -40,6 +44,21 @@ type Metadata struct {
 	Name    string `yaml:"name"`
 	Version string `yaml:"version"`
 	Created string `yaml:"created,omitempty"`
+}
+
+// Component is a part of the release whose versions follow on each other by
+// rules, such as k3s.
+type Component struct {
+	Name    string `yaml:"name"`
+	Version string `yaml:"version"`
+}
+
+// components are those of the release.
+func (r Recipe) components() (out []manifest.Component) {
+	for _, c := range r.Components {
+		out = append(out, manifest.Component(c))
+	}
+	return out
 }
 
 // Item is one thing to bundle.
@@ -158,6 +177,12 @@ func (r Recipe) check() error {
 	}
 	if r.Sequence < 1 {
 		return r.fail(1, fmt.Sprintf("sequence %d", r.Sequence), "1 or more", "raise it with every release: hosts refuse a lower one")
+	}
+	if r.UpgradesFrom < 0 || r.UpgradesFrom > 0 && r.UpgradesFrom >= r.Sequence {
+		return r.fail(1, fmt.Sprintf("upgradesFrom %d", r.UpgradesFrom), fmt.Sprintf("a sequence below %d", r.Sequence), "name the oldest release that may be upgraded to this one, or leave it out")
+	}
+	if err := manifest.CheckComponents(r.components()); err != nil {
+		return r.fail(1, err.Error(), "each component once, with a semantic version", "")
 	}
 	if len(r.Items) == 0 {
 		return r.fail(1, "no items", "at least one", "")

@@ -2,8 +2,11 @@ package bundle
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/clawbox/clawbox/bundle/manifest"
 )
 
 func TestRecipeTraps(t *testing.T) {
@@ -103,5 +106,23 @@ func TestRecipeDefaults(t *testing.T) {
 	}
 	if got := r.path("/abs/x"); got != "/abs/x" {
 		t.Errorf("path %q", got)
+	}
+}
+
+func TestRecipeStep(t *testing.T) {
+	head := strings.Replace(demoRecipe, "sequence: 3\n", "sequence: 4\nupgradesFrom: %s\ncomponents: [{name: k3s, version: %s}]\n", 1)
+	for _, c := range []struct{ from, version, want string }{
+		{"3", "1.34.0", ""},
+		{"4", "1.34.0", "below 4"},
+		{"3", "v1.34", "semantic version"},
+	} {
+		r, err := ParseRecipe("r.yaml", fmt.Appendf(nil, head, c.from, c.version))
+		if c.want == "" {
+			if err != nil || r.UpgradesFrom != 3 || r.components()[0] != (manifest.Component{Name: "k3s", Version: "1.34.0"}) {
+				t.Errorf("got %+v, %v", r, err)
+			}
+		} else if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: got %v, want %q", c, err, c.want)
+		}
 	}
 }

@@ -167,7 +167,8 @@ func (w *writing) sign(index manifest.File, parts, parity []manifest.Part) ([]by
 	}
 	r := manifest.Release{
 		Format: manifest.ReleaseFormat, Name: w.recipe.Metadata.Name, Version: w.recipe.Metadata.Version,
-		Sequence: w.recipe.Sequence, Created: t, ChunkSize: manifest.ChunkSize, Base: w.baseOf(),
+		Sequence: w.recipe.Sequence, UpgradesFrom: w.recipe.UpgradesFrom, Components: w.recipe.components(),
+		Created: t, ChunkSize: manifest.ChunkSize, Base: w.baseOf(),
 		Index: index, Parts: parts, Parity: parity, Items: w.items,
 	}
 	if r.Parts == nil {

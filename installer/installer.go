@@ -27,8 +27,25 @@
 // a configured range), no program of the media runs before its bytes are
 // verified.
 //
-// Limits today: profile "cluster", upgrade, rollback and uninstall are refused
-// or absent (issue 5).
+// # From one release to the next
+//
+//	plan, err := installer.NewUpgrade(facts, root, operator, release) // or NewRollback
+//	res, err := installer.Apply(ctx, plan, env)
+//
+// The next release is made ready in a slot of its own while the present one
+// works. Then the appliance is stopped, its state is kept (Snapshotter), and one
+// try is armed. Every start goes through Boot, in the program of the release
+// that was committed last: it uses the marker up before it enters the other
+// release, so that this happens once. Gates (Gate) prove the release within a
+// deadline. Until the line "commit" is in the journal, whatever happens leads
+// back: the release before, with its state; from then on it leads forward. The
+// ledger is never put back, it only grows, and it has every turn with its
+// reason. Between releases this is fixed: `serve --config FILE`, the health
+// socket, and the files below <state>/install.
+//
+// Limits today: profile "cluster" is refused (issue 5). Agents' own files are
+// not part of the kept state. The systemd unit stays as it was installed: run
+// `clawbox install` with the new media where a release brings another.
 package installer
 
 import (

@@ -32,6 +32,9 @@ func TestMain(m *testing.M) {
 	if root := os.Getenv("CLAWBOX_TEST_ROOT"); root != "" {
 		os.Exit(childMain(root, os.Getenv("CLAWBOX_TEST_KILL")))
 	}
+	if root := os.Getenv("CLAWBOX_TEST_CHANGE"); root != "" {
+		os.Exit(changeMain(root, os.Getenv("CLAWBOX_TEST_KILL")))
+	}
 	os.Exit(m.Run())
 }
 

@@ -43,27 +43,35 @@ type history struct {
 	size int64           // bytes of whole lines
 }
 
-// replay reads a journal. The last line may be torn by a power cut: it has no
-// newline then and counts as never written. Anything else that cannot be read
-// is refused, since it would mean to guess.
+// replay reads the journal of installations.
 func replay(path string) (history, error) {
 	h := history{done: map[string]bool{}}
+	var err error
+	h.size, err = wholeLines(path, h.apply)
+	return h, err
+}
+
+// wholeLines hands each line of a journal to apply and returns their size. The
+// last line may be torn by a power cut: it has no newline then and counts as
+// never written. Anything else that cannot be read is refused, since it would
+// mean to guess.
+func wholeLines(path string, apply func([]byte) error) (size int64, err error) {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return h, nil
+		return 0, nil
 	}
 	if err != nil {
-		return h, fmt.Errorf("journal: %w", err)
+		return 0, fmt.Errorf("journal: %w", err)
 	}
 	for n := 1; ; n++ {
 		l, rest, ok := bytes.Cut(b, []byte("\n"))
 		if !ok {
-			return h, nil
+			return size, nil
 		}
-		if err := h.apply(l); err != nil {
-			return h, fmt.Errorf("%s:%d: %w", path, n, err)
+		if err := apply(l); err != nil {
+			return size, fmt.Errorf("%s:%d: %w", path, n, err)
 		}
-		h.size += int64(len(l)) + 1
+		size += int64(len(l)) + 1
 		b = rest
 	}
 }
@@ -122,7 +130,11 @@ func openJournal(path string, size int64) (*journal, error) {
 
 func (j *journal) append(l line) error {
 	l.Time = time.Now().UTC()
-	b, err := json.Marshal(l)
+	return j.write(l)
+}
+
+func (j *journal) write(v any) error {
+	b, err := json.Marshal(v)
 	if err == nil {
 		_, err = j.f.Write(append(b, '\n'))
 	}

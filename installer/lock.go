@@ -10,6 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ErrBusy says that another process holds the lock, and so that it is alive.
+var ErrBusy = errors.New("installer")
+
 // lock keeps two installers apart, by flock: the kernel frees it when its
 // holder dies, however it dies. The file's text only says who holds it.
 func lock(path string) (unlock func(), err error) {
@@ -21,7 +24,7 @@ func lock(path string) (unlock func(), err error) {
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		who, _ := io.ReadAll(io.LimitReader(f, 64))
 		f.Close()
-		return nil, fmt.Errorf("%s: got another installer at work (process %s); wanted to be alone; wait for it to finish", path, strings.TrimSpace(string(who)))
+		return nil, fmt.Errorf("%w: %s: got another installer at work (process %s); wanted to be alone; wait for it to finish", ErrBusy, path, strings.TrimSpace(string(who)))
 	}
 	if err == nil {
 		err = f.Truncate(0)

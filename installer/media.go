@@ -20,6 +20,9 @@ func FromMedia(m *bundle.Media, trust manifest.Trust, p bundle.Progress) (Releas
 		return Release{}, Env{}, err
 	}
 	load := func(ctx context.Context, s *content.Store) error { return m.Load(ctx, s, p) }
+	if _, _, ok := trust.Root(); ok {
+		trust = m.Trust() // the newest root that the media's chain led to
+	}
 	return r, Env{Trust: trust, Load: load}, nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/clawbox/clawbox/appliance/config"
@@ -48,6 +49,18 @@ func (r *run) receipt(context.Context) (string, error) {
 			return "", fmt.Errorf("%s is not the receipt of what is installed; it is the ledger's first entry: compare it with `clawbox ledger`, and restore it from a backup", p)
 		}
 	}
+	b, err := r.newReceipt()
+	if err == nil { // of an earlier installation, or one that was begun with other answers
+		err = gone(strings.TrimSuffix(p, ".json") + ".entry")
+	}
+	if err != nil {
+		return "", err
+	}
+	return ensureFile(p, b, 0o600)
+}
+
+// newReceipt is the receipt of this plan, now.
+func (r *run) newReceipt() ([]byte, error) {
 	rc := Receipt{
 		Format: ReceiptFormat, Time: time.Now().UTC(), Operator: r.Answers.Operator,
 		Release: r.Answers.Config(r.Release).Release, Signers: r.Release.Signers, Plan: r.Digest,
@@ -62,10 +75,7 @@ func (r *run) receipt(context.Context) (string, error) {
 		}
 	}
 	b, err := json.MarshalIndent(rc, "", "  ")
-	if err != nil {
-		return "", err
-	}
-	return ensureFile(p, append(b, '\n'), 0o600)
+	return append(b, '\n'), err
 }
 
 // ParseReceipt reads a receipt strictly.

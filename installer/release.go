@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/clawbox/clawbox/bundle/manifest"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
@@ -20,6 +21,9 @@ type Release struct {
 	Signers  []string  `json:"signers"` // names of the trusted keys that signed
 	Bytes    int64     `json:"bytes"`   // payload on the media
 	Items    []Item    `json:"items"`
+	// What it may follow on, see manifest.CheckStep.
+	UpgradesFrom int64                `json:"upgradesFrom,omitempty"`
+	Components   []manifest.Component `json:"components,omitempty"`
 }
 
 // Item is one thing that a release carries.

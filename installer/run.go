@@ -124,7 +124,7 @@ func (r *run) before(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := r.against(h); err != nil {
+	if err := errors.Join(r.against(h), r.l.settled()); err != nil {
 		return err
 	}
 	if r.env.Verify != nil {
@@ -140,7 +140,7 @@ func (r *run) against(h history) error {
 	case h.last != nil && now.Sequence < h.last.Sequence:
 		return manifest.CheckSequence(h.last.Sequence, now.Sequence)
 	case h.last != nil && now.Sequence > h.last.Sequence:
-		return fmt.Errorf("got %s, installed is %s; wanted the installed release; upgrading an installation is not built yet: use a fresh root", now, *h.last)
+		return fmt.Errorf("got %s, installed is %s; wanted the installed release; 'clawbox upgrade' brings a later one", now, *h.last)
 	case h.last != nil && now.Digest != h.last.Digest:
 		return fmt.Errorf("got %s, installed is %s: one sequence number, two contents; wanted the installed release; ask the publisher which one is right", now, *h.last)
 	case h.last != nil && now.Plan != h.last.Plan:
@@ -223,6 +223,9 @@ func (r *run) keepAnswers() error {
 	a, err := r.Answers.Encode()
 	if err == nil {
 		_, err = ensureFile(r.l.Answers(), a, 0o600)
+	}
+	if err == nil {
+		err = r.l.keepRelease(r.Release)
 	}
 	return err
 }

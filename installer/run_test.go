@@ -157,7 +157,7 @@ func TestSequences(t *testing.T) {
 	if err := try(makeUp(1, goodPolicy), same); !errors.Is(err, manifest.ErrRollback) {
 		t.Errorf("a lower sequence: got %v", err)
 	}
-	if err := try(makeUp(3, goodPolicy), same); err == nil || !strings.Contains(err.Error(), "upgrading an installation is not built yet") {
+	if err := try(makeUp(3, goodPolicy), same); err == nil || !strings.Contains(err.Error(), "clawbox upgrade") {
 		t.Errorf("a higher sequence: got %v", err)
 	}
 	if err := try(makeUp(2, goodPolicy+"\n"), same); err == nil || !strings.Contains(err.Error(), "two contents") {

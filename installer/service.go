@@ -142,11 +142,13 @@ func (r *run) wait(ctx context.Context) error {
 	}
 }
 
-// healthy asks the health socket: 200 and this release's sequence number.
-func (r *run) healthy(ctx context.Context) error {
+func (r *run) healthy(ctx context.Context) error { return r.l.healthy(ctx, r.Release.Sequence) }
+
+// healthy asks the health socket: 200 and this sequence number.
+func (l Layout) healthy(ctx context.Context, sequence int64) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	sock := filepath.Join(r.l.Run(), "health.sock")
+	sock := filepath.Join(l.Run(), "health.sock")
 	tr := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", sock)
 	}}
@@ -169,8 +171,8 @@ func (r *run) healthy(ctx context.Context) error {
 	switch {
 	case resp.StatusCode != http.StatusOK:
 		return fmt.Errorf("health: %s: %s", resp.Status, body.Error)
-	case body.Sequence != r.Release.Sequence:
-		return fmt.Errorf("health: got an appliance with sequence %d; wanted %d", body.Sequence, r.Release.Sequence)
+	case body.Sequence != sequence:
+		return fmt.Errorf("health: got an appliance with sequence %d; wanted %d", body.Sequence, sequence)
 	}
 	return nil
 }

@@ -54,9 +54,9 @@ func layer(s *content.Store, it Item) (v1.Descriptor, error) {
 // fileTitle is the annotation that names a package's file.
 const fileTitle = "org.opencontainers.image.title"
 
-// files are an item's blobs by their paths in the slot: one, or those of the
+// contents are an item's blobs by their paths in the slot: one, or those of the
 // folder that packages are.
-func files(s *content.Store, it Item) (map[string]v1.Descriptor, error) {
+func contents(s *content.Store, it Item) (map[string]v1.Descriptor, error) {
 	if it.Kind != "debs" {
 		d, err := layer(s, it)
 		return map[string]v1.Descriptor{it.place(): d}, err
@@ -134,7 +134,7 @@ func (r *run) slot(ctx context.Context) (string, error) {
 
 // fillItem makes an item's files, and returns those that were not there.
 func fillItem(s *content.Store, it Item, root string, keep map[string]bool) (did []string, err error) {
-	all, err := files(s, it)
+	all, err := contents(s, it)
 	if err != nil {
 		return nil, err
 	}

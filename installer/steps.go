@@ -119,6 +119,14 @@ func ensureDir(path string, mode fs.FileMode, owners ...int) (string, error) {
 	return fmt.Sprintf("mode of %s %04o instead of %04o", path, mode, st.Mode().Perm()), os.Chmod(path, mode)
 }
 
+// owner is who a file belongs to; -1 where the system does not say.
+func owner(st fs.FileInfo) (uid, gid int) {
+	if s, ok := st.Sys().(*syscall.Stat_t); ok {
+		return int(s.Uid), int(s.Gid)
+	}
+	return -1, -1
+}
+
 func ownerOf(st fs.FileInfo) int {
 	if s, ok := st.Sys().(*syscall.Stat_t); ok {
 		return int(s.Uid)
@@ -140,9 +148,12 @@ func kindOf(st fs.FileInfo) string {
 // are never replaced here.
 func (r *run) trust(context.Context) (string, error) {
 	if r.repair {
-		if _, err := loadOwn(r.l.Trust()); err == nil {
+		if _, _, err := r.l.ownTrust(); err == nil {
 			return "", nil
 		}
+	}
+	if _, note, ok := r.env.Trust.Root(); ok {
+		return ensureFile(r.l.Root(), note, 0o644)
 	}
 	return ensureFile(r.l.Trust(), encodeTrust(r.env.Trust), 0o644)
 }

@@ -18,7 +18,7 @@ import (
 func FromManifest(m manifest.Release, digest string, signers []string) (Release, error) {
 	r := Release{
 		Name: m.Name, Version: m.Version, Sequence: m.Sequence, Digest: digest,
-		Created: m.Created, Signers: signers, Bytes: m.Size(),
+		Created: m.Created, Signers: signers, Bytes: m.Size(), UpgradesFrom: m.UpgradesFrom, Components: m.Components,
 	}
 	for _, it := range m.Items {
 		mode, err := parseMode(it.Mode)
@@ -51,12 +51,11 @@ func parseMode(s string) (fs.FileMode, error) {
 // files that name other keys are refused. threshold is how many of files' keys
 // must have signed; 0 means 1.
 func Trust(root string, threshold int, files ...string) (manifest.Trust, string, error) {
-	own := Layout{Prefix: root}.Trust()
 	given, err := loadTrust(threshold, files)
 	if err != nil {
 		return manifest.Trust{}, "", err
 	}
-	have, err := loadOwn(own)
+	have, own, err := Layout{Prefix: root}.ownTrust()
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && len(files) == 0:
 		return manifest.Trust{}, "", errors.New("got no key to check the media with; wanted the publisher's verifier key; name its file with --key (it must come another way than the media)")
@@ -67,10 +66,45 @@ func Trust(root string, threshold int, files ...string) (manifest.Trust, string,
 	}
 	for _, k := range given.Keys() {
 		if !slices.Contains(have.Keys(), k) {
-			return manifest.Trust{}, "", fmt.Errorf("got a key that is not among the installed ones; wanted only keys of %s; leave out --key: changing trusted keys is not built yet", own)
+			return manifest.Trust{}, "", fmt.Errorf("got a key that is not among the installed ones; wanted only keys of %s; leave out --key; 'clawbox upgrade --add-key' adds one", own)
 		}
 	}
 	return have, own, nil
+}
+
+// ownTrust is what the host trusts, and where that stands: a root where there
+// is one, else keys.
+func (l Layout) ownTrust() (manifest.Trust, string, error) {
+	own := l.Root()
+	t, err := manifest.LoadTrust(own)
+	if errors.Is(err, fs.ErrNotExist) {
+		own = l.Trust()
+		t, err = loadOwn(own)
+	}
+	return t, own, err
+}
+
+// AddKeys is the host's trust with the keys of these files besides, for an
+// operator who says so: nothing else widens what a host trusts.
+func AddKeys(root string, files ...string) (manifest.Trust, error) {
+	have, own, err := Layout{Prefix: root}.ownTrust()
+	if err != nil {
+		return manifest.Trust{}, err
+	}
+	if _, _, ok := have.Root(); ok {
+		return manifest.Trust{}, fmt.Errorf("got keys to add, but %s is a root, which says whose keys count; wanted media with the publisher's next root: leave out --add-key", own)
+	}
+	given, err := loadTrust(0, files)
+	if err != nil {
+		return manifest.Trust{}, err
+	}
+	keys := have.Keys()
+	for _, k := range given.Keys() {
+		if !slices.Contains(keys, k) {
+			keys = append(keys, k)
+		}
+	}
+	return manifest.NewTrust(have.Threshold(), keys...)
 }
 
 // thresholdLine keeps how many of the keys must sign, in a comment of the key

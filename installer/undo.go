@@ -26,7 +26,8 @@ func (r *run) undo() (kept int, err error) {
 		err = os.RemoveAll(r.l.Store())
 	}
 	errs := []error{err}
-	for _, p := range []string{r.l.Trust(), r.l.Answers(), r.l.Journal(), r.l.Lock()} {
+	errs = append(errs, removeAll(r.l.Releases()))
+	for _, p := range []string{r.l.Trust(), r.l.Root(), r.l.Answers(), r.l.Journal(), r.l.Lock()} {
 		if err := durable.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}

@@ -199,3 +199,17 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// The names are those that kernels hold for appliances of earlier starts.
+func TestNamesInTheKernel(t *testing.T) {
+	p := Default("/").Paths
+	if got := p.Pin() + " " + p.Cgroup(); got != "/run/clawbox/pins clawbox-"+kernelMark[:8] {
+		t.Errorf("got %s", got)
+	}
+	if other := Default("/srv/box").Paths; other.Pin() == p.Pin() || other.Cgroup() == p.Cgroup() {
+		t.Error("two appliances share a name")
+	}
+}
+
+// kernelMark begins the sha256 of /var/lib/clawbox.
+const kernelMark = "c2de726a6902"

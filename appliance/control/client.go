@@ -109,6 +109,12 @@ func (c *Client) Answer(ctx context.Context, id string, r AnswerRequest) error {
 	return c.call(ctx, "POST", "/v1/approvals/"+url.PathEscape(id), r, nil)
 }
 
+// TellReceipts has the appliance put on its ledger what the installer has left
+// there since it started.
+func (c *Client) TellReceipts(ctx context.Context) error {
+	return c.call(ctx, "POST", "/v1/receipts", nil, nil)
+}
+
 // Checkpoint returns the ledger's newest signed checkpoint.
 func (c *Client) Checkpoint(ctx context.Context) ([]byte, error) {
 	var b []byte

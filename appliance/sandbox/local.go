@@ -1,8 +1,6 @@
 package sandbox
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/clawbox/clawbox/appliance/config"
 	"github.com/clawbox/clawbox/appliance/confine"
 	"github.com/clawbox/clawbox/internal/durable"
 	"github.com/clawbox/clawbox/policies"
@@ -81,8 +80,7 @@ func Open(o Options) (_ *Local, err error) {
 		return nil, err
 	}
 	// Two state directories are two daemons, such as a test beside a service.
-	sum := sha256.Sum256([]byte(o.State))
-	l.parent = "clawbox-" + hex.EncodeToString(sum[:4])
+	l.parent = config.Paths{State: o.State}.Cgroup()
 	if err := l.takeLock(); err != nil {
 		return nil, err
 	}

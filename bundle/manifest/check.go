@@ -121,6 +121,9 @@ func (r Release) check() error {
 	if r.Index.Size < 1 || r.Index.Size > MaxIndex {
 		return fmt.Errorf("release: index of %d bytes, want 1 to %d", r.Index.Size, MaxIndex)
 	}
+	if err := r.checkStep(); err != nil {
+		return err
+	}
 	if err := r.checkFiles(); err != nil {
 		return err
 	}

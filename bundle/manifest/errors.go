@@ -44,7 +44,7 @@ func (e *TamperedError) Is(target error) bool { return target == ErrTampered }
 type RollbackError struct{ Installed, Offered int64 }
 
 func (e *RollbackError) Error() string {
-	return fmt.Sprintf("release has sequence %d, installed is %d: an older release is refused, and going back is not built yet: keep what is installed, or get a release of sequence %d or higher",
+	return fmt.Sprintf("release has sequence %d, installed is %d: an older release is refused: keep what is installed, get a release of sequence %d or higher, or go back to the release that an upgrade kept with 'clawbox rollback'",
 		e.Offered, e.Installed, e.Installed)
 }
 

@@ -73,6 +73,12 @@ type Release struct {
 	Sequence  int64     `json:"sequence"` // grows with every release; from 1
 	Created   time.Time `json:"created"`  // UTC, whole seconds
 	ChunkSize int64     `json:"chunkSize"`
+	// UpgradesFrom is the lowest sequence that a host may be upgraded from: an
+	// installation that is older needs a release in between. 0: any.
+	UpgradesFrom int64 `json:"upgradesFrom,omitempty"`
+	// Components are the parts with rules of their own about what may follow
+	// on what (CheckStep), such as k3s.
+	Components []Component `json:"components,omitempty"`
 	// Base is the release that a differential bundle builds upon.
 	Base *Base `json:"base,omitempty"`
 	// Encryption is Age, or empty: then nothing is encrypted. With it, Index,

@@ -14,6 +14,7 @@ import (
 	"github.com/clawbox/clawbox/bundle/licence"
 	"github.com/clawbox/clawbox/bundle/manifest"
 	"github.com/clawbox/clawbox/installer"
+	"github.com/clawbox/clawbox/installer/backup"
 	"github.com/clawbox/clawbox/installer/wizard"
 )
 
@@ -26,6 +27,7 @@ const (
 	exitRefused     = 4
 	exitNotFound    = 5
 	exitUnreachable = 6
+	exitReturned    = 7
 	exitInterrupted = 130
 )
 
@@ -38,6 +40,7 @@ const exitHelp = `  0    done
        or for key material
   5    what was named does not exist
   6    no appliance answers on the control socket
+  7    an upgrade or a rollback did not hold: the release before is in place again
   130  interrupted
 'agent connect' ends with the status of the program that it ran.
 `
@@ -80,6 +83,7 @@ var cobraUsage = []string{"required flag", "if any flags in the group", "unknown
 // status maps an error to its exit status.
 func status(err error) int {
 	var usage usageError
+	var returned *installer.ReturnedError
 	var refusal *control.Error
 	var proof untrusted
 	var fault *ledger.Fault
@@ -93,12 +97,14 @@ func status(err error) int {
 		}
 	}
 	switch {
+	case errors.As(err, &returned): // whatever the reason was
+		return exitReturned
 	case errors.As(err, &usage), errors.As(err, &syntax):
 		return exitUsage
 	case errors.Is(err, manifest.ErrUntrusted), errors.Is(err, manifest.ErrTampered), errors.Is(err, manifest.ErrIncomplete),
 		errors.As(err, &proof), errors.As(err, &fault):
 		return exitUntrusted
-	case errors.As(err, &secrets), errors.As(err, &export), errors.As(err, &preflight), errors.Is(err, manifest.ErrRollback), errors.Is(err, wizard.ErrDeclined):
+	case errors.As(err, &secrets), errors.As(err, &export), errors.As(err, &preflight), errors.Is(err, manifest.ErrRollback), errors.Is(err, manifest.ErrSkipped), errors.Is(err, installer.ErrInstalled), errors.Is(err, installer.ErrBusy), errors.Is(err, backup.ErrLonger), errors.Is(err, wizard.ErrDeclined):
 		return exitRefused
 	case errors.Is(err, control.ErrUnreachable):
 		return exitUnreachable

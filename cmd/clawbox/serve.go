@@ -1,10 +1,14 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"os"
+	"syscall"
 
 	"github.com/clawbox/clawbox/appliance"
+	"github.com/clawbox/clawbox/installer"
 	"github.com/spf13/cobra"
 )
 
@@ -26,6 +30,9 @@ clawbox.service does this.`,
 			if file == "" {
 				file = configFile(a.root)
 			}
+			if err := boot(cmd.Context(), file); err != nil {
+				return err
+			}
 			c, err := loadConfig(file)
 			if err != nil {
 				return err
@@ -39,4 +46,25 @@ clawbox.service does this.`,
 	}
 	cmd.Flags().StringVar(&file, "config", "", "the appliance's configuration (default: etc/clawbox/appliance.yaml below --root)")
 	return cmd
+}
+
+// boot lets an upgrade that is under way, or was cut off, decide what runs. It
+// returns when that is this program. A configuration in another place than an
+// installation's belongs to none.
+func boot(ctx context.Context, file string) error {
+	root, ok := installer.RootOf(file)
+	if !ok {
+		return nil
+	}
+	s, err := installer.Boot(ctx, root)
+	if err != nil {
+		return err
+	}
+	if s.Said != "" {
+		slog.Warn("boot", "said", s.Said)
+	}
+	return s.Enter(func(program string, args []string) error {
+		err := syscall.Exec(program, args, os.Environ())
+		return fmt.Errorf("%s: %w", program, err)
+	})
 }

@@ -1,0 +1,121 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/clawbox/clawbox/bundle"
+	"github.com/clawbox/clawbox/installer/backup"
+	"github.com/spf13/cobra"
+)
+
+func backupCmd(a *app) *cobra.Command {
+	var recipients []string
+	c := &cobra.Command{
+		Use:   "backup FILE|DIR",
+		Short: "Copy the appliance's state into one file",
+		Long: `Copy the appliance's state into one file: configuration, policies, the ledger,
+receipts, standing answers, agents' records and snapshots. It may run meanwhile;
+the copy of the ledger is verified. Below a DIR the file is named after the host
+and the time.
+
+Private keys and credentials are only in a backup that is encrypted
+(--recipient), and without them it serves this host alone. What agents have
+written is in it as far as there are snapshots ('clawbox agent snapshot'). Their
+environments are in it, so keep it as you keep the host.`,
+		Args: usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var o backup.Options
+			var err error
+			if o.Recipients, err = bundle.ParseRecipients(recipients...); err != nil {
+				return usageError{err}
+			}
+			path := backupPath(args[0], len(recipients) > 0)
+			var about backup.About
+			if err := whole(path, func(w io.Writer) (err error) {
+				about, err = backup.Write(cmd.Context(), w, a.root, o)
+				return err
+			}); err != nil {
+				return err
+			}
+			return a.print(cmd.OutOrStdout(), about, func(w io.Writer) {
+				fmt.Fprintf(w, "%s: %d files, a ledger of %d entries, release %s\n", path, len(about.Files), about.Entries, about.Version)
+				if !about.Keys {
+					fmt.Fprintln(w, "no private key is in it: it serves this host only; with --recipient another machine can take over")
+				}
+			})
+		},
+	}
+	c.Flags().StringArrayVar(&recipients, "recipient", nil, "age1…, an ssh public key, or a file with them: encrypt to it, and take the keys along (repeatable)")
+	return c
+}
+
+// backupPath names the file in a folder.
+func backupPath(arg string, sealed bool) string {
+	st, err := os.Stat(arg)
+	if err != nil || !st.IsDir() {
+		return arg
+	}
+	host, _ := os.Hostname() // a name for people
+	name := fmt.Sprintf("clawbox-%s-%s.backup", host, time.Now().UTC().Format("20060102T150405Z"))
+	if sealed {
+		name += ".age"
+	}
+	return filepath.Join(arg, name)
+}
+
+func restoreCmd(a *app) *cobra.Command {
+	var identities []string
+	var o backup.RestoreOptions
+	c := &cobra.Command{
+		Use:   "restore FILE",
+		Short: "Put the appliance's state back from a backup",
+		Long: `Put the appliance's state back from a backup. The release that was backed up has to
+be installed, and must not run.
+
+Everything is verified before anything is replaced, and what is replaced is moved
+aside. A ledger is never put back to an earlier state: a backup whose ledger is
+shorter than the one in place, or another one, is refused. On a fresh machine
+--replace takes the backup's in place of the one that it has begun.`,
+		Args: usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var err error
+			if o.Identities, err = bundle.LoadIdentities(identities...); err != nil {
+				return usageError{err}
+			}
+			if os.Geteuid() != 0 {
+				return fmt.Errorf("restore needs root, got uid %d", os.Geteuid())
+			}
+			f, err := os.Open(args[0])
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			about, aside, err := backup.Restore(cmd.Context(), f, a.root, o)
+			if err != nil {
+				return err
+			}
+			v := map[string]any{"backup": about, "aside": aside, "checked": o.Check}
+			return a.print(cmd.OutOrStdout(), v, func(w io.Writer) {
+				fmt.Fprintf(w, "%s of %s holds: release %s, a ledger of %d entries\n", args[0], about.Created.Format(time.RFC3339), about.Version, about.Entries)
+				if o.Check {
+					return
+				}
+				if len(aside) > 0 {
+					fmt.Fprintf(w, "restored; moved aside: %s\n", strings.Join(aside, ", "))
+				}
+				fmt.Fprintln(w, "start the appliance; agents' files come back with 'clawbox agent restore NAME SNAP'")
+			})
+		},
+	}
+	f := c.Flags()
+	f.StringArrayVar(&identities, "identity", nil, "file with an age or ssh identity that the backup is encrypted to (repeatable)")
+	f.StringVar(&o.Operator, "operator", "root", "who answers for it; goes on the ledger")
+	f.BoolVar(&o.Replace, "replace", false, "move a ledger aside that another key has begun")
+	f.BoolVar(&o.Check, "check", false, "verify the backup against this installation, and change nothing")
+	return c
+}

@@ -1,0 +1,184 @@
+package backup
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"filippo.io/age"
+	"github.com/clawbox/clawbox/internal/durable"
+	"github.com/klauspost/compress/zstd"
+)
+
+// ageHead begins an encrypted backup.
+const ageHead = "age-encryption.org/v1\n"
+
+// unpack reads a whole backup into dir, which it fills with PART/PATH, and
+// proves every file before it returns.
+func unpack(ctx context.Context, r io.Reader, dir string, ids []age.Identity) (About, error) {
+	in := bufio.NewReaderSize(r, 1<<20)
+	head, err := in.Peek(len(ageHead))
+	if err != nil && !errors.Is(err, io.EOF) {
+		return About{}, err
+	}
+	r = in
+	if string(head) == ageHead {
+		if len(ids) == 0 {
+			return About{}, errors.New("the backup is encrypted: name the identity that it was made for with --identity")
+		}
+		if r, err = age.Decrypt(in, ids...); err != nil {
+			return About{}, fmt.Errorf("decrypt the backup: %w", err)
+		}
+	}
+	z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(256<<20))
+	if err != nil {
+		return About{}, err
+	}
+	defer z.Close()
+	u := &unpacking{dir: dir, got: map[string]File{}}
+	if err := u.all(ctx, tar.NewReader(z)); err != nil {
+		return About{}, fmt.Errorf("backup: %w", err)
+	}
+	return u.about, u.prove()
+}
+
+// unpacking is one unpack at work.
+type unpacking struct {
+	dir   string
+	got   map[string]File
+	about About
+}
+
+func (u *unpacking) all(ctx context.Context, t *tar.Reader) error {
+	for {
+		h, err := t.Next()
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return fmt.Errorf("%w: it is no backup, or damaged", err)
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case u.about.Format != "":
+			return fmt.Errorf("got %.80q after its list", h.Name)
+		case h.Typeflag != tar.TypeReg:
+			return fmt.Errorf("got %.80q, which is no regular file", h.Name)
+		case h.Name == aboutFile:
+			err = u.readAbout(t)
+		default:
+			err = u.file(t, h)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// readAbout reads the list, strictly.
+func (u *unpacking) readAbout(t *tar.Reader) error {
+	b, err := io.ReadAll(io.LimitReader(t, maxAbout))
+	if err != nil {
+		return err
+	}
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&u.about); err != nil {
+		return fmt.Errorf("%s: %w", aboutFile, err)
+	}
+	if u.about.Format != Format || d.More() {
+		return fmt.Errorf("%s: got format %.80q; wanted %s: it was made by another version of clawbox", aboutFile, u.about.Format, Format)
+	}
+	return nil
+}
+
+// file writes one file, with holes where it has nothing but zeros.
+func (u *unpacking) file(t *tar.Reader, h *tar.Header) error {
+	name, rel, ok := strings.Cut(h.Name, "/")
+	if !ok || !fs.ValidPath(rel) || !slices.ContainsFunc(parts, func(p part) bool { return p.name == name }) {
+		return fmt.Errorf("got a file named %.80q; wanted one of a part of the state", h.Name)
+	}
+	if _, twice := u.got[h.Name]; twice {
+		return fmt.Errorf("got %.80q a second time", h.Name)
+	}
+	path := filepath.Join(u.dir, name, rel)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	sum := sha256.New()
+	_, err = io.Copy(io.MultiWriter(&holes{f: f}, sum), t)
+	if err == nil {
+		err = f.Truncate(h.Size) // the last hole
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	u.got[h.Name] = File{Size: h.Size, SHA256: hex.EncodeToString(sum.Sum(nil))}
+	return errors.Join(err, f.Close())
+}
+
+// prove holds what came against the list, and gives each file its owner and
+// mode; folders are flushed.
+func (u *unpacking) prove() error {
+	if u.about.Format == "" {
+		return fmt.Errorf("backup: got no %s at its end: it was cut off; take another copy", aboutFile)
+	}
+	if len(u.got) != len(u.about.Files) {
+		return fmt.Errorf("backup: got %d files; its list has %d", len(u.got), len(u.about.Files))
+	}
+	for _, f := range u.about.Files {
+		g, ok := u.got[f.name()]
+		if !ok || g.Size != f.Size || g.SHA256 != f.SHA256 {
+			return fmt.Errorf("backup: %.120q is not what its list says; take another copy", f.name())
+		}
+		path := filepath.Join(u.dir, f.Part, f.Path)
+		if err := errors.Join(os.Lchown(path, f.UID, f.GID), os.Chmod(path, f.Mode.Perm())); err != nil {
+			return err
+		}
+	}
+	return filepath.WalkDir(u.dir, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		return durable.SyncDir(p)
+	})
+}
+
+// holes is a file that is not written where only zeros go.
+type holes struct{ f *os.File }
+
+// block is the unit of holes, in bytes; Copy's buffer is a multiple of it.
+const block = 4 << 10
+
+var zeros [block]byte
+
+func (h *holes) Write(b []byte) (n int, err error) {
+	for n < len(b) {
+		k := min(block, len(b)-n)
+		if bytes.Equal(b[n:n+k], zeros[:k]) {
+			_, err = h.f.Seek(int64(k), io.SeekCurrent)
+		} else {
+			_, err = h.f.Write(b[n : n+k])
+		}
+		if err != nil {
+			return n, err
+		}
+		n += k
+	}
+	return n, nil
+}

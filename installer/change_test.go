@@ -1,0 +1,273 @@
+package installer
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/clawbox/clawbox/appliance/config"
+	"github.com/clawbox/clawbox/bundle/content"
+	"github.com/clawbox/clawbox/bundle/manifest"
+)
+
+func TestUpgrade(t *testing.T) {
+	root := fast(t)
+	p := begun(t, root)
+	edited := strings.Replace(read(t, config.File(root)), "holdSeconds: 120", "holdSeconds: 33", 1)
+	write(t, config.File(root), edited)
+	m := release(3)
+	res, err := upgrade(t.Context(), root, m, ChangeEnv{Service: p})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := whole(t, root); n != 3 || !strings.Contains(res.To, "0.1.3") || len(p.entered) != 2 {
+		t.Errorf("got %d, %+v, entered %v", n, res, p.entered)
+	}
+	c, _ := config.Load(config.File(root))
+	if c.HoldSeconds != 33 || !slices.Equal(c.Engine.Models, []string{"tiny:0.1.3"}) || !strings.Contains(c.Engine.Binary, "0.1.3-3") {
+		t.Errorf("got %+v", c)
+	}
+	if got := events(t, root); !slices.Equal(got, []string{"begun", "tried", "committed"}) {
+		t.Errorf("events %q", got)
+	}
+	// Installing the same media again finds all as it should be.
+	a, ok, err := Kept(root, m.Release)
+	if !ok || err != nil {
+		t.Fatal(err)
+	}
+	plan, err := NewPlan(goodFacts(root), a, m.Release)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := Run(t.Context(), plan, m.env()); err != nil || r.Mode != "verified" || len(r.Changed) != 0 {
+		t.Errorf("install of the same media: %+v, %v", r, err)
+	}
+	if c, _ := config.Load(config.File(root)); c.HoldSeconds != 33 {
+		t.Error("the operator's edit was lost")
+	}
+}
+
+// What an upgrade may not be is refused with nothing changed.
+func TestUpgradeRefused(t *testing.T) {
+	root := fast(t)
+	p := begun(t, root)
+	good := release(3)
+	res, err := upgrade(t.Context(), root, good, ChangeEnv{Service: p})
+	if err != nil {
+		t.Fatal(res, err)
+	}
+	before := tree(t, root)
+	other, late, named, poor := release(3), release(9), release(4), release(4)
+	other.Digest = "sha256:" + strings.Repeat("0", 64)
+	late.UpgradesFrom = 4
+	named.Name = "other"
+	poor.Items = poor.Items[1:] // without the main program
+	for _, c := range []struct {
+		name string
+		m    *madeUp
+		err  error
+		word string
+	}{
+		{"older", release(2), manifest.ErrRollback, "clawbox rollback"},
+		{"same", release(3), ErrInstalled, "clawbox install"},
+		{"same number, other content", other, nil, "two contents"},
+		{"needs one in between", late, manifest.ErrSkipped, "in between"},
+		{"of another name", named, nil, "the same name"},
+		{"without programs", poor, nil, mainPath},
+	} {
+		_, err := upgrade(t.Context(), root, c.m, ChangeEnv{Service: p})
+		if err == nil || c.err != nil && !errors.Is(err, c.err) || !strings.Contains(err.Error(), c.word) {
+			t.Errorf("%s: got %v", c.name, err)
+		}
+	}
+	diffTrees(t, tree(t, root), before)
+	if _, err := NewUpgrade(goodFacts(root), t.TempDir(), "", good.Release); err == nil || !strings.Contains(err.Error(), "clawbox install") {
+		t.Errorf("without an installation: %v", err)
+	}
+}
+
+// A release that does not hold is taken back, whatever is wrong with it; the
+// ledger keeps what it got, and the next upgrade works.
+func TestReturn(t *testing.T) {
+	bad := func(name string) Gate { return gate{name, errors.New(name + " does not hold")} }
+	for _, c := range []struct {
+		name string
+		do   func(*played, *ChangeEnv)
+		word string
+	}{
+		{"dies", func(p *played, _ *ChangeEnv) { p.dies = true }, "exit status 3"},
+		{"sick", func(p *played, e *ChangeEnv) { p.sick, e.Deadline = true, 300*time.Millisecond }, "no guard"},
+		{"gate", func(_ *played, e *ChangeEnv) { e.Gates = []Gate{bad("tier")} }, "gate tier"},
+		{"agents", func(_ *played, e *ChangeEnv) { e.Agents = &crew{names: []string{"ada"}, fail: 1} }, "ada does not start"},
+		{"cancelled", func(_ *played, e *ChangeEnv) { e.Gates = []Gate{gate{"ask", context.Canceled}} }, "canceled"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			root := fast(t)
+			p := begun(t, root)
+			p.Stop(t.Context())
+			p.Start(t.Context()) // twice, so that there is something to lose
+			before := read(t, filepath.Join(root, "var/lib/clawbox/agents/ada/agent.json"))
+			size := ledgerSize(t, root)
+			env := ChangeEnv{Service: p}
+			c.do(p, &env)
+			_, err := upgrade(t.Context(), root, release(2), env)
+			var back *ReturnedError
+			if !errors.As(err, &back) || !strings.Contains(err.Error(), c.word) || !strings.Contains(back.From, "0.1.1") {
+				t.Fatalf("got %v", err)
+			}
+			if n := whole(t, root); n != 1 || p.entered[len(p.entered)-1] != 1 {
+				t.Errorf("got %d, entered %v", n, p.entered)
+			}
+			if ledgerSize(t, root) < size {
+				t.Error("the ledger was rewound")
+			}
+			if got := events(t, root); !slices.Equal(got, []string{"begun", "tried", "returned"}) {
+				t.Errorf("events %q", got)
+			}
+			if there(filepath.Join(root, "var/lib/clawbox/agents/new-in/agent.json")) {
+				t.Error("a record of the release that was taken back stays in place")
+			}
+			p.Stop(t.Context())
+			if got := read(t, filepath.Join(root, "var/lib/clawbox/agents/ada/agent.json")); got != before {
+				t.Errorf("the agent's record is\n%s\nwas\n%s", got, before)
+			}
+			if _, err := upgrade(t.Context(), root, release(2), ChangeEnv{Service: &played{root: root, stays: true}}); err != nil {
+				t.Errorf("the next upgrade: %v", err)
+			}
+		})
+	}
+}
+
+type gate struct {
+	name string
+	err  error
+}
+
+func (g gate) Name() string                       { return g.name }
+func (g gate) Pass(context.Context, Change) error { return g.err }
+
+// crew are agents that do not start a number of times.
+type crew struct {
+	names   []string
+	fail    int
+	started []string
+}
+
+func (c *crew) Running(context.Context) ([]string, error) { return c.names, nil }
+func (c *crew) Start(_ context.Context, names []string) error {
+	if c.fail--; c.fail >= 0 {
+		return errors.New("ada does not start")
+	}
+	c.started = append(c.started, names...)
+	return nil
+}
+
+// Before anything is stopped a failure leaves the installed release running.
+func TestUpgradeStopsEarly(t *testing.T) {
+	root := fast(t)
+	p := begun(t, root)
+	m := makeUp(2, "apiVersion: clawbox.io/v1\nkind: AgentPolicy\nmetadata: {name: x}\nnetwrok: {}\n")
+	_, err := upgrade(t.Context(), root, m, ChangeEnv{Service: p})
+	if err == nil || !strings.Contains(err.Error(), "netwrok") || !strings.Contains(err.Error(), "runs on as before") {
+		t.Fatalf("got %v", err)
+	}
+	if n := whole(t, root); n != 1 || !p.Running(t.Context()) || len(p.entered) != 1 {
+		t.Errorf("got %d, entered %v", n, p.entered)
+	}
+}
+
+// Back to the kept release, with the present state or with that of then; and
+// forward again.
+func TestRollback(t *testing.T) {
+	root := fast(t)
+	p := begun(t, root)
+	if _, err := NewRollback(goodFacts(root), root, "", false); err == nil || !strings.Contains(err.Error(), "no upgrade") {
+		t.Errorf("before any upgrade: %v", err)
+	}
+	agents := &crew{names: []string{"ada"}}
+	env := ChangeEnv{Service: p, Agents: agents}
+	if _, err := upgrade(t.Context(), root, release(2), env); err != nil {
+		t.Fatal(err)
+	}
+	for _, old := range []bool{true, false, false} {
+		was := whole(t, root)
+		plan, err := NewRollback(goodFacts(root), root, "Bob", old)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err := Apply(t.Context(), plan, env)
+		if err != nil || res.Kind != Rollback {
+			t.Fatal(res, err)
+		}
+		if n := whole(t, root); n != 3-was {
+			t.Errorf("got %d from %d", n, was)
+		}
+	}
+	if len(agents.started) != 4 {
+		t.Errorf("agents started: %v", agents.started)
+	}
+	// A kept slot that somebody changed is put right from the store, or refused.
+	prog := filepath.Join(root, "opt/clawbox/slots/0.1.2-2/bin/clawbox")
+	write(t, prog, "evil")
+	plan, err := NewRollback(goodFacts(root), root, "", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Apply(t.Context(), plan, env); err != nil {
+		t.Fatal(err)
+	}
+	if read(t, prog) == "evil" {
+		t.Error("a changed program was entered")
+	}
+}
+
+// Only the present release and the kept one stay.
+func TestPrune(t *testing.T) {
+	root := fast(t)
+	p := begun(t, root)
+	for n := int64(2); n < 5; n++ {
+		if n == 4 { // an agent that the operator keeps on an old image
+			os.MkdirAll(filepath.Join(root, "var/lib/clawbox/agents/old"), 0o700)
+			write(t, filepath.Join(root, "var/lib/clawbox/agents/old/agent.json"), `{"image":"openclaw:0.1.2"}`)
+		}
+		if _, err := upgrade(t.Context(), root, release(n), ChangeEnv{Service: p}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for dir, want := range map[string]int{"opt/clawbox/slots": 2, "var/lib/clawbox/install/states": 1, "var/lib/clawbox/install/releases": 2} {
+		es, err := os.ReadDir(filepath.Join(root, dir))
+		if err != nil || len(es) != want {
+			t.Errorf("%s: %v, %v; want %d", dir, es, err, want)
+		}
+	}
+	s, err := content.Open(Layout{root}.Store())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ref, want := range map[string]bool{"tiny:0.1.1": false, "tiny:0.1.2": false, "tiny:0.1.3": true, "tiny:0.1.4": true, "openclaw:0.1.2": true} {
+		if _, err := s.Resolve(ref); (err == nil) != want {
+			t.Errorf("%s: %v; want it there: %v", ref, err, want)
+		}
+	}
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
