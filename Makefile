@@ -6,7 +6,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -ldflags "$(LDFLAGS)"
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 
-.PHONY: help build setup test test-kernels attack lint generate demo bench bench-guard bench-bundle e2e clean
+.PHONY: help build setup test test-kernels attack lint generate demo bench bench-guard bench-bundle e2e k3s clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,11 @@ $(DIST)/openclaw/index.json:
 
 e2e: setup ## Run the journey of a small release through the command line, with faults injected
 	$(AS_ROOT) $(GO) test -count=1 -timeout 30m -run 'TestJourney|TestComplete|TestPaced' -v ./cmd/clawbox
+
+k3s: ## Build K3s 1.34 and 1.35 with runtime and images from Go modules into dist/k3s; K3S="1.35" for one
+	@$(AS_ROOT) sh internal/tools/setup.sh k3s
+	cd airgap-manifests/k3s/runtime && GOWORK=off $(GO) vet ./... && GOWORK=off $(GO) test ./...
+	$(GO) run ./airgap-manifests/k3s/cmd/k3s-artifact -o $(DIST)/k3s $(or $(K3S),1.35 1.34)
 
 clean: ## Remove what was built
 	rm -rf $(DIST)

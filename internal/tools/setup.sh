@@ -3,6 +3,7 @@
 #   setup.sh            what the demo and the tests need
 #   setup.sh generate   what rebuilding the BPF objects needs
 #   setup.sh bench      the peers that the guard is measured beside
+#   setup.sh k3s        what building K3s and running it on this machine needs
 #   setup.sh kernels    what the virtual machines of test-kernels need; QEMU and the kernels come by themselves
 set -eu
 
@@ -10,9 +11,10 @@ case "${1:-run}" in
 run) want="build-essential ca-certificates iproute2 mmdebstrap nlohmann-json3-dev libstb-dev npm busybox-static" ;;
 generate) want="clang-14 llvm-14" ;;
 bench) want="bubblewrap busybox-static git runc" ;;
+k3s) want="build-essential busybox-static conntrack ipset iproute2 iptables libseccomp-dev pkg-config util-linux" ;;
 kernels) want="bash busybox-static ca-certificates curl e2fsprogs findutils git iproute2 mount xfsprogs xz-utils zstd" ;;
 *)
-	echo "setup.sh: got '$1', want nothing, 'generate', 'bench' or 'kernels'" >&2
+	echo "setup.sh: got '$1', want nothing, 'generate', 'bench', 'k3s' or 'kernels'" >&2
 	exit 2
 	;;
 esac
