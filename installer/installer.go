@@ -27,7 +27,12 @@
 // a configured range), no program of the media runs before its bytes are
 // verified.
 //
-// Limits today: profile "cluster", upgrade, rollback and uninstall are refused
+// With the profile "cluster" the same steps place K3s beside the appliance:
+// k3s.Node says which files, the local registry has the images (containerd
+// pulls straight from the store's blobs), and Charts says, as data, what the
+// cluster runs; Env.Cluster installs that.
+//
+// Limits today: upgrade, rollback and uninstall are refused
 // or absent (issue 5).
 package installer
 

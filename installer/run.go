@@ -30,6 +30,12 @@ type Env struct {
 	Systemctl func(ctx context.Context, args ...string) error
 	// Ready bounds the wait for the started appliance; 0 means one minute.
 	Ready time.Duration
+	// Cluster talks to the cluster once K3s runs; the profile needs it where
+	// the installer starts K3s (package installer/charts has the real one).
+	Cluster Cluster
+	// Token joins a node to its server. It is a secret, so that it is neither
+	// in the plan nor in the answers; "" where the node has one already.
+	Token string
 	// Progress, if set, hears of each step as it begins and ends.
 	Progress func(Event)
 
@@ -291,6 +297,9 @@ func (r *run) failed(s step, err error) error {
 }
 
 func (r *run) next() string {
+	if isCluster(r.Answers) {
+		return nextOfCluster(r.Answers)
+	}
 	if r.Answers.Start == "systemd" {
 		return "the appliance runs; look at it with: clawbox status"
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/clawbox/clawbox/bundle"
 	"github.com/clawbox/clawbox/installer"
+	"github.com/clawbox/clawbox/installer/charts"
 	"github.com/clawbox/clawbox/installer/host"
 	"github.com/clawbox/clawbox/installer/wizard"
 	"github.com/spf13/cobra"
@@ -21,8 +22,13 @@ type installFlags struct {
 	keys      []string
 	threshold int
 	answers   string
+	tokenFile string
+	token     string
 	dryRun    bool
 	deep      bool
+
+	// choose finds the answers; nil asks, or reads the file.
+	choose func(host.Facts, installer.Release) (installer.Answers, error)
 }
 
 func installCmd(a *app) *cobra.Command {
@@ -39,13 +45,20 @@ installation that was interrupted continues when the same command is run again.`
 		Args: usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error { return install(cmd, a, f, args) },
 	}
+	f.register(c)
+	fl := c.Flags()
+	fl.StringVar(&f.tokenFile, "token-file", "", `file with the token of the cluster to join, "-" for standard input (profile cluster, role agent)`)
+	return c
+}
+
+// register adds the options that install and join share.
+func (f *installFlags) register(c *cobra.Command) {
 	fl := c.Flags()
 	fl.StringArrayVar(&f.keys, "key", nil, "file with a public key that the release must be signed by (repeatable; not needed once installed)")
 	fl.IntVar(&f.threshold, "threshold", 0, "how many of the keys must have signed (default 1)")
 	fl.StringVar(&f.answers, "answers", "", "file with the wizard's answers")
 	fl.BoolVar(&f.dryRun, "dry-run", false, "print the plan and stop")
 	fl.BoolVar(&f.deep, "deep", false, "read and verify all of the media before anything is touched")
-	return c
 }
 
 func install(cmd *cobra.Command, a *app, f installFlags, dirs []string) error {
@@ -67,7 +80,10 @@ func install(cmd *cobra.Command, a *app, f installFlags, dirs []string) error {
 	if facts.MediaRead, err = installer.MediaRate(dirs...); err != nil {
 		return err
 	}
-	ans, err := answers(cmd, a, f, facts, rel)
+	if f.choose == nil {
+		f.choose = func(h host.Facts, r installer.Release) (installer.Answers, error) { return answers(cmd, a, f, h, r) }
+	}
+	ans, err := f.choose(facts, rel)
 	if err != nil {
 		return err
 	}
@@ -81,6 +97,10 @@ func install(cmd *cobra.Command, a *app, f installFlags, dirs []string) error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("install needs root, got uid %d; --dry-run does not", os.Geteuid())
 	}
+	if env.Token, err = f.joinToken(cmd.InOrStdin()); err != nil {
+		return err
+	}
+	env.Cluster = charts.Client{Say: func(s string) { fmt.Fprintln(p, "      "+s) }}
 	env.Progress = func(e installer.Event) {
 		if e.What != "start" {
 			fmt.Fprintln(p, strings.TrimSuffix(fmt.Sprintf("%-5s %s: %s", e.What, e.Title, clip(e.Detail, 100)), ": "))

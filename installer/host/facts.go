@@ -73,7 +73,7 @@ type Facts struct {
 	AppArmor bool              `json:"apparmor"`
 
 	Swap      []string          `json:"swap"`      // devices and files in use
-	Networks  []string          `json:"networks"`  // IPv4 prefixes with a route, without the default
+	Networks  []Network         `json:"networks"`  // IPv4 prefixes with a route, without the default
 	Addresses []string          `json:"addresses"` // IPv4 addresses of this host, loopback left out
 	Names     Names             `json:"names"`
 	Firewalls []string          `json:"firewalls"` // services that filter, such as ufw
@@ -172,6 +172,12 @@ type GPU struct {
 type NVLink struct {
 	Switches int  `json:"switches"`
 	Manager  bool `json:"fabricManager"` // it runs
+}
+
+// Network is a prefix that an interface leads to.
+type Network struct {
+	Prefix string `json:"prefix"` // such as 10.0.2.0/24
+	Iface  string `json:"iface"`
 }
 
 // Names says how this host finds itself by name.

@@ -36,10 +36,11 @@ func (g *gatherer) networks() error {
 		for _, b := range m {
 			n += bits.OnesCount8(b)
 		}
-		g.f.Networks = append(g.f.Networks, netip.PrefixFrom(a.Addr(), n).String())
+		w := Network{netip.PrefixFrom(a.Addr(), n).String(), f[0]}
+		if !slices.Contains(g.f.Networks, w) {
+			g.f.Networks = append(g.f.Networks, w)
+		}
 	}
-	slices.Sort(g.f.Networks)
-	g.f.Networks = slices.Compact(g.f.Networks)
 	return nil
 }
 

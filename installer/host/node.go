@@ -264,8 +264,8 @@ var traces = []struct{ what, path string }{
 	{"etcd", "/var/lib/etcd/member"},
 }
 
-// ourMark is the first line of units that the installer writes.
-const ourMark = "# Written by clawbox"
+// ourMark is in the first line of what the installer writes.
+const ourMark = "ritten by clawbox"
 
 func (g *gatherer) others() error {
 	ours, err := g.ourK3s()
@@ -299,7 +299,7 @@ func (g *gatherer) ourK3s() (bool, error) {
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return false, err
 		}
-		if strings.HasPrefix(s, ourMark) {
+		if first, _, _ := strings.Cut(s, "\n"); strings.Contains(first, ourMark) {
 			return true, nil
 		}
 	}

@@ -67,7 +67,7 @@ func TestNode(t *testing.T) {
 		{"lockdown", f.Lockdown, "integrity"},
 		{"apparmor", f.AppArmor, true},
 		{"swap", f.Swap, []string{"/dev/sda2"}},
-		{"networks", f.Networks, []string{"10.0.2.0/24"}},
+		{"networks", f.Networks, []Network{{"10.0.2.0/24", "eno1"}}},
 		{"addresses", f.Addresses, []string{"10.0.2.7"}},
 		{"names", f.Names, Names{[]string{"127.0.1.1"}, true}},
 		{"firewalls", f.Firewalls, []string{"ufw", "firewalld"}},
