@@ -141,8 +141,13 @@ var clusterChecks = []check{
 		return verdict(q.a.Root == "/", Warning, q.a.Root, "/", "K3s reads /etc/rancher/k3s: run it where this root is /, as in an image or a chroot")
 	}},
 	{"node-programs", "", "", func(q question) Finding {
-		it, ok := q.r.program(k3sPath)
-		return verdict(ok && it.perm()&0o100 != 0, Refusal, k3sPath+": "+yes(ok), "an executable "+k3sPath+" in the release", "rebuild the bundle with K3s, or choose the profile solo")
+		var miss []string
+		for _, p := range []string{k3sPath, clusterPath} {
+			if it, ok := q.r.program(p); !ok || it.perm()&0o100 == 0 {
+				miss = append(miss, p)
+			}
+		}
+		return lacking("missing or not executable:", miss, "file items with path "+k3sPath+" and "+clusterPath+", mode 0755", "rebuild the bundle with them, or choose the profile solo")
 	}},
 	{"node-images", "", "", func(q question) Finding {
 		var names, miss []string

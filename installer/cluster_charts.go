@@ -14,7 +14,6 @@ import (
 	"github.com/clawbox/clawbox/appliance/config"
 	"github.com/clawbox/clawbox/bundle/model"
 	"github.com/clawbox/clawbox/installer/host"
-	"k8s.io/apimachinery/pkg/api/resource"
 )
 
 // The appliance's own namespaces. Pods of the GPU's are exempt from Pod
@@ -242,14 +241,36 @@ func (c ClusterAnswers) upstreams(to map[string]config.Upstream) map[string]conf
 	return out
 }
 
+// suffixes of quantities, those that k3s.Tenant takes.
+var suffixes = []struct {
+	name string
+	unit float64
+}{
+	{"Ki", 1 << 10},
+	{"Mi", 1 << 20},
+	{"Gi", 1 << 30},
+	{"Ti", 1 << 40},
+	{"m", 1e-3},
+	{"k", 1e3},
+	{"M", 1e6},
+	{"G", 1e9},
+	{"T", 1e12},
+}
+
+// quantity reads one; Validate has refused what is none.
+func quantity(s string) float64 {
+	unit := 1.0
+	for _, x := range suffixes {
+		if n, ok := strings.CutSuffix(s, x.name); ok {
+			s, unit = n, x.unit
+			break
+		}
+	}
+	n, _ := strconv.ParseFloat(s, 64)
+	return n * unit
+}
+
 // bounds are a tenant's cores and bytes of memory.
 func (t TenantAnswers) bounds() (cpu, mem float64) {
-	read := func(s, def string) float64 {
-		q, err := resource.ParseQuantity(cmp.Or(s, def))
-		if err != nil {
-			return 0 // Validate has said so
-		}
-		return q.AsApproximateFloat64()
-	}
-	return read(t.CPU, k3s.DefaultTenant.CPU), read(t.Memory, k3s.DefaultTenant.Memory)
+	return quantity(cmp.Or(t.CPU, k3s.DefaultTenant.CPU)), quantity(cmp.Or(t.Memory, k3s.DefaultTenant.Memory))
 }

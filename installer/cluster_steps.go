@@ -323,10 +323,7 @@ func (r *run) startK3s(ctx context.Context) (string, error) {
 	defer cancel()
 	var err error
 	if isServer(r.Answers) {
-		if r.env.Cluster == nil {
-			return "", errors.New("installer: Env needs Cluster for this profile")
-		}
-		err = r.env.Cluster.Ready(ctx, r.l.Kubeconfig(), r.Answers.Cluster.name(r.Facts))
+		err = r.cluster().Ready(ctx, r.l.Kubeconfig(), r.Answers.Cluster.name(r.Facts))
 	} else {
 		err = waitKubelet(ctx)
 	}
@@ -335,6 +332,14 @@ func (r *run) startK3s(ctx context.Context) (string, error) {
 	}
 	_, err = ensureLink(r.l.k3sWants(), r.l.k3sUnit())
 	return "the node is ready, and K3s is enabled at boot", err
+}
+
+// cluster is what speaks to the cluster.
+func (r *run) cluster() Cluster {
+	if r.env.Cluster != nil {
+		return r.env.Cluster
+	}
+	return r.l.Cluster(nil)
 }
 
 func linkTo(link, target string) bool {
@@ -378,14 +383,11 @@ func kubeletHealthy(ctx context.Context) error {
 
 // charts installs what the cluster is to run.
 func (r *run) charts(ctx context.Context) (string, error) {
-	if r.env.Cluster == nil {
-		return "", errors.New("installer: Env needs Cluster for this profile")
-	}
 	c, err := LoadRunning(r.Answers.Root)
 	if err != nil {
 		return "", err
 	}
-	return r.env.Cluster.Apply(ctx, r.l.Kubeconfig(), c.Charts)
+	return r.cluster().Apply(ctx, r.l.Kubeconfig(), c.Charts)
 }
 
 // nextOfCluster says what to do after an installation of the profile cluster.

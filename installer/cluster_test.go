@@ -23,11 +23,15 @@ import (
 func makeUpCluster() *madeUp {
 	m := makeUp(1, goodPolicy)
 	m.add(Item{Name: "k3s", Kind: "file", Path: k3sPath, Mode: 0o755}, "\x7fELF k3s")
+	m.add(Item{Name: "clawbox-cluster", Kind: "file", Path: clusterPath, Mode: 0o755}, standInProgram)
 	for _, n := range []string{"pause", "coredns", "local-path-provisioner", "busybox", "vllm", "nim", "nvidia-device-plugin", "victoria-metrics", "dcgm-exporter"} {
 		m.add(Item{Name: n, Kind: "image", Platforms: []string{"linux/amd64"}}, n)
 	}
 	return m
 }
+
+// standInProgram is a clawbox-cluster that says what it was asked.
+const standInProgram = "#!/bin/sh\necho working >&2\nif [ $1 = ready ]; then [ $3 = good ] || { echo no such node >&2; exit 1; }; else echo \"$1 $2 $(wc -c) ${HELM_DRIVER}\"; fi\n"
 
 // nodeFacts is a machine that can be a node, with two GPUs.
 func nodeFacts(root string) host.Facts {
@@ -146,7 +150,8 @@ var clusterRows = []row{
 	{"gpu-memory", Refusal, func(w world) { w.f.Failed["nvml"] = "no nvidia-smi" }},
 	{"cluster-root", Warning, func(w world) { w.a.Root = "/srv/box" }},
 	{"node-programs", Refusal, func(w world) { w.r.Items[7].Path = "bin/other" }},
-	{"node-images", Refusal, func(w world) { w.r.Items[8].Name = "other" }},
+	{"node-programs", Refusal, func(w world) { w.r.Items[8].Mode = 0o644 }},
+	{"node-images", Refusal, func(w world) { w.r.Items[9].Name = "other" }},
 	{"chart-images", Refusal, func(w world) { w.a.Cluster.Models[0].Image = "other" }},
 	{"serving", Refusal, func(w world) { w.a.Cluster.Models[0].Model = "other" }},
 	{"tenants", Warning, func(w world) { w.a.Cluster.Tenants[0].Memory = "64Gi" }},
@@ -317,6 +322,32 @@ func TestInstallCluster(t *testing.T) {
 	}
 }
 
+// The slot's program is run with an environment of its own, hears charts on
+// standard input, and its last words become the error.
+func TestClusterProgram(t *testing.T) {
+	l := Layout{Prefix: t.TempDir()}
+	p := filepath.Join(l.Current(), clusterPath)
+	if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(p, []byte(standInProgram), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("HELM_DRIVER", "memory")
+	var heard []string
+	c := l.Cluster(func(s string) { heard = append(heard, s) })
+	if err := c.Ready(t.Context(), "/k", "good"); err != nil {
+		t.Error(err)
+	}
+	if err := c.Ready(t.Context(), "/k", "bad"); err == nil || !strings.Contains(err.Error(), "no such node") {
+		t.Errorf("got %v", err)
+	}
+	did, err := c.Apply(t.Context(), "/k", []Chart{{Name: "a"}})
+	if err != nil || !strings.HasPrefix(did, "apply /k ") || strings.Contains(did, "memory") || !slices.Contains(heard, "working") {
+		t.Errorf("got %q, %v; heard %v", did, err, heard)
+	}
+}
+
 func TestInstallAgent(t *testing.T) {
 	root, m := fast(t), makeUpCluster()
 	p, err := NewPlan(nodeFacts(root), agentAnswers(root, m.Release), m.Release)
@@ -428,6 +459,14 @@ func TestServing(t *testing.T) {
 		}
 		if u := a.Config(r).Upstreams["tiny"]; u != (config.Upstream{URL: "http://10.43.0.64:8000/v1", Local: true}) || v["address"] != "10.43.0.64" {
 			t.Errorf("%s: upstream %+v, address %v", engine, u, v["address"])
+		}
+	}
+}
+
+func TestQuantity(t *testing.T) {
+	for s, want := range map[string]float64{"4": 4, "500m": 0.5, "1.5": 1.5, "8Gi": 8 << 30, "2Ti": 2 << 40, "3M": 3e6, "": 0} {
+		if got := quantity(s); got != want {
+			t.Errorf("%s: got %v; want %v", s, got, want)
 		}
 	}
 }

@@ -40,7 +40,9 @@ const (
 	mainPath     = "bin/clawbox"
 	launcherPath = "bin/clawbox-launch"
 	enginePath   = "bin/ollama"
-	k3sPath      = "bin/k3s" // of the profile cluster
+	// Of the profile cluster.
+	k3sPath     = "bin/k3s"
+	clusterPath = "bin/clawbox-cluster"
 )
 
 // kind lists the items of one kind, in the release's order.

@@ -30,8 +30,8 @@ type Env struct {
 	Systemctl func(ctx context.Context, args ...string) error
 	// Ready bounds the wait for the started appliance; 0 means one minute.
 	Ready time.Duration
-	// Cluster talks to the cluster once K3s runs; the profile needs it where
-	// the installer starts K3s (package installer/charts has the real one).
+	// Cluster speaks to the cluster once K3s runs; nil does it with the slot's
+	// own program (Layout.Cluster).
 	Cluster Cluster
 	// Token joins a node to its server. It is a secret, so that it is neither
 	// in the plan nor in the answers; "" where the node has one already.

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/clawbox/clawbox/installer"
-	"github.com/clawbox/clawbox/installer/charts"
 	"github.com/clawbox/clawbox/installer/host"
 	"github.com/spf13/cobra"
 )
@@ -194,8 +193,9 @@ func applyCluster(cmd *cobra.Command, a *app, wait time.Duration) (string, error
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), wait)
 	defer cancel()
-	kubeconfig := installer.Layout{Prefix: a.root}.Kubeconfig()
-	cl := charts.Client{Say: func(s string) { fmt.Fprintln(cmd.ErrOrStderr(), s) }}
+	l := installer.Layout{Prefix: a.root}
+	kubeconfig := l.Kubeconfig()
+	cl := l.Cluster(func(s string) { fmt.Fprintln(cmd.ErrOrStderr(), s) })
 	if err := cl.Ready(ctx, kubeconfig, run.Node); err != nil {
 		return "", err
 	}

@@ -10,7 +10,6 @@ import (
 
 	"github.com/clawbox/clawbox/bundle"
 	"github.com/clawbox/clawbox/installer"
-	"github.com/clawbox/clawbox/installer/charts"
 	"github.com/clawbox/clawbox/installer/host"
 	"github.com/clawbox/clawbox/installer/wizard"
 	"github.com/spf13/cobra"
@@ -100,7 +99,7 @@ func install(cmd *cobra.Command, a *app, f installFlags, dirs []string) error {
 	if env.Token, err = f.joinToken(cmd.InOrStdin()); err != nil {
 		return err
 	}
-	env.Cluster = charts.Client{Say: func(s string) { fmt.Fprintln(p, "      "+s) }}
+	env.Cluster = installer.Layout{Prefix: plan.Answers.Root}.Cluster(func(s string) { fmt.Fprintln(p, "      "+s) })
 	env.Progress = func(e installer.Event) {
 		if e.What != "start" {
 			fmt.Fprintln(p, strings.TrimSuffix(fmt.Sprintf("%-5s %s: %s", e.What, e.Title, clip(e.Detail, 100)), ": "))

@@ -2,7 +2,8 @@
 // library: no helm program, no chart repository, no network but the cluster's
 // own API.
 //
-//	env.Cluster = charts.Client{Say: func(s string) { fmt.Println(s) }}
+//	c := charts.Client{Say: func(s string) { fmt.Println(s) }}
+//	did, err := c.Apply(ctx, "/etc/rancher/k3s/k3s.yaml", cs)
 //
 // Apply is made to be repeated. A chart whose files and values are those of its
 // deployed release is left alone; one that a killed run left half-way is
@@ -10,9 +11,9 @@
 // each namespace) are taken over. Helm keeps the last five revisions of each
 // release, so `helm history` and `helm rollback` of an operator's own Helm work.
 //
-// It is a package of its own because Helm brings Kubernetes' client libraries,
-// some 30 MB in the program; the installer knows them only by its interface
-// Cluster.
+// It is a package of its own, in a program of its own (clawbox-cluster), because
+// Helm brings Kubernetes' client libraries; the installer knows them only by its
+// interface Cluster.
 package charts
 
 import (
