@@ -76,10 +76,13 @@ func DefaultAnswers(r Release) Answers {
 }
 
 // suggestAgents pairs images with policies by name; an image without one gets
-// the closed preset.
+// the closed preset. What a cluster is made of is no agent.
 func suggestAgents(r Release) []config.Agent {
 	var out []config.Agent
 	for _, it := range r.kind("image") {
+		if ofCluster(it.Name) {
+			continue
+		}
 		out = append(out, config.Agent{Name: it.Name, Image: it.Ref, Policy: policyFor(r, it.Name)})
 	}
 	return out

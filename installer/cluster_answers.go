@@ -61,6 +61,42 @@ type ServingAnswers struct {
 // three cache contracts (bundle/model.NIMContract tells them apart).
 var Engines = []string{"ollama", "vllm", "nim-cache", "nim-path", "nim-native"}
 
+// engineImages say which engines an image may be, by the beginning of its
+// item's name. NIM's three contracts can be told apart only from the image
+// itself, so the operator says which one.
+var engineImages = []struct {
+	prefix  string
+	engines []string
+}{
+	{"vllm", []string{"vllm"}},
+	{"nim", []string{"nim-cache", "nim-path", "nim-native"}},
+	{"ollama", []string{"ollama"}},
+}
+
+// EnginesOf are the engines that the image called name may be; none where it
+// is something else.
+func EnginesOf(name string) []string {
+	for _, e := range engineImages {
+		if strings.HasPrefix(name, e.prefix) {
+			return e.engines
+		}
+	}
+	return nil
+}
+
+// partImages are those of the charts.
+var partImages = []string{"nvidia-device-plugin", "victoria-metrics", "dcgm-exporter"}
+
+// ofCluster says whether an image is the cluster's own, and no agent's.
+func ofCluster(name string) bool {
+	for _, i := range nodeImages {
+		if i.item == name {
+			return true
+		}
+	}
+	return slices.Contains(partImages, name) || EnginesOf(name) != nil
+}
+
 var nodeRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`) // RFC 1123 label, as k3s.Node wants
 
 // Validate says what is wrong in c by itself.

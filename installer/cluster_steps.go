@@ -162,17 +162,24 @@ func (r *run) token() (string, error) {
 	if r.Answers.Cluster.Role != RoleAgent {
 		return "", nil
 	}
-	p := r.l.at(k3s.TokenFile)
 	if r.env.Token == "" {
-		if _, err := os.Lstat(p); err != nil {
-			return "", errors.New("got no token to join with; wanted the one that `clawbox token create` prints on the server; give it with --token-file")
-		}
-		return "", nil
+		return "", r.canJoin()
 	}
-	if err := ValidToken(r.env.Token); err != nil {
-		return "", err
+	return ensureFile(r.l.at(k3s.TokenFile), []byte(r.env.Token+"\n"), 0o600)
+}
+
+// canJoin refuses an agent without a sound token before anything is touched.
+func (r *run) canJoin() error {
+	if r.Answers.Cluster.Role != RoleAgent {
+		return nil
 	}
-	return ensureFile(p, []byte(r.env.Token+"\n"), 0o600)
+	if r.env.Token != "" {
+		return ValidToken(r.env.Token)
+	}
+	if _, err := os.Lstat(r.l.at(k3s.TokenFile)); err != nil {
+		return errors.New("got no token to join with; wanted the one that `clawbox token create` prints on the server; give it with --token-file")
+	}
+	return nil
 }
 
 // ValidToken refuses what is no token of K3s that names its server's

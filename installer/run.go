@@ -126,6 +126,9 @@ func (r *run) before(ctx context.Context) error {
 	if r.env.Load == nil || r.env.Trust.Empty() {
 		return errors.New("installer: Env needs Load and Trust")
 	}
+	if err := r.canJoin(); err != nil {
+		return err
+	}
 	h, err := replay(r.l.Journal())
 	if err != nil {
 		return err
