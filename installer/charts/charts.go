@@ -126,16 +126,20 @@ func (c Client) Apply(ctx context.Context, kubeconfig string, cs []installer.Cha
 
 // one brings one release to what x says.
 func (c Client) one(ctx context.Context, kubeconfig string, x installer.Chart) (string, error) {
+	cfg := new(action.Configuration)
+	if err := cfg.Init(flags(kubeconfig, x.Namespace), x.Namespace, "secret", func(string, ...any) {}); err != nil {
+		return "", err
+	}
+	return c.bring(ctx, cfg, x)
+}
+
+func (c Client) bring(ctx context.Context, cfg *action.Configuration, x installer.Chart) (string, error) {
 	ch, err := load(x)
 	if err != nil {
 		return "", err
 	}
 	sum, err := digest(x)
 	if err != nil {
-		return "", err
-	}
-	cfg := new(action.Configuration)
-	if err := cfg.Init(flags(kubeconfig, x.Namespace), x.Namespace, "secret", func(string, ...any) {}); err != nil {
 		return "", err
 	}
 	last, err := cfg.Releases.Last(x.Name)
