@@ -115,6 +115,9 @@ var nodeChecks = []check{
 	{"swap", "swap", Warning, func(q question) Finding {
 		return verdict(len(q.Swap) == 0, Warning, list(q.Swap), "no swap", "swapoff -a and remove it from /etc/fstab: memory of pods, secrets too, is written there in the clear, and limits come late")
 	}},
+	{"oom-scores", "node", Warning, func(q question) Finding {
+		return verdict(q.Resource, Warning, "CAP_SYS_RESOURCE: "+yes(q.Resource), "it, to protect K3s and pods from the out-of-memory killer in order", "this is a container: give it the capability, or expect the wrong process to be killed when memory is short")
+	}},
 	{"kmsg", "node", "", func(q question) Finding {
 		return verdict(q.Kmsg, Refusal, "/dev/kmsg: "+yes(q.Kmsg), "it, from which the kubelet learns of killed processes", "this is a container: give it /dev/kmsg, or use a machine")
 	}},

@@ -220,7 +220,7 @@ func (a Answers) Node(f host.Facts, r Release) (k3s.Node, error) {
 	n := k3s.Node{
 		Role: k3s.Role(a.Cluster.Role), Name: a.Cluster.name(f), IP: ip, Iface: a.Cluster.iface(f),
 		Registry: "http://" + a.Registry, Server: a.Cluster.Server, Exempt: []string{gpuNamespace},
-		Cgroup1: f.Cgroup.Version != "v2",
+		Cgroup1: f.Cgroup.Version != "v2", NoSysResource: !f.Resource,
 	}
 	for _, i := range nodeImages {
 		it, _ := r.item("image", i.item)

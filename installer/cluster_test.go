@@ -46,7 +46,7 @@ func nodeFacts(root string) host.Facts {
 		f.Sysctls[l.name] = "1000000"
 	}
 	f.Sysctls["net.ipv4.ip_forward"] = "1"
-	f.ProcRW, f.Kmsg, f.Shared, f.AppArmor, f.Lockdown = true, true, true, true, "integrity"
+	f.ProcRW, f.Kmsg, f.Shared, f.Resource, f.AppArmor, f.Lockdown = true, true, true, true, true, "integrity"
 	f.Tools = map[string]string{"modprobe": "/sbin/modprobe", "iptables": "/usr/sbin/iptables", "apparmor_parser": "/sbin/apparmor_parser", "nvidia-container-runtime": "/usr/bin/nvidia-container-runtime"}
 	f.Networks, f.Addresses, f.Routes = []host.Network{{Prefix: "10.0.2.0/24", Iface: "eno1"}}, []string{"10.0.2.7"}, []string{"eno1"}
 	f.Names, f.MachineID = host.Names{Fallback: true}, strings.Repeat("0a", 16)

@@ -31,6 +31,7 @@ var clusterRows = []row{
 	{"apparmor", Warning, func(w world) { delete(w.f.Tools, "apparmor_parser") }},
 	{"lockdown", Warning, func(w world) { w.f.Lockdown = "confidentiality" }},
 	{"swap", Warning, func(w world) { w.f.Swap = []string{"/dev/sda2"} }},
+	{"oom-scores", Warning, func(w world) { w.f.Resource = false }},
 	{"kmsg", Refusal, func(w world) { w.f.Kmsg = false }},
 	{"mount-propagation", Warning, func(w world) { w.f.Shared = false }},
 	{"machine-id", Warning, func(w world) { w.f.MachineID = "uninitialized" }},

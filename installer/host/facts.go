@@ -79,10 +79,11 @@ type Facts struct {
 	Firewalls []string          `json:"firewalls"` // services that filter, such as ufw
 	Tools     map[string]string `json:"tools"`     // those of Tools → where they are
 	MachineID string            `json:"machineID"`
-	Kmsg      bool              `json:"kmsg"`       // /dev/kmsg is there
-	Shared    bool              `json:"shared"`     // mounts below / propagate
-	Places    map[string]Place  `json:"places"`     // file systems of PlacePaths
-	Others    []Other           `json:"neighbours"` // other container systems' traces
+	Resource  bool              `json:"sysResource"` // this process has CAP_SYS_RESOURCE
+	Kmsg      bool              `json:"kmsg"`        // /dev/kmsg is there
+	Shared    bool              `json:"shared"`      // mounts below / propagate
+	Places    map[string]Place  `json:"places"`      // file systems of PlacePaths
+	Others    []Other           `json:"neighbours"`  // other container systems' traces
 
 	// MediaRead is the measured speed of the media in bytes per second; the
 	// caller, who knows the media, fills it with ReadRate. 0: not measured.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -201,6 +202,9 @@ func (g *gatherer) node() (err error) {
 	if g.f.Kmsg, err = g.exists("/dev/kmsg"); err != nil {
 		return err
 	}
+	if g.f.Resource, err = g.capable(unix.CAP_SYS_RESOURCE); err != nil {
+		return err
+	}
 	b, err := os.ReadFile(filepath.Join(g.sys, "/proc/self/mountinfo"))
 	if err != nil {
 		return err
@@ -213,6 +217,21 @@ func (g *gatherer) node() (err error) {
 		}
 	}
 	return nil
+}
+
+// capable reads this process's effective capabilities (proc(5), CapEff).
+func (g *gatherer) capable(number uint) (bool, error) {
+	s, err := g.read("/proc/self/status")
+	if err != nil {
+		return false, err
+	}
+	for l := range strings.Lines(s) {
+		if v, ok := strings.CutPrefix(l, "CapEff:"); ok {
+			n, err := strconv.ParseUint(strings.TrimSpace(v), 16, 64)
+			return n&(1<<number) != 0, err
+		}
+	}
+	return false, errors.New("/proc/self/status has no CapEff")
 }
 
 // PlacePaths are folders whose file systems matter besides the state's own.

@@ -14,6 +14,7 @@ import (
 // node is a made-up machine that a node of a cluster could be.
 func node() map[string]string {
 	return map[string]string{
+		"proc/self/status":                                         "Name:\tx\nCapEff:\t000001ffffffffff\n",
 		"proc/sys/kernel/hostname":                                 "edge-7\n",
 		"proc/sys/kernel/osrelease":                                "6.8.0-45-generic\n",
 		"boot/config-6.8.0-45-generic":                             "# comment\nCONFIG_VETH=m\nCONFIG_BRIDGE_NETFILTER=y\nCONFIG_UNKNOWN=y\n# CONFIG_IP_SET is not set\n",
@@ -74,6 +75,7 @@ func TestNode(t *testing.T) {
 		{"tools", f.Tools, map[string]string{"iptables": "/usr/sbin/iptables", "modprobe": "/bin/modprobe"}},
 		{"machine id", f.MachineID, "0123456789abcdef0123456789abcdef"},
 		{"kmsg", f.Kmsg, true},
+		{"CAP_SYS_RESOURCE", f.Resource, true},
 		{"shared", f.Shared, true},
 		{"tmp", f.Places["/tmp"].Options, []string{"rw", "noexec"}},
 		{"kubelet's place", f.Places["/var/lib/kubelet"].FSType, "ext4"},
@@ -105,7 +107,7 @@ func TestNodeVariants(t *testing.T) {
 	if !reflect.DeepEqual(f.Options, map[string]string{"IP_SET": "y"}) || f.Others != nil || f.Swap != nil || f.Failed["swap"] != "" {
 		t.Errorf("got options %v, others %v, swap %v (%s)", f.Options, f.Others, f.Swap, f.Failed["swap"])
 	}
-	if f := gather(t.TempDir(), t.TempDir()); f.Failed["kconfig"] == "" || f.Failed["sysctls"] == "" || f.Failed["networks"] == "" || f.Failed["addresses"] == "" {
+	if f := gather(t.TempDir(), t.TempDir()); f.Failed["kconfig"] == "" || f.Failed["sysctls"] == "" || f.Failed["networks"] == "" || f.Failed["addresses"] == "" || f.Failed["node"] == "" {
 		t.Errorf("an empty system: got %v", f.Failed)
 	}
 }

@@ -40,7 +40,7 @@ func node() host.Facts {
 	for _, m := range host.KernelModules {
 		f.Modules[m] = "loaded"
 	}
-	f.ProcRW, f.Kmsg, f.Shared, f.MachineID = true, true, true, strings.Repeat("0a", 16)
+	f.ProcRW, f.Kmsg, f.Shared, f.Resource, f.MachineID = true, true, true, true, strings.Repeat("0a", 16)
 	f.Tools = map[string]string{"iptables": "/usr/sbin/iptables", "nvidia-container-runtime": "/usr/bin/nvidia-container-runtime"}
 	f.Networks, f.Addresses, f.Routes = []host.Network{{Prefix: "10.0.2.0/24", Iface: "eno1"}}, []string{"10.0.2.7"}, []string{"eno1"}
 	f.Names.Fallback = true
