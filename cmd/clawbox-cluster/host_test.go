@@ -218,7 +218,7 @@ func (s *site) fromSource(m *k3shost.Machine) {
 // pod is one that keeps to "restricted" and asks for memory.
 func pod(ns, name, memory string) string {
 	return `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"` + name + `","namespace":"` + ns + `"},"spec":{"automountServiceAccountToken":false,
-"securityContext":{"runAsNonRoot":true,"runAsUser":10001,"seccompProfile":{"type":"RuntimeDefault"}},"containers":[{"name":"main","image":"` + k3s.SourceImages.Helper + `",
+"securityContext":{"runAsNonRoot":true,"runAsUser":10001,"seccompProfile":{"type":"RuntimeDefault"}},"containers":[{"name":"main","image":"` + k3s.Registry + `/busybox:0.1.0",
 "command":["sh","-c","exec sleep 1000000"],"resources":{"requests":{"cpu":"10m","memory":"` + memory + `"},"limits":{"cpu":"100m","memory":"` + memory + `"}},
 "securityContext":{"allowPrivilegeEscalation":false,"capabilities":{"drop":["ALL"]}}}]}}`
 }
@@ -262,7 +262,7 @@ func (s *site) tenants(c *k3shost.Cluster) {
 	if _, err := c.Kubectl(ctx, []byte(pod("acme", "big", "1Gi")), "apply", "-f", "-"); err == nil || !strings.Contains(err.Error(), "maximum memory") && !strings.Contains(err.Error(), "exceeded quota") {
 		t.Errorf("a pod beyond the quota: %v", err)
 	}
-	// 10.9.0.0/16 is nobody's; "open" is a namespace without any policy.
+	// "open" is a namespace without any policy.
 	for _, y := range []string{pod("acme", "a", "32Mi"), `{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"open"}}`, pod("open", "b", "32Mi"), pod("lab", "c", "32Mi")} {
 		if _, err := c.Kubectl(ctx, []byte(y), "apply", "-f", "-"); err != nil {
 			t.Fatal(err)

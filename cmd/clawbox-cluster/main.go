@@ -19,6 +19,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/clawbox/clawbox/installer"
@@ -31,7 +32,8 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr); err != nil {
-		fmt.Fprintln(os.Stderr, err)
+		// One line: the installer shows the last one as the reason.
+		fmt.Fprintln(os.Stderr, strings.Join(strings.Fields(err.Error()), " "))
 		os.Exit(1)
 	}
 }

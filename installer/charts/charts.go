@@ -37,6 +37,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"github.com/clawbox/clawbox/installer"
 )
@@ -112,6 +113,7 @@ func ready(ctx context.Context, kubeconfig, name string) error {
 // Apply installs or upgrades cs in order.
 func (c Client) Apply(ctx context.Context, kubeconfig string, cs []installer.Chart) (string, error) {
 	var did []string
+	rest.SetDefaultWarningHandler(rest.NoWarnings{}) // of the API server, about what is meant
 	for _, x := range cs {
 		what, err := c.one(ctx, kubeconfig, x)
 		if err != nil {
@@ -130,7 +132,14 @@ func (c Client) one(ctx context.Context, kubeconfig string, x installer.Chart) (
 	if err := cfg.Init(flags(kubeconfig, x.Namespace), x.Namespace, "secret", func(string, ...any) {}); err != nil {
 		return "", err
 	}
-	return c.bring(ctx, cfg, x)
+	// Kubernetes makes a service account in a new namespace while Helm is about
+	// to; the next attempt finds it and takes it over.
+	for tries := 1; ; tries++ {
+		did, err := c.bring(ctx, cfg, x)
+		if err == nil || tries == 3 || !strings.Contains(err.Error(), "already exists") {
+			return did, err
+		}
+	}
 }
 
 func (c Client) bring(ctx context.Context, cfg *action.Configuration, x installer.Chart) (string, error) {
