@@ -11,10 +11,11 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: ## Build the three programs into dist/
+build: ## Build the programs into dist/
 	$(BUILD) -o $(DIST)/clawbox ./cmd/clawbox
 	$(BUILD) -o $(DIST)/clawbox-launch ./cmd/clawbox-launch
 	$(BUILD) -o $(DIST)/clawbox-runc ./cmd/clawbox-runc
+	$(BUILD) -o $(DIST)/clawbox-cluster ./cmd/clawbox-cluster
 
 setup: ## Install the Debian packages that the demo and the tests need
 	@$(AS_ROOT) sh internal/tools/setup.sh

@@ -7,6 +7,8 @@
 //	openclaw/              builds the image of the agent
 //	tinymodel/             writes the demo's model
 //	ollama/                a module of its own that builds the engine
+//	k3s/                   the files of a node, and modules that build a K3s
+//	charts/                what runs on the cluster, as Helm charts
 //
 // The recipes are embedded, so that an operator with the program alone can
 // start from one; a recipe's paths are relative to the place it is written to:
@@ -20,6 +22,7 @@ package airgapmanifests
 import (
 	"embed"
 	"fmt"
+	"io/fs"
 	"strings"
 )
 
@@ -46,4 +49,27 @@ func Recipe(name string) ([]byte, error) {
 		return nil, fmt.Errorf("airgapmanifests: no recipe %q: want one of %s", name, strings.Join(Names(), ", "))
 	}
 	return b, nil
+}
+
+//go:embed charts
+var charts embed.FS
+
+// Chart returns the files of a chart, by their paths inside it.
+func Chart(name string) (map[string][]byte, error) {
+	dir, err := fs.Sub(charts, "charts/"+name)
+	if err != nil {
+		return nil, err
+	}
+	files := map[string][]byte{}
+	err = fs.WalkDir(dir, ".", func(p string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		files[p], err = fs.ReadFile(dir, p)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("airgapmanifests: no chart %q: %w", name, err)
+	}
+	return files, nil
 }

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -22,7 +23,7 @@ type Answers struct {
 	APIVersion string `yaml:"apiVersion" json:"apiVersion"`
 	Kind       string `yaml:"kind" json:"kind"`
 
-	Profile  string   `yaml:"profile" json:"profile"`                   // "solo"; "cluster" is not built yet
+	Profile  string   `yaml:"profile" json:"profile"`                   // "solo" or "cluster"
 	Root     string   `yaml:"root" json:"root"`                         // prefix, "/" on an ordinary host
 	Operator string   `yaml:"operator" json:"operator"`                 // who installs; goes into the receipt
 	Accept   []string `yaml:"accept,omitempty" json:"accept,omitempty"` // weakenings accepted by name, see Weakenings
@@ -36,6 +37,10 @@ type Answers struct {
 	Hosts       map[string]string          `yaml:"hosts,omitempty" json:"hosts,omitempty"`
 	Upstreams   map[string]config.Upstream `yaml:"upstreams,omitempty" json:"upstreams,omitempty"`
 	Agents      []config.Agent             `yaml:"agents" json:"agents,omitempty"`
+
+	// Cluster is for the profile of that name. Left out of the JSON where it is
+	// empty, because that is what a plan's digest is made of.
+	Cluster ClusterAnswers `yaml:"cluster,omitempty" json:"cluster,omitzero"`
 }
 
 // EngineAnswers is about the embedded model engine, where a release has one.
@@ -50,6 +55,7 @@ var Weakenings = map[string]string{
 	"tier-T4":        "run without BPF: programs outside an agent's list are stopped by Landlock and the view alone",
 	"landlock-old":   "run on a kernel whose Landlock is older than ABI 3 (no truncate control)",
 	"clock-unsure":   "run with a clock that is earlier than the release: times in the ledger may be wrong",
+	"cgroup-v1":      "run the kubelet on cgroup v1, which Kubernetes maintains no longer: memory limits of pods are coarser",
 	"volatile-state": "keep ledger and store on a file system that is lost at power-off",
 }
 
@@ -70,10 +76,13 @@ func DefaultAnswers(r Release) Answers {
 }
 
 // suggestAgents pairs images with policies by name; an image without one gets
-// the closed preset.
+// the closed preset. What a cluster is made of is no agent.
 func suggestAgents(r Release) []config.Agent {
 	var out []config.Agent
 	for _, it := range r.kind("image") {
+		if ofCluster(it.Name) {
+			continue
+		}
 		out = append(out, config.Agent{Name: it.Name, Image: it.Ref, Policy: policyFor(r, it.Name)})
 	}
 	return out
@@ -159,9 +168,11 @@ func (a Answers) head() error {
 	case a.Kind != AnswersKind:
 		return bad("kind", a.Kind, AnswersKind)
 	case a.Profile == "cluster":
-		return errors.New(`profile: got "cluster", which is not built yet; wanted "solo"; the K3s profile comes with a later release`)
+		return a.Cluster.Validate()
 	case a.Profile != "solo":
-		return bad("profile", a.Profile, `"solo"`)
+		return bad("profile", a.Profile, `"solo" or "cluster"`)
+	case !reflect.DeepEqual(a.Cluster, ClusterAnswers{}):
+		return bad("cluster", "settings", `none with the profile "solo"; remove them, or answer profile: cluster`)
 	}
 	return nil
 }
@@ -208,7 +219,7 @@ func (a Answers) Config(r Release) config.Config {
 	c.Release = config.Release{Name: r.Name, Version: r.Version, Sequence: r.Sequence, Digest: r.Digest}
 	c.Paths.Slot = l.Slot(r.Version, r.Sequence)
 	c.Registry, c.HoldSeconds, c.UIDBase = a.Registry, a.HoldSeconds, a.UIDBase
-	c.RecordMiB, c.Hosts, c.Upstreams, c.Agents = a.RecordMiB, a.Hosts, a.Upstreams, a.Agents
+	c.RecordMiB, c.Hosts, c.Upstreams, c.Agents = a.RecordMiB, a.Hosts, a.Cluster.upstreams(a.Upstreams), a.Agents
 	if a.accepts("tier-T4") {
 		c.AcceptTier = "T4"
 	}

@@ -113,15 +113,6 @@ var machineChecks = []check{
 		p := filepath.Join(q.a.layout().Run(), "control.sock")
 		return verdict(len(p) <= unixPathMax, Refusal, fmt.Sprintf("%d bytes: %s", len(p), p), fmt.Sprintf("at most %d bytes", unixPathMax), "choose a shorter root")
 	}},
-	{"gpu", "gpus", Note, func(q question) Finding {
-		switch {
-		case len(q.GPUs) == 0:
-			return inform("none; models run on the CPU")
-		case q.NVIDIA == "":
-			return inform(fmt.Sprintf("%d NVIDIA without a loaded driver; the embedded engine runs on the CPU", len(q.GPUs)))
-		}
-		return inform(fmt.Sprintf("%d NVIDIA, %s; the embedded engine still runs on the CPU", len(q.GPUs), q.NVIDIA))
-	}},
 	{"fips", "fips", Warning, func(q question) Finding {
 		return verdict(!q.FIPS, Warning, "FIPS mode: "+yes(q.FIPS), "a host without FIPS mode", "signatures here are Ed25519 by Go's library, not a validated module; ask your security officer")
 	}},

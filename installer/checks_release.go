@@ -11,7 +11,7 @@ import (
 // releaseChecks hold the answers against the release.
 var releaseChecks = []check{
 	{"profile", "", "", func(q question) Finding {
-		return verdict(q.a.Profile == "solo", Refusal, q.a.Profile, "solo", "the profile cluster is not built yet")
+		return verdict(slices.Contains(Profiles, q.a.Profile), Refusal, q.a.Profile, "one of "+list(Profiles), "answer one of those")
 	}},
 	{"answers", "", "", func(q question) Finding {
 		err := q.a.Validate()

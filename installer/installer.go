@@ -43,8 +43,15 @@
 // reason. Between releases this is fixed: `serve --config FILE`, the health
 // socket, and the files below <state>/install.
 //
-// Limits today: profile "cluster" is refused (issue 5). Agents' own files are
-// not part of the kept state. The systemd unit stays as it was installed: run
+// # On K3s
+//
+// With the profile "cluster" the same steps place K3s beside the appliance:
+// k3s.Node says which files, the local registry has the images (containerd
+// pulls straight from the store's blobs), and Charts says, as data, what the
+// cluster runs; Env.Cluster installs that.
+//
+// Limits today: upgrade and rollback do not keep K3s's datastore. Agents' own
+// files are not part of the kept state. The systemd unit stays as it was installed: run
 // `clawbox install` with the new media where a release brings another.
 package installer
 

@@ -27,6 +27,8 @@ type Forecast struct {
 	Free  int64         `json:"free"`  // bytes free on that disk now
 	Time  time.Duration `json:"time"`  // ns in JSON
 	Basis string        `json:"basis"` // what the time was computed from
+	// Models are those on GPUs, each with the memory that it gets.
+	Models []Fit `json:"models,omitempty"`
 }
 
 // Plan is what Run will do, as data. Its JSON form is the twin of Print.
@@ -78,7 +80,7 @@ func (p Plan) digest() string {
 // forecast adds up the steps. Media and disk work at the same time while the
 // payload is loaded, so the slower of the two counts there.
 func forecast(p Plan) Forecast {
-	f := Forecast{Read: p.Release.Bytes, Free: p.Facts.Disk.Free}
+	f := Forecast{Read: p.Release.Bytes, Free: p.Facts.Disk.Free, Models: question{p.Facts, p.Answers, p.Release}.fits()}
 	for _, s := range p.Steps {
 		f.Write += s.Bytes
 	}
@@ -122,7 +124,11 @@ func (f Forecast) String() string {
 	} else if f.Basis != "" && f.Read > 0 && f.Basis[0] != 'n' {
 		s += ", takes less than a second"
 	}
-	return s + " (" + f.Basis + ")"
+	s += " (" + f.Basis + ")"
+	for _, m := range f.Models {
+		s += fmt.Sprintf("\nmodel %s: needs %s of %s on %d GPU", m.Model, bundle.Size(m.Need), bundle.Size(m.Have), m.GPUs)
+	}
+	return s
 }
 
 // printer keeps the first error, so that a long text needs one check.

@@ -1,6 +1,7 @@
 package installer
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -65,10 +66,30 @@ type question struct {
 func Preflight(f host.Facts, a Answers, r Release) []Finding {
 	var out []Finding
 	q := question{f, a, r}
-	for _, c := range slices.Concat(machineChecks, kernelChecks, releaseChecks) {
-		out = append(out, c.run(q))
+	for _, t := range tables {
+		for _, c := range t.checks {
+			if t.profile == "" || t.profile == a.Profile {
+				out = append(out, c.run(q))
+			}
+		}
 	}
 	return out
+}
+
+// tables of checks, in order; profile "" is every one.
+var tables = []struct {
+	profile string
+	checks  []check
+}{
+	{"", machineChecks},
+	{"", kernelChecks},
+	{"", gpuChecks},
+	{"", releaseChecks},
+	{"cluster", nodeChecks},
+	{"cluster", limitChecks},
+	{"cluster", netChecks},
+	{"cluster", gpuNodeChecks},
+	{"cluster", clusterChecks},
 }
 
 func (c check) run(q question) Finding {
@@ -78,6 +99,7 @@ func (c check) run(q question) Finding {
 		if c.unsure == "" {
 			f.Severity = Refusal
 		}
+		f.Wanted, f.Remedy = cmp.Or(f.Wanted, "an answer"), cmp.Or(f.Remedy, "correct what keeps the probe from its answer")
 	}
 	f.Check = c.name
 	if f.Weakening != "" && f.Severity == Refusal && q.a.accepts(f.Weakening) {

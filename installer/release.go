@@ -40,11 +40,14 @@ type Item struct {
 	Size            int64       `json:"size"` // bytes, everything it refers to
 }
 
-// Programs that a slot must hold, and the one that it may hold.
+// Programs that a slot must hold, and those that it may hold.
 const (
 	mainPath     = "bin/clawbox"
 	launcherPath = "bin/clawbox-launch"
 	enginePath   = "bin/ollama"
+	// Of the profile cluster.
+	k3sPath     = "bin/k3s"
+	clusterPath = "bin/clawbox-cluster"
 )
 
 // kind lists the items of one kind, in the release's order.

@@ -30,6 +30,12 @@ type Env struct {
 	Systemctl func(ctx context.Context, args ...string) error
 	// Ready bounds the wait for the started appliance; 0 means one minute.
 	Ready time.Duration
+	// Cluster speaks to the cluster once K3s runs; nil does it with the slot's
+	// own program (Layout.Cluster).
+	Cluster Cluster
+	// Token joins a node to its server. It is a secret, so that it is neither
+	// in the plan nor in the answers; "" where the node has one already.
+	Token string
 	// Progress, if set, hears of each step as it begins and ends.
 	Progress func(Event)
 
@@ -119,6 +125,9 @@ func (r *run) before(ctx context.Context) error {
 	}
 	if r.env.Load == nil || r.env.Trust.Empty() {
 		return errors.New("installer: Env needs Load and Trust")
+	}
+	if err := r.canJoin(); err != nil {
+		return err
 	}
 	h, err := replay(r.l.Journal())
 	if err != nil {
@@ -294,6 +303,9 @@ func (r *run) failed(s step, err error) error {
 }
 
 func (r *run) next() string {
+	if isCluster(r.Answers) {
+		return nextOfCluster(r.Answers)
+	}
 	if r.Answers.Start == "systemd" {
 		return "the appliance runs; look at it with: clawbox status"
 	}

@@ -53,12 +53,16 @@ func init() {
 		{"payload", "Copy the payload into the store", "one sequential read; every 4 MiB verified, every byte written once, flushed, then named", nil, payload, (*run).payload},
 		{"policies", "Check the policies", "a policy that cannot be read must stop us here, not when an agent starts", nil, nothing, (*run).policies},
 		{"slot", "Fill the slot", "programs and policies of this release in a folder of its own; copied, because a hard link would share the store's mode 0444", nil, copies, (*run).slot},
+		{"models", "Lay out the models", "hard links to the store's blobs, as the engines want to find them; no byte is copied", isServer, nothing, (*run).models},
 		{"keys", "Make this host's ledger key", "checkpoints of the audit log are signed with it; it never leaves this host", nil, nothing, (*run).keys},
 		{"config", "Write the configuration", "the one file that the appliance reads", nil, nothing, (*run).config},
 		{"unit", "Write the systemd unit", "not enabled yet", withSystemd, nothing, (*run).unit},
+		{"node", "Place K3s", "its hardened configuration, one registry and no other, its unit; what the cluster is to run, as data", isCluster, nothing, (*run).node},
 		{"receipt", "Write the receipt", "what was installed, by whom, on what machine, with which weakenings; the ledger's first entry", nil, nothing, (*run).receipt},
 		{"activate", "Activate the release", "one rename of opt/clawbox/current: before it nothing runs, after it everything is there", nil, nothing, (*run).activate},
 		{"start", "Start the appliance and wait until it is healthy", "enabled at boot only after it has answered", withSystemd, nothing, (*run).start},
+		{"k3s", "Start K3s and wait until the node is ready", "after the appliance, whose registry has its images", startsCluster, nothing, (*run).startK3s},
+		{"charts", "Install what the cluster runs", "namespaces with quotas and denied by default first, then GPUs, telemetry, models; each waited for", startsServer, nothing, (*run).charts},
 	}
 }
 

@@ -22,8 +22,13 @@ type installFlags struct {
 	identities []string
 	threshold  int
 	answers    string
+	tokenFile  string
+	token      string
 	dryRun     bool
 	deep       bool
+
+	// choose finds the answers; nil asks, or reads the file.
+	choose func(host.Facts, installer.Release) (installer.Answers, error)
 }
 
 func installCmd(a *app) *cobra.Command {
@@ -40,6 +45,14 @@ installation that was interrupted continues when the same command is run again.`
 		Args: usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error { return install(cmd, a, f, args) },
 	}
+	f.register(c)
+	fl := c.Flags()
+	fl.StringVar(&f.tokenFile, "token-file", "", `file with the token of the cluster to join, "-" for standard input (profile cluster, role agent)`)
+	return c
+}
+
+// register adds the options that install and join share.
+func (f *installFlags) register(c *cobra.Command) {
 	fl := c.Flags()
 	fl.StringArrayVar(&f.keys, "key", nil, "file with a public key that the release must be signed by (repeatable; not needed once installed)")
 	fl.StringArrayVar(&f.identities, "identity", nil, "file with an age or ssh identity that the bundle is encrypted to (repeatable)")
@@ -47,7 +60,6 @@ installation that was interrupted continues when the same command is run again.`
 	fl.StringVar(&f.answers, "answers", "", "file with the wizard's answers")
 	fl.BoolVar(&f.dryRun, "dry-run", false, "print the plan and stop")
 	fl.BoolVar(&f.deep, "deep", false, "read and verify all of the media before anything is touched")
-	return c
 }
 
 func install(cmd *cobra.Command, a *app, f installFlags, dirs []string) error {
@@ -73,7 +85,10 @@ func install(cmd *cobra.Command, a *app, f installFlags, dirs []string) error {
 	if facts.MediaRead, err = installer.MediaRate(dirs...); err != nil {
 		return err
 	}
-	ans, err := answers(cmd, a, f, facts, rel)
+	if f.choose == nil {
+		f.choose = func(h host.Facts, r installer.Release) (installer.Answers, error) { return answers(cmd, a, f, h, r) }
+	}
+	ans, err := f.choose(facts, rel)
 	if err != nil {
 		return err
 	}
@@ -87,6 +102,10 @@ func install(cmd *cobra.Command, a *app, f installFlags, dirs []string) error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("install needs root, got uid %d; --dry-run does not", os.Geteuid())
 	}
+	if env.Token, err = f.joinToken(cmd.InOrStdin()); err != nil {
+		return err
+	}
+	env.Cluster = installer.Layout{Prefix: plan.Answers.Root}.Cluster(func(s string) { fmt.Fprintln(p, "      "+s) })
 	env.Progress = func(e installer.Event) {
 		if e.What != "start" {
 			fmt.Fprintln(p, strings.TrimSuffix(fmt.Sprintf("%-5s %s: %s", e.What, e.Title, clip(e.Detail, 100)), ": "))

@@ -41,7 +41,7 @@ func newRoot() *cobra.Command {
 	root.AddGroup(&cobra.Group{ID: "stick", Title: "Making and reading a bundle:"},
 		&cobra.Group{ID: "host", Title: "The appliance:"}, &cobra.Group{ID: "agent", Title: "Agents and what they may do:"})
 	grouped(root, "stick", keyCmd(a), recipeCmd(), bundleCmd(a), verifyCmd(a), inspectCmd(a), loadCmd(a), modelCmd(a), sbomCmd(a), debCmd(a))
-	grouped(root, "host", installCmd(a), upgradeCmd(a), rollbackCmd(a), uninstallCmd(a), serveCmd(a), statusCmd(a), auditCmd(a), registryCmd(a), backupCmd(a), restoreCmd(a), doctorCmd(a), supportCmd(a))
+	grouped(root, "host", installCmd(a), joinCmd(a), tokenCmd(a), clusterCmd(a), upgradeCmd(a), rollbackCmd(a), uninstallCmd(a), serveCmd(a), statusCmd(a), auditCmd(a), registryCmd(a), backupCmd(a), restoreCmd(a), doctorCmd(a), supportCmd(a))
 	grouped(root, "agent", agentCmd(a), approveCmd(a), policyCmd(a))
 	root.AddCommand(serviceCmd())
 	root.AddCommand(manCmd(root), &cobra.Command{Use: "exit-status", Short: "Exit statuses of clawbox", Long: exitHelp})

@@ -7,17 +7,24 @@
 //	if why, failed := f.Failed["landlock"]; failed { … }
 //
 // Gather only looks: it creates nothing that has a name (the disk's speed is
-// measured on an unnamed O_TMPFILE file), loads nothing that stays, opens no
-// connection and runs no program. A probe that cannot tell leaves its zero
-// value and its reason in Failed, so that "no" and "don't know" stay apart.
+// measured on an unnamed O_TMPFILE file), loads nothing that stays, and opens no
+// connection. It runs one program, nvidia-smi, and only where NVIDIA's driver is
+// loaded. A probe that cannot tell leaves its zero value and its reason in
+// Failed, so that "no" and "don't know" stay apart.
 //
 // Facts is plain data with a JSON form: a receipt keeps it, and tests hand
 // made-up machines to the code that judges them. This package judges nothing.
 //
-// Limits: GPUs are found by their PCI class and vendor, and the driver by its
-// files in /proc; NVML (memory, MIG, driver compatibility) needs cgo and is not
-// asked yet. BPF is probed by loading and dropping minimal programs; whether
-// what they say is enforced is for the guard's own self-test at start.
+// GPUs are found by their PCI class and vendor, and the driver by its files in
+// /proc, so that a machine whose driver is missing is described too. What only
+// the driver knows (memory, MIG, ECC) is asked of NVML: by go-nvml where this
+// package was built with cgo, else by nvidia-smi, which is NVML's own front end
+// and comes with the driver. The product is one static program without cgo, so
+// it takes the second way.
+//
+// Limits: BPF is probed by loading and dropping minimal programs; whether what
+// they say is enforced is for the guard's own self-test at start. Rules of
+// nftables are not read, only whether a firewall service is enabled.
 package host
 
 import "time"
@@ -54,7 +61,29 @@ type Facts struct {
 	Disk    Disk    `json:"disk"`
 	GPUs    []GPU   `json:"gpus"`
 	NVIDIA  string  `json:"nvidiaDriver"` // first line of the driver's version file
+	NVLink  NVLink  `json:"nvlink"`
 	Earlier Earlier `json:"earlier"`
+
+	Options  map[string]string `json:"kernelOptions"` // CONFIG_ names without the prefix → "y" or "m"; those of KernelOptions only
+	Modules  map[string]string `json:"modules"`       // those of KernelModules → "loaded", "loadable" or ""
+	Sysctls  map[string]string `json:"sysctls"`       // those of WantedSysctls; absent: the kernel has none
+	ProcRW   bool              `json:"sysctlsWritable"`
+	Lockdown string            `json:"lockdown"` // "none", "integrity", "confidentiality", or "" without the module
+	Secure   bool              `json:"secureBoot"`
+	AppArmor bool              `json:"apparmor"`
+
+	Swap      []string          `json:"swap"`      // devices and files in use
+	Networks  []Network         `json:"networks"`  // IPv4 prefixes with a route, without the default
+	Addresses []string          `json:"addresses"` // IPv4 addresses of this host, loopback left out
+	Names     Names             `json:"names"`
+	Firewalls []string          `json:"firewalls"` // services that filter, such as ufw
+	Tools     map[string]string `json:"tools"`     // those of Tools → where they are
+	MachineID string            `json:"machineID"`
+	Resource  bool              `json:"sysResource"` // this process has CAP_SYS_RESOURCE
+	Kmsg      bool              `json:"kmsg"`        // /dev/kmsg is there
+	Shared    bool              `json:"shared"`      // mounts below / propagate
+	Places    map[string]Place  `json:"places"`      // file systems of PlacePaths
+	Others    []Other           `json:"neighbours"`  // other container systems' traces
 
 	// MediaRead is the measured speed of the media in bytes per second; the
 	// caller, who knows the media, fills it with ReadRate. 0: not measured.
@@ -126,11 +155,50 @@ type Disk struct {
 	Existing bool          `json:"existing"`
 }
 
-// GPU is a display controller of NVIDIA's, found on the PCI bus.
+// GPU is a display controller of NVIDIA's, found on the PCI bus. The fields
+// after Driver are NVML's and zero where it could not be asked (Failed["nvml"]).
 type GPU struct {
 	Address string `json:"address"` // such as 0000:01:00.0
 	Device  string `json:"device"`  // PCI device id, such as 0x2330
 	Driver  string `json:"driver"`  // bound kernel driver, or empty
+
+	Model  string `json:"model,omitempty"`  // such as NVIDIA H100 80GB HBM3
+	Memory int64  `json:"memory,omitempty"` // bytes
+	MIG    bool   `json:"mig,omitempty"`    // split into instances
+	ECC    bool   `json:"ecc,omitempty"`    // error correction is on
+	Errors int64  `json:"errors,omitempty"` // uncorrected memory errors since boot
+}
+
+// NVLink says what joins GPUs: boards with NVSwitch need the fabric manager.
+type NVLink struct {
+	Switches int  `json:"switches"`
+	Manager  bool `json:"fabricManager"` // it runs
+}
+
+// Network is a prefix that an interface leads to.
+type Network struct {
+	Prefix string `json:"prefix"` // such as 10.0.2.0/24
+	Iface  string `json:"iface"`
+}
+
+// Names says how this host finds itself by name.
+type Names struct {
+	Self     []string `json:"self"`     // addresses that /etc/hosts gives the hostname
+	Fallback bool     `json:"fallback"` // nsswitch.conf has myhostname
+}
+
+// Place is the file system at a path, or at the nearest folder above it.
+type Place struct {
+	FSType  string   `json:"fsType"`
+	Options []string `json:"options"`
+	Size    int64    `json:"size"` // bytes
+	Free    int64    `json:"free"`
+}
+
+// Other is a trace of another container system.
+type Other struct {
+	What string `json:"what"` // such as docker
+	Path string `json:"path"`
 }
 
 // Range is a run of user ids and who has it.

@@ -44,7 +44,21 @@ var probes = []struct {
 	{"disk", (*gatherer).disk},
 	{"diskspeed", (*gatherer).diskSpeed},
 	{"gpus", (*gatherer).gpus},
+	{"nvml", (*gatherer).nvml},
 	{"earlier", (*gatherer).earlier},
+	{"kconfig", (*gatherer).kconfig},
+	{"modules", (*gatherer).modules},
+	{"sysctls", (*gatherer).sysctls},
+	{"security", (*gatherer).security},
+	{"swap", (*gatherer).swap},
+	{"networks", (*gatherer).networks},
+	{"addresses", (*gatherer).addresses},
+	{"names", (*gatherer).names},
+	{"firewalls", (*gatherer).firewalls},
+	{"tools", (*gatherer).tools},
+	{"node", (*gatherer).node},
+	{"places", (*gatherer).places},
+	{"others", (*gatherer).others},
 }
 
 // Gather probes this machine for an installation below root. It never fails

@@ -83,7 +83,7 @@ func TestMadeUpSystem(t *testing.T) {
 		{"routes", f.Routes, []string{"eno1", "eno2"}},
 		{"listening", f.Listening, []string{"127.0.0.1:5000", "[::]:22"}},
 		{"uids", f.UIDs, []Range{{1000, 1, "ann (/etc/passwd)"}, {100000, 65536, "ann (/etc/subuid)"}}},
-		{"gpus", f.GPUs, []GPU{{"0000:01:00.0", "0x2330", ""}}},
+		{"gpus", f.GPUs, []GPU{{Address: "0000:01:00.0", Device: "0x2330"}}},
 		{"driver", f.NVIDIA, "NVRM version: NVIDIA UNIX Open Kernel Module 580.1"},
 	}
 	for _, c := range checks {

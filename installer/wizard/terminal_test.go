@@ -65,6 +65,11 @@ func (s *screen) await(t *testing.T, text, keys string) {
 // onTerminal runs the wizard on a pseudo-terminal of 80 by 30.
 func onTerminal(t *testing.T, f host.Facts) (*screen, func() (installer.Answers, error)) {
 	t.Helper()
+	return onTerminalOf(t, f, release())
+}
+
+func onTerminalOf(t *testing.T, f host.Facts, rel installer.Release) (*screen, func() (installer.Answers, error)) {
+	t.Helper()
 	t.Setenv("TERM", "xterm")
 	t.Setenv("ACCESSIBLE", "")
 	pt, tty, err := pty.Open()
@@ -85,7 +90,7 @@ func onTerminal(t *testing.T, f host.Facts) (*screen, func() (installer.Answers,
 	done := make(chan error, 1)
 	go func() {
 		var err error
-		a, err = Ask(context.Background(), f, release(), tty, tty)
+		a, err = Ask(context.Background(), f, rel, tty, tty)
 		done <- err
 	}()
 	return s, func() (installer.Answers, error) {

@@ -3,6 +3,10 @@
 //	a, err := wizard.Ask(ctx, facts, release, os.Stdin, os.Stdout)
 //	if errors.Is(err, wizard.ErrDeclined) { … }  // nothing was touched
 //
+// With the profile cluster it also asks for role, name and address of the node,
+// tenants, and the models to serve, which it holds against the memory of the
+// GPUs before it goes on.
+//
 // It asks only what cannot be known: defaults come from the release and from
 // the machine, and pages that a machine does not need do not appear (ports
 // only where one is taken, weakenings only where preflight demands one). A
@@ -76,7 +80,7 @@ func Ask(ctx context.Context, f host.Facts, r installer.Release, in io.Reader, o
 		q.keys = k
 	}
 	q.suggest()
-	for _, page := range []func() error{q.hopeless, q.basics, q.agents, q.policies, q.hosts, q.ports, q.weakenings, q.confirm} {
+	for _, page := range []func() error{q.hopeless, q.basics, q.role, q.node, q.tenants, q.serving, q.telemetry, q.agents, q.policies, q.hosts, q.ports, q.weakenings, q.confirm} {
 		if err := page(); err != nil {
 			return installer.Answers{}, err
 		}
@@ -153,6 +157,11 @@ func (q *asker) width() int {
 func (q *asker) hopeless() error {
 	q.say("%s, sequence %d, signed by %s", q.rel, q.rel.Sequence, strings.Join(q.rel.Signers, ", "))
 	q.say("for this machine: %s, %s, kernel %s", q.facts.Hostname, q.facts.OS.Pretty, q.facts.Kernel.Release)
+	return q.unfit()
+}
+
+// unfit returns the refusals that no answer can help.
+func (q *asker) unfit() error {
 	var bad []installer.Finding
 	for _, f := range q.refused() {
 		if f.Weakening == "" && !slices.Contains(answerable, f.Check) {
@@ -169,6 +178,7 @@ func (q *asker) hopeless() error {
 var answerable = []string{
 	"answers", "ports", "uid-range", "socket-path", "agents", "agent-policies", "systemd",
 	"disk-space", "disk-inodes", "disk-writable", "disk-exec", "disk-type", // another root may be on another disk
+	"node-name", "node-address", "serving", "chart-images", "gpu-memory", "gpu-driver", "gpu-toolkit", "gpu-fabric", "gpu-mig",
 }
 
 func (q *asker) refused() []installer.Finding {
@@ -187,8 +197,8 @@ func (q *asker) basics() error {
 	err := q.form("This appliance",
 		huh.NewSelect[string]().Title("Profile").Options(
 			huh.NewOption("solo: this host alone, without Kubernetes", "solo"),
-			huh.NewOption("cluster: K3s (not built yet)", "cluster"),
-		).Validate(soloOnly).Value(&q.a.Profile),
+			huh.NewOption("cluster: K3s on this host, and on those that join", "cluster"),
+		).Validate(q.validProfile).Value(&q.a.Profile),
 		huh.NewInput().Title("Install below (/ on an ordinary host)").Validate(orDefault(q.a.Root, validRoot)).Value(&q.a.Root),
 		huh.NewInput().Title("Your name, for the receipt in the audit log").Validate(orDefault(q.a.Operator, installer.ValidOperator)).Value(&q.a.Operator),
 		huh.NewSelect[string]().Title("Start the appliance").Options(start...).Value(&q.a.Start),
@@ -199,13 +209,6 @@ func (q *asker) basics() error {
 		q.facts.MediaRead = speed
 	}
 	return err
-}
-
-func soloOnly(s string) error {
-	if s != "solo" {
-		return errors.New("the cluster profile is not built yet: choose solo")
-	}
-	return nil
 }
 
 func validRoot(s string) error {

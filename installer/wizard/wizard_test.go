@@ -28,7 +28,11 @@ func TestMain(m *testing.M) {
 		f.BPF = host.BPF{}
 		f.Listening = []string{"127.0.0.1:5000"}
 	}
-	a, err := Ask(context.Background(), f, release(), os.Stdin, os.Stdout)
+	r := release()
+	if os.Getenv("CLAWBOX_TEST_WIZARD") == "cluster" {
+		f, r = node(), clusterRelease()
+	}
+	a, err := Ask(context.Background(), f, r, os.Stdin, os.Stdout)
 	b, _ := a.Encode()
 	fmt.Printf("\nerror: %v\n%s", err, b)
 	os.Exit(0)
@@ -66,12 +70,17 @@ func machine() host.Facts {
 // talk runs the plain wizard with these lines as input, through a pipe.
 func talk(t *testing.T, f host.Facts, input string) (installer.Answers, string, error) {
 	t.Helper()
+	return talkOf(t, f, release(), input)
+}
+
+func talkOf(t *testing.T, f host.Facts, rel installer.Release, input string) (installer.Answers, string, error) {
+	t.Helper()
 	r, w := io.Pipe()
 	go func() { io.WriteString(w, input); w.Close() }()
 	var out strings.Builder
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	a, err := Ask(ctx, f, release(), r, &out)
+	a, err := Ask(ctx, f, rel, r, &out)
 	r.Close()
 	if t.Failed() || testing.Verbose() {
 		t.Log(out.String())
@@ -120,7 +129,7 @@ func TestEveryAnswer(t *testing.T) {
 	if a.Start != "none" || a.Registry != "127.0.0.1:5001" || !slices.Equal(a.Accept, []string{"tier-T4"}) || len(a.Hosts) != 2 || a.Agents[0].Policy == "openclaw.yaml" {
 		t.Errorf("got %+v", a)
 	}
-	for _, want := range []string{"not built yet", "clean absolute path", "loopback", "run without BPF"} {
+	for _, want := range []string{"no K3s", "clean absolute path", "loopback", "run without BPF"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the conversation lacks %q", want)
 		}

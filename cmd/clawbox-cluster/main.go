@@ -1,0 +1,58 @@
+// Command clawbox-cluster speaks to a cluster's API for the installer: it waits
+// for a node, and installs charts with Helm as a library.
+//
+//	clawbox-cluster ready KUBECONFIG NODE
+//	clawbox-cluster apply KUBECONFIG < charts.json    # what it changed, on standard output
+//
+// It is a program of its own because Helm brings all of Kubernetes' client
+// libraries. In clawbox they cost each of the appliance's services 32 MB of
+// memory and 37 ms of processor time at every start (measured: 54.5 instead of
+// 22.4 MB, 51.7 instead of 14.7 ms), and none of them speaks to the API. Only the
+// profile cluster carries it; `clawbox cluster apply` and the installer run it
+// from the active slot.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/clawbox/clawbox/installer"
+	"github.com/clawbox/clawbox/installer/charts"
+)
+
+const usage = "usage: clawbox-cluster ready KUBECONFIG NODE | clawbox-cluster apply KUBECONFIG < charts.json"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr); err != nil {
+		// One line: the installer shows the last one as the reason.
+		fmt.Fprintln(os.Stderr, strings.Join(strings.Fields(err.Error()), " "))
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) error {
+	c := charts.Client{Say: func(s string) { fmt.Fprintln(errs, s) }}
+	switch {
+	case len(args) == 3 && args[0] == "ready":
+		return c.Ready(ctx, args[1], args[2])
+	case len(args) == 2 && args[0] == "apply":
+		var cs []installer.Chart
+		d := json.NewDecoder(in)
+		d.DisallowUnknownFields()
+		if err := d.Decode(&cs); err != nil {
+			return fmt.Errorf("charts: %w; %s", err, usage)
+		}
+		did, err := c.Apply(ctx, args[1], cs)
+		fmt.Fprint(out, did)
+		return err
+	}
+	return fmt.Errorf("got %q; %s", args, usage)
+}
