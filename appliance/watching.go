@@ -295,7 +295,9 @@ func (b *burrow) Close() error {
 		return nil
 	}
 	if b.pin != "" {
-		_ = os.Remove(b.pin)
+		if err := guard.RemoveNoPins(b.pin); err != nil {
+			slog.Warn("the place for pins stays", "error", err)
+		}
 	}
 	for _, d := range []string{filepath.Join(b.dir, "self"), b.dir} {
 		if err := os.Remove(d); err != nil && !errors.Is(err, fs.ErrNotExist) {

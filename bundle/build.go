@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/clawbox/clawbox/bundle/content"
+	"github.com/clawbox/clawbox/bundle/licence"
 	"github.com/clawbox/clawbox/bundle/manifest"
 )
 
@@ -64,6 +65,7 @@ type BuildOptions struct {
 	Recipients []string // whom to encrypt to: see ParseRecipients
 	Since      *Since   // leave out what this release has
 	Rehash     bool     // read and write everything anew, though nothing seems to have changed
+	Consent    Consent  // recorded in the lock
 }
 
 // Build makes a bundle and returns its release. It takes what the recipe
@@ -77,6 +79,9 @@ func Build(ctx context.Context, o BuildOptions) (manifest.Release, error) {
 		return manifest.Release{}, err
 	}
 	if err := b.fetch(ctx); err != nil {
+		return manifest.Release{}, err
+	}
+	if err := b.examine(ctx); err != nil {
 		return manifest.Release{}, err
 	}
 	if err := b.saveLock(); err != nil {
@@ -93,6 +98,9 @@ type build struct {
 	pool       *pool
 	cache      *cache
 	items      []fetched // as recipe.Items
+	terms      []string  // sha256 of each item's terms, or ""
+	accepted   []licence.Acceptance
+	decided    bool // accepted has something new
 	recipients []age.Recipient
 	root       *manifest.Root // the last of Roots
 }
@@ -123,17 +131,22 @@ func newBuild(o BuildOptions) (*build, error) {
 		return nil, fmt.Errorf("bundle: %w", err)
 	}
 	b.Lock = o.lockPath(r)
-	if !o.UpdateLock {
-		if b.lock, err = loadLock(b.Lock); err != nil {
-			return nil, err
-		}
+	if o.UpdateLock {
+		b.accepted = kept(b.Lock, r)
+	} else if b.lock, err = loadLock(b.Lock); err != nil {
+		return nil, err
+	} else if b.lock != nil {
+		b.accepted = b.lock.Acceptances
+	}
+	if err := b.settleTerms(); err != nil {
+		return nil, err
 	}
 	s, err := openStore(o.Store)
 	if err != nil {
 		return nil, err
 	}
 	b.cache = &cache{dir: s.Dir() + ".cache", off: o.Rehash}
-	b.pool = &pool{store: s, cache: b.cache, local: map[v1.Hash]localBlob{}}
+	b.pool = &pool{store: s, cache: b.cache, looks: newLooks(b.cache), local: map[v1.Hash]localBlob{}}
 	return b, nil
 }
 
@@ -215,16 +228,21 @@ func (b *build) turn(ctx context.Context) (release func(), err error) {
 	return release, err
 }
 
-// saveLock writes a lock where there was none or a new one was asked for.
+// saveLock writes a lock where there was none, a new one was asked for, or
+// something was decided.
 func (b *build) saveLock() error {
-	if b.lock != nil {
+	if b.lock != nil && !b.decided {
 		return nil
+	}
+	if b.lock != nil {
+		b.lock.Acceptances = b.accepted
+		return b.lock.save(b.Lock)
 	}
 	t, err := created(b.recipe, nil)
 	if err != nil {
 		return err
 	}
-	b.lock = &Lock{APIVersion: apiVersion, Kind: "Lock", Created: t.Format("2006-01-02T15:04:05Z")}
+	b.lock = &Lock{APIVersion: apiVersion, Kind: "Lock", Created: t.Format("2006-01-02T15:04:05Z"), Acceptances: b.accepted}
 	for i, it := range b.recipe.Items {
 		b.lock.Items = append(b.lock.Items, pin(it, b.items[i]))
 	}
@@ -238,43 +256,52 @@ type entry struct {
 	item   string
 }
 
-// plan orders the blobs as an installation needs them: by kind, then as in the
-// recipe, manifests before what they name, each blob once. It returns the
-// release's items, in the recipe's order.
-func (b *build) plan() (blobs []entry, items []manifest.Item, err error) {
-	order := make([]int, len(b.items))
-	for i := range order {
-		order[i] = i
+// describe makes the release's items: the recipe's, in its order, then the
+// lists of their software.
+func (b *build) describe(ctx context.Context) ([]manifest.Item, error) {
+	var items []manifest.Item
+	for i, it := range b.recipe.Items {
+		f := b.items[i]
+		items = append(items, manifest.Item{
+			Name: it.Name, Kind: it.Kind, Ref: it.Ref, Descriptor: f.root, Platforms: f.platforms, Licence: it.Licence,
+			Redistributable: it.Redistributable, Terms: b.terms[i], Accepted: b.acceptedFor(i), AllowedKeys: allowedKeys(it),
+			Model: f.model, Path: it.Path, Mode: it.Mode,
+		})
 	}
-	kind := func(i int) int { return manifest.Kinds[b.recipe.Items[i].Kind].Order }
-	slices.SortStableFunc(order, func(x, y int) int { return kind(x) - kind(y) })
+	more, err := b.boms(ctx, items)
+	return append(items, more...), err
+}
+
+// plan orders the blobs as an installation needs them: by kind, then as in the
+// release, manifests before what they name, each blob once. It sets the items'
+// sizes.
+func (b *build) plan(items []manifest.Item) (blobs []entry, err error) {
+	order := make([]*manifest.Item, len(items))
+	for i := range order {
+		order[i] = &items[i]
+	}
+	slices.SortStableFunc(order, func(x, y *manifest.Item) int { return manifest.Kinds[x.Kind].Order - manifest.Kinds[y.Kind].Order })
 	seen := map[v1.Hash]int64{}
-	items = make([]manifest.Item, len(b.items))
-	for _, i := range order {
-		it, f := b.recipe.Items[i], b.items[i]
+	for _, it := range order {
 		own := map[v1.Hash]bool{}
-		var total int64
-		err := walk(f.root, b.pool.manifest, func(d v1.Descriptor) error {
+		it.TotalSize = 0
+		err := walk(it.Descriptor, b.pool.manifest, func(d v1.Descriptor) error {
 			if n, ok := seen[d.Digest]; ok && n != d.Size {
 				return fmt.Errorf("item %s: blob %s is said to have %d and %d bytes", it.Name, d.Digest, n, d.Size)
 			} else if !ok {
 				blobs = append(blobs, entry{d.Digest, d.Size, it.Name})
 			}
 			if !own[d.Digest] {
-				total += d.Size
+				it.TotalSize += d.Size
 			}
 			seen[d.Digest], own[d.Digest] = d.Size, true
 			return nil
 		})
 		if err != nil {
-			return nil, nil, err
-		}
-		items[i] = manifest.Item{
-			Name: it.Name, Kind: it.Kind, Ref: it.Ref, Descriptor: f.root, Platforms: f.platforms, Licence: it.Licence,
-			Redistributable: it.Redistributable, Path: it.Path, Mode: it.Mode, TotalSize: total,
+			return nil, err
 		}
 	}
-	return blobs, items, nil
+	return blobs, nil
 }
 
 // write makes the parts, the index and the note, and swaps them in.
@@ -284,7 +311,11 @@ func (b *build) write(ctx context.Context) (r manifest.Release, err error) {
 		return r, err
 	}
 	defer release()
-	entries, items, err := b.plan()
+	items, err := b.describe(ctx)
+	if err != nil {
+		return r, err
+	}
+	entries, err := b.plan(items)
 	if err != nil {
 		return r, err
 	}

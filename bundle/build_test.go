@@ -21,6 +21,7 @@ import (
 
 	"github.com/clawbox/clawbox/bundle/content"
 	"github.com/clawbox/clawbox/bundle/manifest"
+	"github.com/clawbox/clawbox/bundle/model"
 )
 
 func TestMain(m *testing.M) {
@@ -334,7 +335,7 @@ func TestLockTraps(t *testing.T) {
 	}
 	write(t, lock, []byte(good))
 	s.mustBuild(t)
-	s.recipe(t, `{name: rules, kind: policy, source: "file:rules.yaml"}`)
+	s.recipe(t, `{name: rules, kind: policy, source: "file:rules.yaml", redistributable: true}`)
 	if _, err := s.build(t); err == nil || !strings.Contains(err.Error(), "--update-lock") {
 		t.Errorf("recipe with fewer items: %v", err)
 	}
@@ -351,7 +352,7 @@ func TestDockerArchive(t *testing.T) {
 	if err := tarball.WriteToFile(filepath.Join(s.dir, "app.tar"), tag, img); err != nil {
 		t.Fatal(err)
 	}
-	s.recipe(t, `{name: app, kind: image, source: "docker-archive:app.tar"}`)
+	s.recipe(t, `{name: app, kind: image, source: "docker-archive:app.tar", redistributable: true}`)
 	r := s.mustBuild(t)
 	if got := r.Items[0].Platforms; len(got) != 1 || got[0] != "linux/amd64" {
 		t.Errorf("platforms %v", got)
@@ -359,7 +360,7 @@ func TestDockerArchive(t *testing.T) {
 	checkLayers(t, s.load(t), "app:0.1.0", img)
 	s.opt.Out += "2" // the lock holds for a second build
 	s.mustBuild(t)
-	s.recipe(t, `{name: app, kind: image, source: "docker-archive:app.tar", platforms: [linux/arm64]}`)
+	s.recipe(t, `{name: app, kind: image, source: "docker-archive:app.tar", platforms: [linux/arm64], redistributable: true}`)
 	s.opt.UpdateLock = true
 	if _, err := s.build(t); err == nil || !strings.Contains(err.Error(), "wants linux/arm64") {
 		t.Errorf("wrong platform: %v", err)
@@ -401,9 +402,9 @@ func TestModelDirs(t *testing.T) {
 		want string // "": accepted
 	}{
 		"link inside":  {func(d string) error { return os.Symlink("tiny.gguf", filepath.Join(d, "model.gguf")) }, ""},
-		"link out":     {func(d string) error { return os.Symlink("/etc/passwd", filepath.Join(d, "passwd")) }, "leads out"},
-		"link up":      {func(d string) error { return os.Symlink("../rules.yaml", filepath.Join(d, "x")) }, "leads out"},
-		"folder link":  {func(d string) error { return os.Symlink("..", filepath.Join(d, "up")) }, "leads out"},
+		"link out":     {func(d string) error { return os.Symlink("/etc/passwd", filepath.Join(d, "passwd")) }, "must end inside"},
+		"link up":      {func(d string) error { return os.Symlink("../rules.yaml", filepath.Join(d, "x")) }, "must end inside"},
+		"folder link":  {func(d string) error { return os.Symlink("..", filepath.Join(d, "up")) }, "must end inside"},
 		"dangling":     {func(d string) error { return os.Symlink("none", filepath.Join(d, "x")) }, "no such file"},
 		"pipe":         {func(d string) error { return syscall.Mkfifo(filepath.Join(d, "pipe"), 0o644) }, "special file"},
 		"no weights":   {func(d string) error { return os.Remove(filepath.Join(d, "tiny.gguf")) }, "no .gguf"},
@@ -411,7 +412,7 @@ func TestModelDirs(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSite(t)
-			s.recipe(t, `{name: tiny, kind: model, source: "dir:model"}`)
+			s.recipe(t, `{name: tiny, kind: model, source: "dir:model", redistributable: true}`)
 			if err := c.make(filepath.Join(s.dir, "model")); err != nil {
 				t.Fatal(err)
 			}
@@ -425,24 +426,25 @@ func TestModelDirs(t *testing.T) {
 
 func TestModelPack(t *testing.T) {
 	s := newSite(t)
-	s.recipe(t, `{name: tiny, kind: model, source: "dir:model", licence: MIT}`)
+	s.recipe(t, `{name: tiny, kind: model, source: "dir:model", licence: MIT, redistributable: true}`)
 	r := s.mustBuild(t)
 	st := s.load(t)
 	d, err := st.Resolve("tiny:0.1.0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d.ArtifactType != modelArtifact || r.Items[0].Descriptor.ArtifactType != modelArtifact {
+	if d.ArtifactType != model.ArtifactType || r.Items[0].Descriptor.ArtifactType != model.ArtifactType {
 		t.Errorf("artifact type %q", d.ArtifactType)
 	}
 	m, err := v1.ParseManifest(bytes.NewReader(read(t, st.Path(d.Digest))))
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []struct{ title, media string }{{"config.json", modelWeightConfig}, {"empty.txt", modelWeightConfig}, {"tiny.gguf", modelWeight}}
+	const weightConfig = "application/vnd.cncf.model.weight.config.v1.raw"
+	want := []struct{ title, media string }{{"config.json", weightConfig}, {"empty.txt", weightConfig}, {"tiny.gguf", "application/vnd.cncf.model.weight.v1.raw"}}
 	for i, w := range want {
 		l := m.Layers[i]
-		if l.Annotations[titleNote] != w.title || l.Annotations[modelPath] != w.title || string(l.MediaType) != w.media {
+		if l.Annotations[titleNote] != w.title || l.Annotations["org.cncf.model.filepath"] != w.title || string(l.MediaType) != w.media {
 			t.Errorf("layer %d: %v %s, want %v", i, l.Annotations, l.MediaType, w)
 		}
 	}

@@ -254,7 +254,7 @@ func TestThreeSticks(t *testing.T) {
 		if err := m.Load(t.Context(), s, nil); err != nil {
 			t.Fatal(err)
 		}
-		sound(t, s, 4)
+		sound(t, s, 8)
 	}
 	_, err := OpenMedia(trust, dirs[1], dirs[2])
 	if err == nil || !strings.Contains(err.Error(), "is missing") && !errors.Is(err, fs.ErrNotExist) {
@@ -289,7 +289,7 @@ func TestReadOnlyMedia(t *testing.T) {
 	if err := errors.Join(m.Verify(t.Context(), nil), m.Load(t.Context(), s, nil)); err != nil {
 		t.Fatal(err)
 	}
-	sound(t, s, 4)
+	sound(t, s, 8)
 }
 
 // TestLoadGoesOn: a load that was cut off keeps its whole blobs, and the next
@@ -315,7 +315,7 @@ func TestLoadGoesOn(t *testing.T) {
 	if err := m.Load(t.Context(), s, c); err != nil || c.n != left {
 		t.Errorf("second load: %d bytes, %v; want %d", c.n, err, left)
 	}
-	sound(t, s, 4)
+	sound(t, s, 8)
 }
 
 // stopper cancels after some bytes.

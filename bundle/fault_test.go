@@ -71,8 +71,8 @@ func big(t *testing.T, n, parity int) *site {
 	t.Helper()
 	s := newSite(t)
 	write(t, filepath.Join(s.dir, "weights.bin"), noise(7, n))
-	s.recipe(t, `{name: clawbox, kind: file, source: "file:clawbox.bin", path: bin/clawbox, mode: "0755"}`,
-		`{name: weights, kind: file, source: "file:weights.bin", path: share/weights}`)
+	s.recipe(t, `{name: clawbox, kind: file, source: "file:clawbox.bin", path: bin/clawbox, mode: "0755", redistributable: true}`,
+		`{name: weights, kind: file, source: "file:weights.bin", path: share/weights, redistributable: true}`)
 	s.opt.PartSize, s.opt.Parity = 5<<20, parity
 	s.mustBuild(t)
 	return s
@@ -135,7 +135,7 @@ func (s *site) checkChunk(t *testing.T, b manifest.Blob, i int, at span, rebuilt
 	if err != nil || len(warned) != 1 || !named(warned[0]) || !strings.Contains(warned[0].Error(), "rebuilt from parity") {
 		t.Errorf("chunk %d of %s: Load = %v, told %v", i, b.Digest, err, warned)
 	}
-	sound(t, st, 2)
+	sound(t, st, 4)
 }
 
 // sick is a device with read errors: each read of one of its bad places fails
@@ -198,7 +198,7 @@ func TestReadErrors(t *testing.T) {
 	if len(warned) == 0 || !strings.Contains(warned[0].Error(), "input/output error; it could be read") {
 		t.Errorf("told %v", warned)
 	}
-	sound(t, st, 2)
+	sound(t, st, 4)
 
 	m = s.media(t)
 	sicken(m, map[int64]int{5<<20 - 100: -1})
@@ -217,7 +217,7 @@ func TestReadErrors(t *testing.T) {
 	if err := s.media(t).Load(t.Context(), st, c); err != nil || c.n != left {
 		t.Errorf("second load: %d bytes, %v; want %d", c.n, err, left)
 	}
-	sound(t, st, 2)
+	sound(t, st, 4)
 }
 
 func must(t testing.TB, errs ...error) {
@@ -271,7 +271,7 @@ func TestRealDevice(t *testing.T) {
 	if len(warned) == 0 || !strings.Contains(warned[0].Error(), "input/output error") {
 		t.Errorf("told %v, want an input/output error", warned)
 	}
-	sound(t, st, 2)
+	sound(t, st, 4)
 }
 
 // filler takes the room away after the first bytes.
@@ -307,7 +307,7 @@ func TestFullAtHalf(t *testing.T) {
 	if err := m.Load(t.Context(), st, c); err != nil || c.n != left || left == m.release.Size() {
 		t.Errorf("second load: %d bytes, %v; want %d", c.n, err, left)
 	}
-	sound(t, st, 2)
+	sound(t, st, 4)
 }
 
 // TestKilledLoad: SIGKILL at each chunk; the next load goes on where the
@@ -327,7 +327,7 @@ func TestKilledLoad(t *testing.T) {
 			if n < 7 {
 				t.Errorf("only %d chunks", n)
 			}
-			sound(t, st, 2)
+			sound(t, st, 4)
 			return
 		}
 		if ws := cmd.ProcessState.Sys().(syscall.WaitStatus); ws.Signal() != syscall.SIGKILL {
@@ -335,7 +335,7 @@ func TestKilledLoad(t *testing.T) {
 		}
 		sound(t, st, 0)
 		must(t, s.media(t).Load(t.Context(), st, nil))
-		sound(t, st, 2)
+		sound(t, st, 4)
 		must(t, os.RemoveAll(filepath.Join(s.dir, "store")))
 	}
 }
@@ -377,7 +377,7 @@ func TestTwoLoads(t *testing.T) {
 	if !errors.As(refused, &busy) || !strings.Contains(refused.Error(), fmt.Sprintf("process %d", os.Getpid())) || !strings.Contains(refused.Error(), "try again") {
 		t.Errorf("got %v, want who has the store", refused)
 	}
-	sound(t, st, 2)
+	sound(t, st, 4)
 }
 
 // TestReady: an item is announced when all of it is there and before the load
@@ -399,7 +399,7 @@ func TestReady(t *testing.T) {
 		}
 		return complete(&pool{store: st}, it)
 	}}))
-	want := []string{"clawbox", "rules", "app", "tiny"}
+	want := []string{"clawbox", "rules", "app.cyclonedx", "app.spdx", "sbom.cyclonedx", "sbom.spdx", "app", "tiny"}
 	if !slices.Equal(names, want) {
 		t.Errorf("announced %v, want %v", names, want)
 	}
@@ -409,7 +409,7 @@ func TestReady(t *testing.T) {
 		names = append(names, it.Name)
 		return nil
 	}}))
-	if slices.Sort(names); len(names) != 4 {
+	if slices.Sort(names); len(names) != 8 {
 		t.Errorf("announced of what was there already: %v", names)
 	}
 	broken := errors.New("import failed")
@@ -469,7 +469,7 @@ func TestTwoDamaged(t *testing.T) {
 	}
 	st := newStore(t)
 	must(t, s.media(t).Load(t.Context(), st, nil))
-	sound(t, st, 2)
+	sound(t, st, 4)
 	scratch(t, m.parts[2], 2)
 	if err := s.media(t).Load(t.Context(), newStore(t), nil); !errors.Is(err, manifest.ErrTampered) {
 		t.Errorf("three damaged, two parity parts: %v", err)

@@ -9,8 +9,6 @@ import (
 	"net/http"
 	"os"
 	"path"
-	"path/filepath"
-	"slices"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -23,22 +21,14 @@ const (
 	// FileArtifact is the artifact type of kinds file and policy.
 	FileArtifact = "application/vnd.clawbox.file.v1"
 
-	// titleNote holds a file's name; modelPath is ModelPack's own key for it.
+	// titleNote holds a file's name.
 	titleNote = "org.opencontainers.image.title"
-	modelPath = "org.cncf.model.filepath"
 
-	modelArtifact     = "application/vnd.cncf.model.manifest.v1+json"
-	modelConfig       = "application/vnd.cncf.model.config.v1+json"
-	modelWeight       = "application/vnd.cncf.model.weight.v1.raw"
-	modelWeightConfig = "application/vnd.cncf.model.weight.config.v1.raw"
+	modelConfig = "application/vnd.cncf.model.config.v1+json"
 
 	emptyConfig = "application/vnd.oci.empty.v1+json"
 	rawLayer    = "application/octet-stream"
 )
-
-// weightFormats maps a weight file's extension to ModelPack's name of the
-// format; every other file is configuration.
-var weightFormats = map[string]string{".gguf": "gguf", ".safetensors": "safetensors"}
 
 // artifact stores a manifest with the given config and layers.
 func (p *pool) artifact(ctx context.Context, kind string, config v1.Descriptor, layers []v1.Descriptor) (v1.Descriptor, error) {
@@ -63,8 +53,12 @@ func (j *job) fileArtifact(ctx context.Context, h v1.Hash, size int64) (fetched,
 
 // file takes a local file. It is hashed now, and again when it is written.
 func (j *job) file(ctx context.Context) (fetched, error) {
-	p := j.recipe.path(j.arg)
-	l, h, err := j.hash(ctx, p, j.item.Name)
+	f, err := os.Open(j.recipe.path(j.arg))
+	if err != nil {
+		return fetched{}, err
+	}
+	defer f.Close()
+	l, h, err := j.hash(ctx, f, j.item.Name)
 	if err != nil {
 		return fetched{}, err
 	}
@@ -96,109 +90,6 @@ func (c counted) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	c.task.Add(int64(n))
 	return n, err
-}
-
-// modelDir makes a ModelPack artifact of a directory, one raw layer per file,
-// in the order of their paths. Nothing in it depends on the machine: no
-// times, owners or modes.
-func (j *job) modelDir(ctx context.Context) (fetched, error) {
-	dir := j.recipe.path(j.arg)
-	names, err := modelFiles(dir)
-	if err != nil {
-		return fetched{}, err
-	}
-	var layers []v1.Descriptor
-	format := ""
-	for _, name := range names {
-		p := filepath.Join(dir, filepath.FromSlash(name))
-		l, h, err := j.hash(ctx, p, j.item.Name+"/"+name)
-		if err != nil {
-			return fetched{}, err
-		}
-		j.pool.addLocal(h, l)
-		d := v1.Descriptor{MediaType: modelWeightConfig, Digest: h, Size: l.size, Annotations: map[string]string{titleNote: name, modelPath: name}}
-		if f, ok := weightFormats[path.Ext(name)]; ok {
-			d.MediaType, format = modelWeight, f
-		}
-		layers = append(layers, d)
-	}
-	if format == "" {
-		return fetched{}, fmt.Errorf("%s holds no .gguf and no .safetensors file: is it a model's directory?", dir)
-	}
-	config, err := j.modelConfig(ctx, format, layers)
-	if err != nil {
-		return fetched{}, err
-	}
-	root, err := j.pool.artifact(ctx, modelArtifact, config, layers)
-	return fetched{root: root, resolved: root.Digest}, err
-}
-
-// modelConfig is ModelPack's config: what is known of the model, and the
-// digests of its files.
-func (j *job) modelConfig(ctx context.Context, format string, layers []v1.Descriptor) (v1.Descriptor, error) {
-	type object = map[string]any // encoding/json sorts the keys
-	var ids []v1.Hash
-	for _, l := range layers {
-		ids = append(ids, l.Digest)
-	}
-	about := object{"name": j.item.Name, "version": j.recipe.Metadata.Version}
-	if j.item.Licence != "" {
-		about["licenses"] = []string{j.item.Licence}
-	}
-	return j.pool.putJSON(ctx, modelConfig, object{
-		"descriptor": about, "config": object{"format": format}, "modelfs": object{"type": "layers", "diffIds": ids},
-	})
-}
-
-// maxModelFiles bounds the files of one model; its manifest must stay small.
-const maxModelFiles = 4096
-
-// modelFiles lists the regular files below dir, as sorted slash paths. A
-// symbolic link to a file inside dir counts as that file; one that leaves dir,
-// and anything else that is no file, is refused.
-func modelFiles(dir string) ([]string, error) {
-	root, err := filepath.EvalSymlinks(dir)
-	if err != nil {
-		return nil, err
-	}
-	var names []string
-	err = filepath.WalkDir(root, func(p string, e fs.DirEntry, err error) error {
-		if err != nil || e.IsDir() {
-			return err
-		}
-		name, err := filepath.Rel(root, p)
-		if err != nil {
-			return err
-		}
-		if err := insideDir(root, p); err != nil {
-			return err
-		}
-		if names = append(names, filepath.ToSlash(name)); len(names) > maxModelFiles {
-			return fmt.Errorf("%s holds more than %d files: is it a model's directory?", dir, maxModelFiles)
-		}
-		return nil
-	})
-	slices.Sort(names)
-	return names, err
-}
-
-// insideDir refuses a path that is not, in the end, a regular file below root.
-func insideDir(root, p string) error {
-	to, err := filepath.EvalSymlinks(p)
-	if err != nil {
-		return err
-	}
-	if rel, err := filepath.Rel(root, to); err != nil || !filepath.IsLocal(rel) {
-		return fmt.Errorf("%s leads out of the model's directory, to %s: copy the file into it", p, to)
-	}
-	fi, err := os.Lstat(to)
-	if err != nil {
-		return err
-	}
-	if !fi.Mode().IsRegular() {
-		return fmt.Errorf("%s is a %s, want regular files only", p, describeMode(fi.Mode()))
-	}
-	return nil
 }
 
 // client follows redirects to https only.
@@ -247,7 +138,7 @@ func (j *job) download(ctx context.Context, h v1.Hash) error {
 		return err
 	}
 	task := j.progress.Start("get "+j.item.Name, resp.ContentLength)
-	err = j.pool.store.Put(ctx, h, resp.ContentLength, counted{ctx, resp.Body, task})
+	err = j.store(ctx, v1.Descriptor{Digest: h}, resp.ContentLength, counted{ctx, resp.Body, task})
 	task.Done(err)
 	return err
 }

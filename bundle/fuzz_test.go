@@ -41,23 +41,6 @@ func FuzzManifest(f *testing.F) {
 	})
 }
 
-// FuzzNote: whatever lies in release.note, nothing is taken in but what was
-// signed; and the decoder for display survives it.
-func FuzzNote(f *testing.F) {
-	out, trust := demo(f)
-	good := read(f, filepath.Join(out, topDir, noteFile))
-	f.Add(good)
-	f.Add(good[:len(good)/2])
-	f.Add(bytes.Replace(good, []byte(`"sequence": 3`), []byte(`"sequence": 4`), 1))
-	f.Fuzz(func(t *testing.T, note []byte) {
-		if _, _, err := trust.Open(note); err == nil && !bytes.Equal(note, good) {
-			t.Error("a note was taken that nobody signed")
-		}
-		manifest.Unverified(note)
-		manifest.UnverifiedRoot(note)
-	})
-}
-
 // FuzzIndex: an index that its release names with the right sum is decoded to
 // what encodes to the same bytes, and lies within the parts.
 func FuzzIndex(f *testing.F) {

@@ -2,6 +2,7 @@ package bundle
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"io/fs"
 	"math/rand"
@@ -25,9 +26,9 @@ metadata: {name: demo, version: 0.1.0, created: "2025-01-02T03:04:05Z"}
 sequence: 3
 items:
   - {name: tiny, kind: model, source: "dir:model", licence: MIT, redistributable: true}
-  - {name: app, kind: image, source: "oci-layout:image:latest", platforms: [linux/amd64], licence: Apache-2.0}
-  - {name: clawbox, kind: file, source: "file:clawbox.bin", path: bin/clawbox, mode: "0755"}
-  - {name: rules, kind: policy, source: "file:rules.yaml"}
+  - {name: app, kind: image, source: "oci-layout:image:latest", platforms: [linux/amd64], licence: Apache-2.0, redistributable: true}
+  - {name: clawbox, kind: file, source: "file:clawbox.bin", path: bin/clawbox, mode: "0755", redistributable: true}
+  - {name: rules, kind: policy, source: "file:rules.yaml", redistributable: true}
 `
 
 // noise is n bytes that are always the same for one seed.
@@ -35,6 +36,21 @@ func noise(seed int64, n int) []byte {
 	b := make([]byte, n)
 	rand.New(rand.NewSource(seed)).Read(b)
 	return b
+}
+
+// gguf is a file of n bytes with one tensor of noise, from byte 64 on.
+func gguf(seed int64, n int) []byte {
+	le := binary.LittleEndian
+	b := le.AppendUint32([]byte("GGUF"), 3)
+	b = le.AppendUint64(b, 1) // tensors
+	b = le.AppendUint64(b, 0) // keys
+	b = append(le.AppendUint64(b, 1), 'w')
+	b = le.AppendUint32(b, 1) // dimensions
+	b = le.AppendUint64(b, uint64(n-64))
+	b = le.AppendUint32(b, 24) // I8
+	b = le.AppendUint64(b, 0)
+	b = append(b, make([]byte, 64-len(b))...)
+	return append(b, noise(seed, n-64)...)
 }
 
 func write(t testing.TB, path string, b []byte) {
@@ -81,7 +97,7 @@ func sources(t testing.TB, dir string) string {
 	write(t, filepath.Join(dir, "recipe.yaml"), []byte(demoRecipe))
 	write(t, filepath.Join(dir, "clawbox.bin"), noise(1, 300_000))
 	write(t, filepath.Join(dir, "rules.yaml"), []byte("network: {deny: \"*\"}\n"))
-	write(t, filepath.Join(dir, "model/tiny.gguf"), noise(2, 5<<20+17)) // two chunks, six parts
+	write(t, filepath.Join(dir, "model/tiny.gguf"), gguf(2, 5<<20+17)) // two chunks, six parts
 	write(t, filepath.Join(dir, "model/config.json"), []byte("{}"))
 	write(t, filepath.Join(dir, "model/empty.txt"), nil)
 	p, err := layout.Write(filepath.Join(dir, "image"), empty.Index)

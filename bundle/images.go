@@ -76,7 +76,7 @@ func (o registryOrigin) blob(ctx context.Context, d v1.Descriptor) error {
 		}
 		defer rc.Close()
 		task := o.j.progress.Start(fmt.Sprintf("pull %s %.12s", o.j.item.Name, d.Digest.Hex), d.Size)
-		err = o.j.pool.store.Put(ctx, d.Digest, d.Size, counted{ctx, rc, task})
+		err = o.j.store(ctx, d, d.Size, counted{ctx, rc, task})
 		task.Done(err)
 		return err
 	})
@@ -294,7 +294,7 @@ func (j *job) archiveLayer(ctx context.Context, l v1.Layer) (v1.Descriptor, erro
 		}
 		defer rc.Close()
 		task := j.progress.Start(fmt.Sprintf("unpack %s %.12s", j.item.Name, h.Hex), -1)
-		err = j.pool.store.Put(ctx, h, -1, counted{ctx, rc, task})
+		err = j.store(ctx, v1.Descriptor{MediaType: types.OCIUncompressedLayer, Digest: h}, -1, counted{ctx, rc, task})
 		task.Done(err)
 		if err != nil {
 			return v1.Descriptor{}, err

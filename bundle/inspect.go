@@ -8,6 +8,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/clawbox/clawbox/bundle/licence"
 	"github.com/clawbox/clawbox/bundle/manifest"
 )
 
@@ -101,11 +102,52 @@ func (i Info) Print(w io.Writer) error {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", it.Name, it.Kind, Size(it.TotalSize), or(it.Licence, "not stated"),
 			yesNo(it.Redistributable), it.Ref, or(it.Path, strings.Join(it.Platforms, ",")))
 	}
+	if notes := notesOn(i.Items); len(notes) > 0 {
+		fmt.Fprintf(t, "\nNOTE\t\n%s", strings.Join(notes, ""))
+	}
 	fmt.Fprintf(t, "\nPART\tSIZE\tSTATE\n")
 	for _, p := range append(append(partList{}, i.Parts...), i.Parity...) {
 		fmt.Fprintf(t, "%s\t%s\t%s\n", p.Name, Size(p.Size), p.State())
 	}
 	return t.Flush()
+}
+
+// notesOn are the lines about items that somebody should read before they are
+// used or handed on: who decided what, keys that were let through, code.
+func notesOn(items []manifest.Item) (out []string) {
+	for _, it := range items {
+		say := func(format string, args ...any) {
+			out = append(out, it.Name+"\t"+fmt.Sprintf(format, args...)+"\n")
+		}
+		for _, a := range it.Accepted {
+			say("%s", acceptances[a.What](a.By, a.When, a.SHA256))
+		}
+		for _, k := range it.AllowedKeys {
+			say("holds the key %s, which the recipe allows: %s", k.Fingerprint, k.Why)
+		}
+		if m := it.Model; m != nil {
+			if m.Profile != "" {
+				say("profile %s, chosen for %s", m.Profile, m.Target)
+			}
+			for _, c := range m.Code {
+				say("code: %s  %s", c.Name, c.Digest)
+			}
+			for _, a := range m.Asks {
+				say("asks the engine to run code: %s", a)
+			}
+		}
+	}
+	return out
+}
+
+// acceptances puts each kind of acceptance into words.
+var acceptances = map[string]func(by, when, sum string) string{
+	licence.OwnUse: func(by, when, _ string) string {
+		return fmt.Sprintf("for hosts of the same organisation only, as %s decided, %s", by, when)
+	},
+	licence.EULA: func(by, when, sum string) string {
+		return fmt.Sprintf("terms sha256:%s accepted by %s, %s", sum, by, when)
+	},
 }
 
 // State is "present", "missing" or what is wrong with the size.

@@ -19,7 +19,7 @@ func TestJourney(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := m.Release()
-	if r.Name != "demo" || r.Sequence != 3 || len(r.Items) != 4 || len(r.Parts) < 6 || !slices.Equal(m.Signers(), []string{"acme"}) {
+	if r.Name != "demo" || r.Sequence != 3 || len(r.Items) != 8 || len(r.Parts) < 6 || !slices.Equal(m.Signers(), []string{"acme"}) {
 		t.Errorf("release %+v, signers %v", r, m.Signers())
 	}
 	if err := m.Verify(t.Context(), nil); err != nil {
@@ -32,7 +32,7 @@ func TestJourney(t *testing.T) {
 	if c.n != r.Size() {
 		t.Errorf("loaded %d bytes, want %d", c.n, r.Size())
 	}
-	sound(t, s, 4)
+	sound(t, s, 8)
 	src := filepath.Dir(out)
 	for _, c := range []struct{ ref, name, file string }{
 		{"clawbox:0.1.0", "clawbox", "clawbox.bin"},
@@ -72,7 +72,7 @@ func TestOrder(t *testing.T) {
 			}
 		}
 	}
-	if want := []string{"clawbox", "rules", "app", "tiny"}; !slices.Equal(order, want) {
+	if want := []string{"clawbox", "rules", "app.cyclonedx", "app.spdx", "sbom.cyclonedx", "sbom.spdx", "app", "tiny"}; !slices.Equal(order, want) {
 		t.Errorf("order %v, want %v", order, want)
 	}
 }

@@ -23,6 +23,8 @@ type LoadOptions struct {
 	Ready func(ctx context.Context, it manifest.Item) error
 	// Warn is told of chunks that had to be read again or rebuilt.
 	Warn func(error)
+	// Items are the names of the items to load; none: all of them.
+	Items []string
 	// Waiting is told who has the store; the load then waits. Without it, a
 	// store in use is a content.ErrBusy.
 	Waiting func(content.Holder)
@@ -44,6 +46,12 @@ func (m *Media) Load(ctx context.Context, s *content.Store, p Progress) error {
 // On an error no ref has changed; what was proved until then stays for the next
 // load.
 func (m *Media) LoadWith(ctx context.Context, s *content.Store, o LoadOptions) error {
+	if len(o.Items) > 0 {
+		var err error
+		if m, err = m.only(ctx, s, o.Items); err != nil {
+			return fmt.Errorf("load: %w", err)
+		}
+	}
 	release, err := s.Exclusive(ctx, o.Waiting)
 	if err != nil {
 		return fmt.Errorf("load: %w", err)

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"go.yaml.in/yaml/v4"
 
+	"github.com/clawbox/clawbox/bundle/licence"
 	"github.com/clawbox/clawbox/internal/durable"
 )
 
@@ -22,6 +23,9 @@ type Lock struct {
 	Kind       string     `yaml:"kind"`
 	Created    string     `yaml:"created"` // the release's time
 	Items      []LockItem `yaml:"items"`
+	// Acceptances say who decided what about items that may not simply be
+	// handed on.
+	Acceptances []licence.Acceptance `yaml:"acceptances,omitempty"`
 }
 
 // LockItem pins one item. Resolved is the digest at the source (of a tag's
@@ -34,6 +38,20 @@ type LockItem struct {
 	Root      string   `yaml:"root"`
 	MediaType string   `yaml:"mediaType"`
 	Size      int64    `yaml:"size"` // of the root, in bytes
+	// Packages are the closure, of kind debs.
+	Packages []LockPackage `yaml:"packages,omitempty"`
+
+	Line int64 `yaml:"-"`
+}
+
+// LockPackage pins one .deb.
+type LockPackage struct {
+	Name    string `yaml:"name"`
+	Version string `yaml:"version"`
+	Arch    string `yaml:"arch"`
+	URL     string `yaml:"url"`
+	SHA256  string `yaml:"sha256"` // in hex
+	Size    int64  `yaml:"size"`   // bytes
 
 	Line int64 `yaml:"-"`
 }
@@ -73,13 +91,30 @@ func loadLock(path string) (*Lock, error) {
 		return nil, &SyntaxError{path, 1, "created " + strconv.Quote(l.Created), "a time such as 2025-01-31T12:00:00Z", ""}
 	}
 	for _, it := range l.Items {
-		for _, d := range []string{it.Resolved, it.Root} {
-			if _, err := v1.NewHash(d); err != nil {
-				return nil, &SyntaxError{path, int(it.Line), err.Error(), "sha256:<64 hex digits>", "build with --update-lock"}
-			}
+		if err := it.check(path); err != nil {
+			return nil, err
+		}
+	}
+	for _, a := range l.Acceptances {
+		if err := a.Check(); err != nil {
+			return nil, &SyntaxError{path, int(a.Line), err.Error(), "a whole acceptance", "record it again with clawbox bundle"}
 		}
 	}
 	return &l, nil
+}
+
+func (p LockItem) check(path string) error {
+	for _, d := range []string{p.Resolved, p.Root} {
+		if _, err := v1.NewHash(d); err != nil {
+			return &SyntaxError{path, int(p.Line), err.Error(), "sha256:<64 hex digits>", "build with --update-lock"}
+		}
+	}
+	for _, k := range p.Packages {
+		if !sha256Form.MatchString(k.SHA256) || k.Size < 1 || k.Name == "" || k.URL == "" {
+			return &SyntaxError{path, int(k.Line), fmt.Sprintf("package %.80q of %d bytes, sha256 %.80q", k.Name, k.Size, k.SHA256), "a name, a URL, a size and 64 hex digits", "build with --update-lock"}
+		}
+	}
+	return nil
 }
 
 // find returns the pin of it, or nil when there is no lock. A lock that lacks
@@ -112,7 +147,7 @@ func (p *LockItem) root() v1.Descriptor {
 func pin(it Item, f fetched) LockItem {
 	return LockItem{
 		Name: it.Name, Source: it.Source, Platforms: it.Platforms, Resolved: f.resolved.String(),
-		Root: f.root.Digest.String(), MediaType: string(f.root.MediaType), Size: f.root.Size,
+		Root: f.root.Digest.String(), MediaType: string(f.root.MediaType), Size: f.root.Size, Packages: f.packages,
 	}
 }
 

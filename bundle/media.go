@@ -62,28 +62,14 @@ func OpenMedia(trust manifest.Trust, dirs ...string) (*Media, error) {
 // Open is OpenMedia for encrypted media, too. When the trust is a root, the
 // roots on the media are followed first; Trust returns where they led.
 func (o MediaOptions) Open() (*Media, error) {
-	note, err := readNote(o.Dirs)
+	m, err := o.media()
 	if err != nil {
 		return nil, err
 	}
-	m := &Media{note: note, dirs: slices.Clone(o.Dirs), ids: o.Identities, blobs: map[v1.Hash]manifest.Blob{}, open: openPart, pause: patience}
-	if m.trust, err = o.Trust.Follow(m.readRoot); err != nil {
-		return nil, fmt.Errorf("media: %w", err)
-	}
-	if m.release, m.signers, err = m.trust.Open(note); err != nil {
-		return nil, fmt.Errorf("media %s: %w", strings.Join(o.Dirs, ", "), err)
-	}
-	if m.index, err = readIndex(m.release, o.Dirs, o.Identities...); err != nil {
-		return nil, err
-	}
-	if m.release.Encryption != "" {
-		m.release.Items = m.index.Items
-	}
-	for _, b := range m.index.Blobs {
-		m.blobs[b.Digest] = b
-	}
-	if err := m.find(); err != nil {
-		return nil, err
+	for _, step := range []func() error{func() error { return m.verified(o.Trust) }, m.readIndex, m.find} {
+		if err := step(); err != nil {
+			return nil, err
+		}
 	}
 	if err := errors.Join(m.strangers()...); err != nil {
 		return nil, fmt.Errorf("media: %w", err)
@@ -164,9 +150,21 @@ func openFile(path string) (*os.File, int64, error) {
 	return f, fi.Size(), nil
 }
 
-// readTop reads clawbox/name in dir, at most limit bytes.
+// top is the bundle's own directory in dir: clawbox/ below it, or dir itself
+// when that is where a release.note lies.
+func top(dir string) string {
+	sub := filepath.Join(dir, topDir)
+	if _, err := os.Lstat(sub); errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(filepath.Join(dir, noteFile)); err == nil {
+			return dir
+		}
+	}
+	return sub
+}
+
+// readTop reads a file of the bundle in dir, at most limit bytes.
 func readTop(dir, name string, limit int64) ([]byte, error) {
-	f, n, err := openFile(filepath.Join(dir, topDir, name))
+	f, n, err := openFile(filepath.Join(top(dir), name))
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +182,7 @@ func readNote(dirs []string) (note []byte, err error) {
 	}
 	from := ""
 	for _, d := range dirs {
-		if _, err := os.Stat(filepath.Join(d, topDir)); err != nil {
+		if _, err := os.Stat(top(d)); err != nil {
 			return nil, fmt.Errorf("media: %w: there is no bundle in %s; is the stick mounted?", err, d)
 		}
 		b, err := readTop(d, noteFile, manifest.MaxNote)
@@ -193,7 +191,7 @@ func readNote(dirs []string) (note []byte, err error) {
 		case err != nil:
 			return nil, fmt.Errorf("media: %w", err)
 		case len(b) == 0:
-			return nil, fmt.Errorf("media: %w: %s is empty: copy the bundle again", manifest.ErrIncomplete, filepath.Join(d, topDir, noteFile))
+			return nil, fmt.Errorf("media: %w: %s is empty: copy the bundle again", manifest.ErrIncomplete, filepath.Join(top(d), noteFile))
 		case note != nil && !bytes.Equal(note, b):
 			return nil, fmt.Errorf("media: %s and %s carry different releases: give the sticks of one only", from, d)
 		default:
@@ -266,7 +264,7 @@ func findFiles(parts []manifest.Part, folder string, dirs []string) (out partLis
 	for _, p := range parts {
 		i := PartInfo{Name: p.Name, Size: p.Size, Got: -1}
 		for _, d := range dirs {
-			path := filepath.Join(d, topDir, folder, p.Name)
+			path := filepath.Join(top(d), folder, p.Name)
 			fi, err := os.Lstat(path)
 			if err != nil || !fi.Mode().IsRegular() || i.Got == p.Size {
 				continue

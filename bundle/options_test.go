@@ -68,7 +68,7 @@ func TestParity(t *testing.T) {
 		if err := loadFrom(t, o, st); err != nil {
 			t.Errorf("without %s and %s: %v", all[i], all[k], err)
 		}
-		sound(t, st, 4)
+		sound(t, st, 8)
 		for _, p := range []string{all[i], all[k]} {
 			if err := os.Rename(away+filepath.Base(p), p); err != nil {
 				t.Fatal(err)
@@ -99,7 +99,7 @@ func TestEncrypted(t *testing.T) {
 	s := newSite(t)
 	s.opt.Recipients, s.opt.Parity = []string{id.Recipient().String()}, 1
 	r := s.mustBuild(t)
-	if len(r.Items) != 4 || r.Encryption != manifest.Age {
+	if len(r.Items) != 8 || r.Encryption != manifest.Age {
 		t.Errorf("items %v, encryption %q", r.Items, r.Encryption)
 	}
 	for p, b := range tree(t, s.opt.Out) {
@@ -121,7 +121,7 @@ func TestEncrypted(t *testing.T) {
 		t.Errorf("with another identity: %v", err)
 	}
 	o.Identities = append(o.Identities, id)
-	if i, err := o.Inspect(); err != nil || i.Sealed || len(i.Items) != 4 {
+	if i, err := o.Inspect(); err != nil || i.Sealed || len(i.Items) != 8 {
 		t.Errorf("inspect: %+v, %v", i, err)
 	}
 	m, err := o.Open()
@@ -138,7 +138,7 @@ func TestEncrypted(t *testing.T) {
 	if err := loadFrom(t, o, st); err != nil {
 		t.Error(err)
 	}
-	sound(t, st, 4)
+	sound(t, st, 8)
 }
 
 // TestOutputs: parts are spread over sticks and read from them in any order.
@@ -158,7 +158,7 @@ func TestOutputs(t *testing.T) {
 		if err := loadFrom(t, MediaOptions{Trust: s.trust, Dirs: dirs}, st); err != nil {
 			t.Error(err)
 		}
-		sound(t, st, 4)
+		sound(t, st, 8)
 	}
 	if err := loadFrom(t, MediaOptions{Trust: s.trust, Dirs: []string{a, c}}, newStore(t)); !errors.Is(err, manifest.ErrIncomplete) {
 		t.Errorf("without a stick: %v", err)
@@ -252,12 +252,12 @@ func TestSameBytes(t *testing.T) {
 // bigModel gives the site a model of some chunks, each with its own seed.
 func (s *site) bigModel(t *testing.T, seeds ...int64) {
 	t.Helper()
-	var b bytes.Buffer
-	for _, x := range seeds {
-		b.Write(noise(x, manifest.ChunkSize))
+	b := gguf(0, len(seeds)*manifest.ChunkSize+1000)
+	for i, x := range seeds {
+		copy(b[max(64, i*manifest.ChunkSize):(i+1)*manifest.ChunkSize], noise(x, manifest.ChunkSize))
 	}
-	b.Write(noise(99, 1000))
-	write(t, filepath.Join(s.dir, "model/tiny.gguf"), b.Bytes())
+	copy(b[len(seeds)*manifest.ChunkSize:], noise(99, 1000))
+	write(t, filepath.Join(s.dir, "model/tiny.gguf"), b)
 }
 
 // version makes the recipe that of release n.
@@ -313,11 +313,11 @@ func TestSince(t *testing.T) {
 			t.Error("the model is another")
 		}
 	}
-	next("4", manifest.ChunkSize, 10, 11, 20, 13)     // one chunk is new
-	next("5", manifest.ChunkSize, 10, 20, 11, 13, 30) // moved, and one is new
-	next("6", 0, 10, 20, 11, 13, 30)                  // only the version
-	next("7", manifest.ChunkSize, 12, 13, 30, 20, 10) // all moved; 12 went with release 4, so it is new
-	sound(t, st, 4+4*4)
+	next("4", manifest.ChunkSize, 10, 11, 20, 13)       // one chunk is new
+	next("5", 2*manifest.ChunkSize, 10, 20, 11, 13, 30) // moved; one is new, and the header of a longer tensor
+	next("6", 0, 10, 20, 11, 13, 30)                    // only the version
+	next("7", 2*manifest.ChunkSize, 12, 13, 30, 20, 10) // all moved; 12 went with release 4, and 10 had the header in it
+	sound(t, st, 8+4*8)
 }
 
 // TestSinceRefuses: a base that nobody trusted signed, or that is newer.

@@ -28,6 +28,7 @@ const maxManifest = 4 << 20
 type pool struct {
 	store  *content.Store
 	cache  *cache // nil: none
+	looks  *looks // of builds
 	flight singleflight.Group
 
 	mu    sync.Mutex

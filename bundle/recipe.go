@@ -15,6 +15,7 @@ import (
 
 	"github.com/clawbox/clawbox/bundle/content"
 	"github.com/clawbox/clawbox/bundle/manifest"
+	"github.com/clawbox/clawbox/bundle/model"
 )
 
 const (
@@ -65,7 +66,7 @@ type Item struct {
 	Name string `yaml:"name"`
 	Kind string `yaml:"kind"` // manifest.Kinds
 	// Source is docker://REF, oci-layout:DIR[:TAG], docker-archive:FILE,
-	// dir:DIR, file:FILE or https://…
+	// dir:DIR, file:FILE, https://… or deb:FILE
 	Source string `yaml:"source"`
 	// SHA256 pins a file, in hex; required for https.
 	SHA256 string `yaml:"sha256,omitempty"`
@@ -73,13 +74,24 @@ type Item struct {
 	// reference itself, otherwise NAME:VERSION.
 	Ref string `yaml:"ref,omitempty"`
 	// Platforms to take from a multi-platform image. Default: linux/amd64.
-	Platforms       []string `yaml:"platforms,omitempty"`
-	Licence         string   `yaml:"licence,omitempty"`
-	Redistributable bool     `yaml:"redistributable,omitempty"`
-	// Path in the slot and mode, for files and policies. Default:
-	// files/NAME or policies/NAME.yaml, "0644".
+	Platforms []string `yaml:"platforms,omitempty"`
+	// Licence is an SPDX expression. What is not Redistributable, or has Terms,
+	// needs an acceptance in the lock. Terms is a text's file, or sha256:HEX.
+	Licence         string `yaml:"licence,omitempty"`
+	Redistributable bool   `yaml:"redistributable,omitempty"`
+	Terms           string `yaml:"terms,omitempty"`
+	// AllowedKeys lets key material through that is meant to be there.
+	AllowedKeys []manifest.AllowedKey `yaml:"allowedKeys,omitempty"`
+	// Path in the slot and mode, for files, policies and debs. Default:
+	// files/NAME, policies/NAME.yaml or debs/NAME, "0644".
 	Path string `yaml:"path,omitempty"`
 	Mode string `yaml:"mode,omitempty"`
+	// Of models from a folder. Target chooses among Profiles, which are
+	// subfolders; Exclude leaves files out, Pickles lets them in.
+	Target   model.Target    `yaml:"target,omitempty"`
+	Profiles []model.Profile `yaml:"profiles,omitempty"`
+	Exclude  []string        `yaml:"exclude,omitempty"`
+	Pickles  bool            `yaml:"pickles,omitempty"`
 
 	Line int64 `yaml:"-"`
 }
@@ -134,10 +146,11 @@ func (it *Item) fill(version string) {
 		}
 	}
 	if manifest.Kinds[it.Kind].Placed {
-		if it.Path == "" && it.Kind == "policy" {
-			it.Path = "policies/" + it.Name + ".yaml"
-		} else if it.Path == "" {
-			it.Path = "files/" + it.Name
+		if it.Path == "" {
+			it.Path = map[string]string{"file": "files/", "policy": "policies/", "debs": "debs/"}[it.Kind] + it.Name
+			if it.Kind == "policy" {
+				it.Path += ".yaml"
+			}
 		}
 		if it.Mode == "" {
 			it.Mode = "0644"
@@ -206,8 +219,8 @@ var sha256Form = regexp.MustCompile(`^[0-9a-f]{64}$`)
 func (r Recipe) checkItem(it Item) error {
 	at := func(err error) error { return r.fail(it.Line, err.Error(), "a valid item", "") }
 	kind, ok := manifest.Kinds[it.Kind]
-	if !ok {
-		return r.fail(it.Line, fmt.Sprintf("kind %.40q", it.Kind), "file, policy, image or model", "")
+	if !ok || kind.Made {
+		return r.fail(it.Line, fmt.Sprintf("kind %.40q", it.Kind), "file, policy, debs, image or model", "")
 	}
 	if err := manifest.CheckName(it.Name); err != nil {
 		return at(err)
@@ -215,8 +228,11 @@ func (r Recipe) checkItem(it Item) error {
 	if err := content.CheckRef(it.Ref); err != nil {
 		return at(err)
 	}
-	if err := manifest.CheckLicence(it.Licence); err != nil {
-		return at(err)
+	if err := r.checkTerms(it); err != nil {
+		return err
+	}
+	if err := r.checkModel(it); err != nil {
+		return err
 	}
 	if kind.Placed {
 		if err := manifest.CheckPath(it.Path); err != nil {
@@ -226,7 +242,7 @@ func (r Recipe) checkItem(it Item) error {
 			return at(err)
 		}
 	} else if it.Path != "" || it.Mode != "" {
-		return r.fail(it.Line, fmt.Sprintf("path or mode for %s, which is of kind %s", it.Name, it.Kind), "them for files and policies only", "remove them")
+		return r.fail(it.Line, fmt.Sprintf("path or mode for %s, which is of kind %s", it.Name, it.Kind), "them for files, policies and debs only", "remove them")
 	}
 	return r.checkSource(it)
 }
@@ -242,7 +258,7 @@ func (r Recipe) checkSource(it Item) error {
 	if !slices.Contains(sch.kinds, it.Kind) {
 		return r.fail(it.Line, fmt.Sprintf("source %.80q for the %s %s", it.Source, it.Kind, it.Name), "one of "+schemesFor(it.Kind), "")
 	}
-	if it.SHA256 != "" && (!manifest.Kinds[it.Kind].Placed || !sha256Form.MatchString(it.SHA256)) {
+	if it.SHA256 != "" && (it.Kind != "file" && it.Kind != "policy" || !sha256Form.MatchString(it.SHA256)) {
 		return r.fail(it.Line, fmt.Sprintf("sha256 %.80q", it.SHA256), "64 lower-case hex digits, for files and policies only", "")
 	}
 	if it.SHA256 == "" && sch.prefix == "https://" {

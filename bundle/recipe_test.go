@@ -57,7 +57,7 @@ func TestRecipeTraps(t *testing.T) {
 		"same path":          {add(`{name: x, kind: file, source: "file:x", path: bin/clawbox}`), 10, "path bin/clawbox"},
 		"path out":           {add(`{name: x, kind: file, source: "file:x", path: ../../etc/shadow}`), 10, "clean relative path"},
 		"setuid":             {add(`{name: x, kind: file, source: "file:x", mode: "4755"}`), 10, "mode"},
-		"path for image":     {add(`{name: x, kind: image, source: "docker://x", path: x}`), 10, "files and policies only"},
+		"path for image":     {add(`{name: x, kind: image, source: "docker://x", path: x}`), 10, "files, policies and debs only"},
 		"no source":          {add(`{name: x, kind: file}`), 10, "source"},
 		"unknown source":     {add(`{name: x, kind: file, source: "ftp://x"}`), 10, "one of docker://REF"},
 		"http":               {add(`{name: x, kind: file, source: "http://x"}`), 10, "source"},

@@ -120,7 +120,7 @@ func (h *hub) push(s string, archs map[string]v1.Image) v1.ImageIndex {
 }
 
 func webItem(h *hub, more string) string {
-	return `{name: web, kind: image, source: "docker://` + h.host + `/acme/web:1"` + more + `}`
+	return `{name: web, kind: image, source: "docker://` + h.host + `/acme/web:1"` + more + `, redistributable: true}`
 }
 
 func TestRegistryPlatforms(t *testing.T) {
@@ -299,12 +299,12 @@ func TestLayoutTags(t *testing.T) {
 	for src, ok := range map[string]bool{
 		"image:latest": true, "image:v2": true, "image": false, "image:v3": false, "nowhere": false,
 	} {
-		s.recipe(t, `{name: app, kind: image, source: "oci-layout:`+src+`"}`)
+		s.recipe(t, `{name: app, kind: image, source: "oci-layout:`+src+`", redistributable: true}`)
 		if _, err := s.build(t); (err == nil) != ok {
 			t.Errorf("%s: %v", src, err)
 		}
 	}
-	s.recipe(t, `{name: app, kind: image, source: "oci-layout:image:v2"}`)
+	s.recipe(t, `{name: app, kind: image, source: "oci-layout:image:v2", redistributable: true}`)
 	s.mustBuild(t)
 	layers, _ := img.Layers()
 	h, err := layers[0].Digest()
@@ -354,7 +354,7 @@ func TestHTTPS(t *testing.T) {
 		"/good?other": {strings.Repeat("a", 64), "does not match"},
 	} {
 		s := newSite(t)
-		s.recipe(t, `{name: tool, kind: file, source: "`+srv.URL+path+`", sha256: `+c.sum+`}`)
+		s.recipe(t, `{name: tool, kind: file, source: "`+srv.URL+path+`", sha256: `+c.sum+`, redistributable: true}`)
 		_, err := s.build(t)
 		if c.want != "" {
 			if err == nil || !strings.Contains(err.Error(), c.want) && !(c.want == "does not match" && errors.Is(err, content.ErrMismatch)) {
@@ -378,12 +378,12 @@ func TestHTTPS(t *testing.T) {
 
 func TestFileSum(t *testing.T) {
 	s := newSite(t)
-	s.recipe(t, `{name: tool, kind: file, source: "file:clawbox.bin", sha256: `+strings.Repeat("a", 64)+`}`)
+	s.recipe(t, `{name: tool, kind: file, source: "file:clawbox.bin", sha256: `+strings.Repeat("a", 64)+`, redistributable: true}`)
 	if _, err := s.build(t); err == nil || !strings.Contains(err.Error(), "the recipe wants aaaa") {
 		t.Errorf("got %v", err)
 	}
 	for _, src := range []string{"none", "model", "/dev/null"} {
-		s.recipe(t, `{name: tool, kind: file, source: "file:`+src+`"}`)
+		s.recipe(t, `{name: tool, kind: file, source: "file:`+src+`", redistributable: true}`)
 		if _, err := s.build(t); err == nil {
 			t.Errorf("%s: accepted", src)
 		}

@@ -10,6 +10,8 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/clawbox/clawbox/bundle/manifest"
 )
 
 // job is one item being brought into the pool.
@@ -28,6 +30,8 @@ type fetched struct {
 	root      v1.Descriptor
 	resolved  v1.Hash // what the source's name stands for
 	platforms []string
+	packages  []LockPackage   // of debs
+	model     *manifest.Model // of models
 }
 
 // scheme is a kind of source.
@@ -49,6 +53,7 @@ func init() {
 		{"dir:", "DIR", []string{"model"}, (*job).modelDir},
 		{"file:", "FILE", []string{"file", "policy"}, (*job).file},
 		{"https://", "HOST/PATH", []string{"file", "policy"}, (*job).https},
+		{"deb:", "FILE", []string{"debs"}, (*job).debs},
 	}
 }
 
@@ -81,6 +86,11 @@ func (j *job) fetch(ctx context.Context) (fetched, error) {
 	f, err := sch.fetch(j, ctx)
 	if err != nil {
 		return fetched{}, fmt.Errorf("item %s (%s): %w", j.item.Name, j.item.Source, err)
+	}
+	if j.item.Kind == "model" && f.model == nil {
+		if f.model, err = j.foreignModel(f.root); err != nil {
+			return fetched{}, fmt.Errorf("item %s (%s): %w", j.item.Name, j.item.Source, err)
+		}
 	}
 	if p := j.pin; p != nil {
 		if got := f.resolved.String(); got != p.Resolved {

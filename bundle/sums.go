@@ -120,60 +120,89 @@ type hashed struct {
 	Digest v1.Hash
 }
 
-// hash returns the digest, the size and the stamp of a regular file, from the
-// cache when the file is as it was. It computes the sums of the chunks in the
-// same reading.
-func (j *job) hash(ctx context.Context, p, what string) (localBlob, v1.Hash, error) {
-	f, err := os.Open(p)
-	if err != nil {
-		return localBlob{}, v1.Hash{}, err
-	}
-	defer f.Close()
+// hash returns the digest, the size and the stamp of an open regular file, from
+// the cache when the file is as it was. It looks into it, and computes the sums
+// of the chunks, in the same reading.
+func (j *job) hash(ctx context.Context, f *os.File, what string) (localBlob, v1.Hash, error) {
 	fi, err := f.Stat()
 	if err != nil {
 		return localBlob{}, v1.Hash{}, err
 	}
 	if !fi.Mode().IsRegular() {
-		return localBlob{}, v1.Hash{}, fmt.Errorf("%s is a %s, want a regular file", p, describeMode(fi.Mode()))
+		return localBlob{}, v1.Hash{}, fmt.Errorf("%s is a %s, want a regular file", f.Name(), describeMode(fi.Mode()))
 	}
 	st, err := stampOf(f)
 	if err != nil {
 		return localBlob{}, v1.Hash{}, err
 	}
-	abs, err := filepath.Abs(p)
+	abs, err := filepath.Abs(f.Name())
 	if err != nil {
 		return localBlob{}, v1.Hash{}, err
 	}
-	l := localBlob{path: p, size: st.Size, stamp: st}
+	l := localBlob{path: f.Name(), size: st.Size, stamp: st}
 	var known hashed
 	if j.pool.cache.get("files", abs, &known) && known.Stamp == st {
-		return l, known.Digest, nil
+		if _, ok := j.pool.looks.get(known.Digest, asRaw); ok {
+			return l, known.Digest, nil
+		}
 	}
 	settled := st.settled(time.Now())
+	r := reading{pool: j.pool, sum: true, as: asRaw}
 	task := j.progress.Start("hash "+what, st.Size)
-	h, err := j.read(ctx, f, st.Size, task)
+	h, err := r.read(ctx, f, st.Size, task)
 	if now, e := stampOf(f); err == nil && (e != nil || now != st) {
-		err = errors.Join(e, fmt.Errorf("%s changed while it was read: build again when it is complete", p))
+		err = errors.Join(e, fmt.Errorf("%s changed while it was read: build again when it is complete", f.Name()))
 	}
 	task.Done(err)
 	if err != nil {
 		return l, h, err
 	}
-	if settled && st.Size >= cachedFile {
-		err = j.pool.cache.put("files", abs, hashed{st, h})
+	keep := settled && st.Size >= cachedFile
+	if err := j.pool.looks.put(h, asRaw, r.out, keep); err != nil || !keep {
+		return l, h, err
 	}
-	return l, h, err
+	return l, h, j.pool.cache.put("files", abs, hashed{st, h})
 }
 
-// cachedFile is the size from which a local file's digest is remembered.
+// cachedFile is the size from which it is remembered what a local file showed.
 const cachedFile = 1 << 20
 
-// read hashes size bytes of f and remembers the sums of the chunks.
-func (j *job) read(ctx context.Context, f *os.File, size int64, task Task) (v1.Hash, error) {
+// reading is one pass over a file.
+type reading struct {
+	pool *pool
+	sum  bool   // digest it, and remember the sums of the chunks
+	as   string // what it is looked at as
+	out  look
+}
+
+// read reads size bytes of f, sums and looks. The digest is zero without sum.
+func (r *reading) read(ctx context.Context, f *os.File, size int64, task Task) (v1.Hash, error) {
+	end := int64(-1) // of what is looked at
+	if r.as == asRaw {
+		end = tensors(f, size)
+	}
+	l := newLooking(ctx, r.as, end)
+	h, err := r.chunks(ctx, f, size, l, task)
+	if err != nil {
+		l.stop()
+		return h, err
+	}
+	r.out, _, err = l.done()
+	return h, err
+}
+
+func (r *reading) chunks(ctx context.Context, f *os.File, size int64, l *looking, task Task) (v1.Hash, error) {
 	x := manifest.Blob{Size: size}
 	s, small := newSummer(&x), hash.Hash(nil)
 	if s.known {
 		small = sha256.New()
+	}
+	sum := func(i int, p []byte) error {
+		if small != nil {
+			small.Write(p)
+			return nil
+		}
+		return s.add(i, p)
 	}
 	buf := make([]byte, min(size, manifest.ChunkSize))
 	for i := range chunkCount(x) {
@@ -181,16 +210,20 @@ func (j *job) read(ctx context.Context, f *os.File, size int64, task Task) (v1.H
 			return v1.Hash{}, err
 		}
 		off := int64(i) * manifest.ChunkSize
+		if !r.sum && l.most >= 0 && off >= l.most {
+			break
+		}
 		p := buf[:min(size-off, manifest.ChunkSize)]
 		if err := readChunk(f, p, off); err != nil {
 			return v1.Hash{}, err
 		}
-		if small != nil {
-			small.Write(p)
-		} else if err := s.add(i, p); err != nil {
+		if err := r.both(l, p, func() error { return sum(i, p) }); err != nil {
 			return v1.Hash{}, err
 		}
 		task.Add(int64(len(p)))
+	}
+	if !r.sum {
+		return v1.Hash{}, nil
 	}
 	if small != nil {
 		return manifest.Sum(small.Sum(nil)).Digest(), nil
@@ -199,7 +232,21 @@ func (j *job) read(ctx context.Context, f *os.File, size int64, task Task) (v1.H
 	if err := s.done(); err != nil {
 		return x.Digest, err
 	}
-	return x.Digest, j.pool.cache.putSums(x)
+	return x.Digest, r.pool.cache.putSums(x)
+}
+
+// both sums and looks at the same time, where both have something to do.
+func (r *reading) both(l *looking, p []byte, sum func() error) (err error) {
+	see := func() error { _, err := l.Write(p); return err }
+	if !r.sum {
+		return see()
+	}
+	if l.most >= 0 && l.n >= l.most {
+		return sum()
+	}
+	var serr, lerr error
+	parallel(func() { serr = sum() }, func() { lerr = see() })
+	return errors.Join(serr, lerr)
 }
 
 // measure fills in the sums of a blob's chunks, reading it when the cache

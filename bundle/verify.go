@@ -84,7 +84,7 @@ func (m *Media) strangers() (errs []error) {
 		known[rootDir+"/"+manifest.RootName(int64(i+1))] = true
 	}
 	for _, d := range m.dirs {
-		root := filepath.Join(d, topDir)
+		root := top(d)
 		err := filepath.WalkDir(root, func(p string, e fs.DirEntry, err error) error {
 			if err != nil {
 				return err

@@ -2,6 +2,7 @@ package installer
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"io/fs"
 	"os"
@@ -49,7 +50,8 @@ func realMedia(t *testing.T, policy string) (dir, key string) {
 	put("launch.bin", strings.Repeat("launch", 1000))
 	put("engine.bin", strings.Repeat("engine", 100000))
 	put("openclaw.yaml", policy)
-	put("model/tiny.gguf", strings.Repeat("weights!", 200000))
+	header := `{"w":{"dtype":"I8","shape":[1600000],"data_offsets":[0,1600000]}}`
+	put("model/tiny.safetensors", string(binary.LittleEndian.AppendUint64(nil, uint64(len(header))))+header+strings.Repeat("weights!", 200000))
 	img, err := random.Image(100_000, 2)
 	if err != nil {
 		t.Fatal(err)

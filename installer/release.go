@@ -3,6 +3,7 @@ package installer
 import (
 	"io/fs"
 	"path"
+	"slices"
 	"time"
 
 	"github.com/clawbox/clawbox/bundle/manifest"
@@ -28,7 +29,7 @@ type Release struct {
 // Item is one thing that a release carries.
 type Item struct {
 	Name            string      `json:"name"`
-	Kind            string      `json:"kind"` // image, model, file or policy
+	Kind            string      `json:"kind"` // a row of manifest.Kinds
 	Ref             string      `json:"ref"`  // its name in the store
 	Digest          v1.Hash     `json:"digest"`
 	Platforms       []string    `json:"platforms,omitempty"` // os/arch of images
@@ -68,7 +69,9 @@ func (r Release) program(p string) (Item, bool) {
 }
 
 // slotItems are the items that become files of the slot.
-func (r Release) slotItems() []Item { return append(r.kind("file"), r.kind("policy")...) }
+func (r Release) slotItems() []Item {
+	return slices.Concat(r.kind("file"), r.kind("policy"), r.kind("debs"))
+}
 
 // place is an item's path in the slot. Policies without one go where the
 // appliance looks for them.

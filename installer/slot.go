@@ -8,12 +8,15 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/clawbox/clawbox/bundle/content"
+	"github.com/clawbox/clawbox/bundle/manifest"
 	"github.com/clawbox/clawbox/internal/durable"
 	"github.com/clawbox/clawbox/policies"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -22,21 +25,55 @@ import (
 // maxPolicy bounds a policy's size in bytes before it is read into memory.
 const maxPolicy = 1 << 20
 
-// layer finds the one blob that a file or policy item is.
-func layer(s *content.Store, it Item) (v1.Descriptor, error) {
+// layers reads an item's manifest.
+func layers(s *content.Store, it Item) ([]v1.Descriptor, error) {
 	f, err := s.Open(it.Digest)
 	if err != nil {
-		return v1.Descriptor{}, fmt.Errorf("%s: %w", it.Name, err)
+		return nil, fmt.Errorf("%s: %w", it.Name, err)
 	}
 	defer f.Close()
 	m, err := v1.ParseManifest(io.LimitReader(f, 4<<20))
 	if err != nil {
-		return v1.Descriptor{}, fmt.Errorf("%s: %w", it.Name, err)
+		return nil, fmt.Errorf("%s: %w", it.Name, err)
 	}
-	if len(m.Layers) != 1 {
-		return v1.Descriptor{}, fmt.Errorf("%s: got an artifact with %d layers; wanted one file", it.Name, len(m.Layers))
+	return m.Layers, nil
+}
+
+// layer finds the one blob that a file or policy item is.
+func layer(s *content.Store, it Item) (v1.Descriptor, error) {
+	ls, err := layers(s, it)
+	if err == nil && len(ls) != 1 {
+		err = fmt.Errorf("%s: got an artifact with %d layers; wanted one file", it.Name, len(ls))
 	}
-	return m.Layers[0], nil
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	return ls[0], nil
+}
+
+// fileTitle is the annotation that names a package's file.
+const fileTitle = "org.opencontainers.image.title"
+
+// files are an item's blobs by their paths in the slot: one, or those of the
+// folder that packages are.
+func files(s *content.Store, it Item) (map[string]v1.Descriptor, error) {
+	if it.Kind != "debs" {
+		d, err := layer(s, it)
+		return map[string]v1.Descriptor{it.place(): d}, err
+	}
+	ls, err := layers(s, it)
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]v1.Descriptor{}
+	for _, d := range ls {
+		name := d.Annotations[fileTitle]
+		if err := manifest.CheckPath(name); err != nil || path.Base(name) != name {
+			return nil, fmt.Errorf("%s: got a package named %q; wanted a plain file name; rebuild the bundle", it.Name, name)
+		}
+		out[path.Join(it.place(), name)] = d
+	}
+	return out, nil
 }
 
 // policies reads every policy of the release the way the appliance will.
@@ -82,23 +119,39 @@ func (r *run) slot(ctx context.Context) (string, error) {
 		if err := ctx.Err(); err != nil {
 			return "", err
 		}
-		dst := filepath.Join(root, filepath.FromSlash(it.place()))
-		if err := parents(root, dst, keep); err != nil {
-			return "", err
-		}
-		what, err := ensureBlob(s, it, dst)
+		made, err := fillItem(s, it, root, keep)
 		if err != nil {
 			return "", err
 		}
-		if what != "" {
-			did = append(did, it.place())
-		}
+		did = append(did, made...)
 	}
 	gone, err := strangers(root, keep)
 	if len(gone) > 0 && err == nil {
 		did = append(did, "removed "+list(gone))
 	}
 	return strings.Join(did, ", "), err
+}
+
+// fillItem makes an item's files, and returns those that were not there.
+func fillItem(s *content.Store, it Item, root string, keep map[string]bool) (did []string, err error) {
+	all, err := files(s, it)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range slices.Sorted(maps.Keys(all)) {
+		dst := filepath.Join(root, filepath.FromSlash(p))
+		if err := parents(root, dst, keep); err != nil {
+			return nil, err
+		}
+		what, err := ensureBlob(s, all[p], dst, it.perm())
+		if err != nil {
+			return nil, err
+		}
+		if what != "" {
+			did = append(did, p)
+		}
+	}
+	return did, nil
 }
 
 // parents makes the folders between root and dst, and marks them kept.
@@ -117,15 +170,11 @@ func parents(root, dst string, keep map[string]bool) error {
 	return nil
 }
 
-// ensureBlob makes dst the item's file, with its mode. The content is hashed
-// whether it is there already or copied now.
-func ensureBlob(s *content.Store, it Item, dst string) (string, error) {
-	d, err := layer(s, it)
-	if err != nil {
-		return "", err
-	}
+// ensureBlob makes dst the file d, with its mode. The content is hashed whether
+// it is there already or copied now.
+func ensureBlob(s *content.Store, d v1.Descriptor, dst string, mode fs.FileMode) (string, error) {
 	st, err := os.Lstat(dst)
-	if err == nil && st.Mode().IsRegular() && st.Mode().Perm() == it.perm() && st.Size() == d.Size {
+	if err == nil && st.Mode().IsRegular() && st.Mode().Perm() == mode && st.Size() == d.Size {
 		if sum, err := sumOf(dst); err == nil && sum == d.Digest.Hex {
 			return "", nil
 		}
@@ -133,7 +182,7 @@ func ensureBlob(s *content.Store, it Item, dst string) (string, error) {
 	if err == nil && st.IsDir() {
 		return "", fmt.Errorf("%s: got a folder; wanted a file; move it away", dst)
 	}
-	return dst, copyBlob(s, d, dst, it.perm())
+	return dst, copyBlob(s, d, dst, mode)
 }
 
 // copyBlob copies instead of linking: the store's blobs are 0444 for everyone,

@@ -49,7 +49,7 @@ type Collected struct {
 // a manifest, it deletes nothing.
 func Collect(ctx context.Context, store *content.Store, o CollectOptions) (Collected, error) {
 	g := &collection{
-		call: call{server: &server{store: store, shelf: shelf{filepath.Join(store.Dir(), shelfDir)}}},
+		call: call{server: &server{source: storeSource{store}, store: store, shelf: shelf{filepath.Join(store.Dir(), shelfDir)}}},
 		o:    o, before: time.Now().Add(-o.Grace),
 	}
 	if _, err := os.Stat(g.shelf.dir); err == nil { // something was pushed once

@@ -75,7 +75,7 @@ func TestConformanceReadOnly(t *testing.T) {
 		names, digests = append(names, tag), append(digests, d.Digest.String())
 	}
 	var blobs []string
-	for h := range ok(look(s.Store))(t).repos["conformance/repo1"].blobs {
+	for h := range ok(look(storeSource{s.Store}))(t).repos["conformance/repo1"].blobs {
 		blobs = append(blobs, h.String())
 	}
 	suite(t, s.host(), "OCI_VERSION=1.1",

@@ -26,7 +26,7 @@ func (c *call) documents(want func(v1.Hash, entry) bool, each func(v1.Hash, *doc
 		if !ok || !want(h, e) {
 			continue
 		}
-		m, err := load(c.store, v1.Descriptor{MediaType: types.MediaType(e.Type), Digest: e.At, Size: e.Size})
+		m, err := load(c.source, v1.Descriptor{MediaType: types.MediaType(e.Type), Digest: e.At, Size: e.Size})
 		if err != nil {
 			return fmt.Errorf("repository %s: %w: delete that manifest, or push it again", c.name, err)
 		}
@@ -169,7 +169,7 @@ func (c *call) dropManifest(h v1.Hash, e entry) error {
 	if err := c.shelf.drop(c.shelf.path(c.name, manifestsIn, fileOf(h))); err != nil {
 		return err
 	}
-	m, err := load(c.store, v1.Descriptor{MediaType: types.MediaType(e.Type), Digest: e.At, Size: e.Size})
+	m, err := load(c.source, v1.Descriptor{MediaType: types.MediaType(e.Type), Digest: e.At, Size: e.Size})
 	if err == nil && m.subject != nil { // one that can't be read is not shown any more either
 		if err := c.shelf.drop(c.shelf.path(c.name, subjectsIn, fileOf(m.subject.Digest), fileOf(h))); err != nil {
 			return err

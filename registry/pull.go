@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 	"net/url"
@@ -75,14 +76,17 @@ func (c *call) getManifest() error {
 	if err != nil {
 		return err
 	}
-	if !ok || !shown {
+	if ok && !shown {
+		return c.absent(h, unknown)
+	}
+	if !ok {
 		return unknown
 	}
 	c.w.Header().Set("Vary", "Accept")
 	if !accepts(c.r.Header.Values("Accept"), string(d.MediaType)) {
 		return refuse(http.StatusNotFound, codeNoManifest, "manifest %.80q is %s, which the Accept header doesn't allow", c.ref, d.MediaType)
 	}
-	b, err := readManifest(c.store, d)
+	b, err := readManifest(c.source, d)
 	if errors.Is(err, fs.ErrNotExist) {
 		return unknown
 	}
@@ -90,7 +94,7 @@ func (c *call) getManifest() error {
 		return err
 	}
 	head(c.w, h, string(d.MediaType))
-	http.ServeContent(c.w, c.r, "", time.Time{}, bytes.NewReader(b))
+	serveContent(c.w, c.r, bytes.NewReader(b))
 	return nil
 }
 
@@ -129,24 +133,50 @@ func (c *call) getBlob() error {
 	if !ok {
 		return unknown
 	}
-	f, err := c.store.Open(e.At)
+	f, err := c.source.Open(c.r.Context(), e.At)
 	if errors.Is(err, fs.ErrNotExist) {
-		return unknown
+		return elsewhere404(err, unknown)
 	}
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil {
-		return err
+	if f.Size() != e.Size {
+		return fmt.Errorf("blob %s has %d bytes, and should have %d: load the bundle, or push it, again", e.At, f.Size(), e.Size)
 	}
-	if !fi.Mode().IsRegular() || fi.Size() != e.Size {
-		return fmt.Errorf("blob %s is %v with %d bytes, and should have %d: load the bundle, or push it, again", e.At, fi.Mode(), fi.Size(), e.Size)
-	}
-	head(c.w, h, "application/octet-stream")
-	http.ServeContent(c.w, c.r, "", time.Time{}, f)
+	c.serveBlob(h, f)
 	return nil
+}
+
+// absent answers for a manifest that has a name here and can't be read.
+func (c *call) absent(h v1.Hash, unknown error) error {
+	if c.repo == nil {
+		return unknown
+	}
+	f, err := c.source.Open(c.r.Context(), h)
+	if err != nil {
+		return elsewhere404(err, unknown)
+	}
+	defer f.Close()
+	if _, err := io.Copy(io.Discard, io.LimitReader(f, maxManifest)); err != nil {
+		return err // so that the log says what is damaged
+	}
+	return unknown
+}
+
+// elsewhere404 is unknown, with the words of an ElsewhereError.
+func elsewhere404(err, unknown error) error {
+	var e *ElsewhereError
+	var p *problem
+	if errors.As(err, &e) && errors.As(unknown, &p) {
+		return &problem{p.status, p.code, p.message + ": " + e.Words}
+	}
+	return unknown
+}
+
+// serveContent is http.ServeContent without a name and a time.
+func serveContent(w http.ResponseWriter, r *http.Request, b io.ReadSeeker) {
+	http.ServeContent(w, r, "", time.Time{}, b)
 }
 
 // head sets what every answer that carries content has. The content never

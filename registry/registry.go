@@ -47,6 +47,9 @@
 // and manifests that another manifest here needs can't be deleted. A success
 // is answered when all of it is flushed to the disk.
 //
+// Of serves another Source than a store, for pulling: a bundle from its media,
+// which proves each chunk before it is sent.
+//
 // Content may be named by its sha256 or sha512. The store keeps it once, by
 // sha256; sha512 names need one more read when an upload ends.
 //
@@ -125,6 +128,22 @@ func New(store *content.Store, o Options) http.Handler {
 // Open is New for a registry that may take pushes. It makes the folder that
 // holds their names.
 func Open(store *content.Store, o Options) (http.Handler, error) {
+	s, err := newServer(storeSource{store}, o)
+	if err != nil {
+		return nil, err
+	}
+	s.store, s.shelf = store, shelf{filepath.Join(store.Dir(), shelfDir)}
+	if !s.push {
+		return s, nil
+	}
+	if err := durable.MkdirAll(filepath.Join(s.shelf.dir, "uploads"), 0o755); err != nil {
+		return nil, fmt.Errorf("registry: %w: pushing needs to write in the store", err)
+	}
+	s.ups, err = openSessions(store, s.shelf, o.Limits)
+	return s, err
+}
+
+func newServer(src Source, o Options) (*server, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -136,28 +155,20 @@ func Open(store *content.Store, o Options) (http.Handler, error) {
 			return nil, fmt.Errorf("registry: %w", err)
 		}
 	}
-	s := &server{
-		store: store, log: o.Log, push: o.Push, sparse: o.Sparse, views: views{store: store},
-		shelf: shelf{filepath.Join(store.Dir(), shelfDir)}, gate: gate{o.Rules, o.Users}, tell: o.Record,
-	}
-	if !s.push {
-		return s, nil
-	}
-	if err := durable.MkdirAll(filepath.Join(s.shelf.dir, "uploads"), 0o755); err != nil {
-		return nil, fmt.Errorf("registry: %w: pushing needs to write in the store", err)
-	}
-	var err error
-	s.ups, err = openSessions(store, s.shelf, o.Limits)
-	return s, err
+	return &server{
+		source: src, log: o.Log, push: o.Push, sparse: o.Sparse, views: views{source: src},
+		gate: gate{o.Rules, o.Users}, tell: o.Record,
+	}, nil
 }
 
 type server struct {
-	store  *content.Store
+	source Source
+	store  *content.Store // nil where nobody can push
 	log    *slog.Logger
 	push   bool
 	sparse bool
 	views  views
-	shelf  shelf
+	shelf  shelf // empty where nobody can push
 	gate   gate
 	ups    *sessions // nil unless push
 	tell   func(context.Context, Change) error

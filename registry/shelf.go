@@ -37,7 +37,8 @@ const (
 )
 
 // shelf is what was pushed. Every read is of the files themselves, so another
-// process that changes them, such as a collection, is seen at once.
+// process that changes them, such as a collection, is seen at once. The zero
+// shelf is empty.
 type shelf struct{ dir string }
 
 // entry says where in the store the content of a name is.
@@ -87,6 +88,9 @@ func (s shelf) put(path string, v any) error {
 
 // get reads one file into v; false when there is none.
 func (s shelf) get(path string, v any) (bool, error) {
+	if s.dir == "" {
+		return false, nil
+	}
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 		return false, nil
@@ -130,6 +134,9 @@ func (s shelf) link(name, kind string, h v1.Hash, e entry) error {
 
 func (s shelf) has(name string) bool {
 	for _, k := range []string{tagsIn, manifestsIn, blobsIn} {
+		if s.dir == "" {
+			return false
+		}
 		if fi, err := os.Stat(s.path(name, k)); err == nil && fi.IsDir() {
 			return true
 		}
@@ -140,6 +147,9 @@ func (s shelf) has(name string) bool {
 // list returns the names of the files in a repository's folder, sorted. Files
 // that are being written begin with a dot.
 func (s shelf) list(path string) ([]string, error) {
+	if s.dir == "" {
+		return nil, nil
+	}
 	es, err := os.ReadDir(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -166,6 +176,9 @@ func (s shelf) digests(path string) ([]v1.Hash, error) {
 
 // repos lists the repositories, sorted.
 func (s shelf) repos() (out []string, err error) {
+	if s.dir == "" {
+		return nil, nil
+	}
 	root := filepath.Join(s.dir, "repos")
 	err = filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
 		switch {

@@ -1,12 +1,11 @@
 package registry
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -39,44 +38,43 @@ type manifest struct {
 
 // views keeps the newest view.
 type views struct {
-	store *content.Store
+	source Source
 
 	mu    sync.Mutex // guards what follows
 	cur   *view
-	index os.FileInfo
+	state string
 	at    time.Time
 	known map[v1.Hash]*manifest // what the newest view has read
 }
 
-// get returns the view of the present index.json. A view with holes is looked
+// get returns the view of the present names. A view with holes is looked
 // at again after a second: its missing manifests come without a change there.
 func (vs *views) get() (*view, error) {
-	fi, err := os.Stat(filepath.Join(vs.store.Dir(), "index.json"))
+	state, err := vs.source.State()
 	if err != nil {
 		return nil, err
 	}
 	vs.mu.Lock()
 	defer vs.mu.Unlock()
-	same := vs.index != nil && os.SameFile(fi, vs.index) && fi.ModTime().Equal(vs.index.ModTime()) && fi.Size() == vs.index.Size()
-	if same && (!vs.cur.holes || time.Since(vs.at) < time.Second) {
+	if vs.cur != nil && state == vs.state && (!vs.cur.holes || time.Since(vs.at) < time.Second) {
 		return vs.cur, nil
 	}
-	l := &looker{store: vs.store, old: vs.known, seen: map[v1.Hash]*manifest{}}
+	l := &looker{source: vs.source, old: vs.known, seen: map[v1.Hash]*manifest{}}
 	v, err := l.look()
 	if err != nil {
 		return nil, err
 	}
-	vs.cur, vs.index, vs.at, vs.known = v, fi, time.Now(), l.seen
+	vs.cur, vs.state, vs.at, vs.known = v, state, time.Now(), l.seen
 	return v, nil
 }
 
-// look builds the view of store.
-func look(store *content.Store) (*view, error) {
-	return (&looker{store: store, seen: map[v1.Hash]*manifest{}}).look()
+// look builds the view of src.
+func look(src Source) (*view, error) {
+	return (&looker{source: src, seen: map[v1.Hash]*manifest{}}).look()
 }
 
 func (l *looker) look() (*view, error) {
-	refs, err := l.store.Refs()
+	refs, err := l.source.Refs()
 	if err != nil {
 		return nil, err
 	}
@@ -138,10 +136,10 @@ func (v *view) repo(name string) *repo {
 const maxDepth = 8
 
 type looker struct {
-	store *content.Store
-	view  *view
-	old   map[v1.Hash]*manifest // what an earlier look has read
-	seen  map[v1.Hash]*manifest // nil: couldn't be read
+	source Source
+	view   *view
+	old    map[v1.Hash]*manifest // what an earlier look has read
+	seen   map[v1.Hash]*manifest // nil: couldn't be read
 }
 
 // read returns manifest d, or nil when it can't be read. What a digest names
@@ -153,7 +151,7 @@ func (l *looker) read(d v1.Descriptor) *manifest {
 	}
 	m := l.old[d.Digest]
 	if m == nil {
-		m, _ = load(l.store, d) // nil is a hole
+		m, _ = load(l.source, d) // nil is a hole
 	}
 	l.seen[d.Digest] = m
 	return m
@@ -215,11 +213,11 @@ func (r *repo) refer() {
 
 // readManifest returns the bytes of d, of which it has checked the size and
 // the digest.
-func readManifest(store *content.Store, d v1.Descriptor) ([]byte, error) {
+func readManifest(src Source, d v1.Descriptor) ([]byte, error) {
 	if d.Size < 0 || d.Size > maxManifest {
 		return nil, fmt.Errorf("manifest %s has %d bytes, want at most %d", d.Digest, d.Size, maxManifest)
 	}
-	f, err := store.Open(d.Digest)
+	f, err := src.Open(context.Background(), d.Digest)
 	if err != nil {
 		return nil, err
 	}
@@ -229,14 +227,14 @@ func readManifest(store *content.Store, d v1.Descriptor) ([]byte, error) {
 		return nil, err
 	}
 	if sum := sha256.Sum256(b); int64(len(b)) != d.Size || hex.EncodeToString(sum[:]) != d.Digest.Hex {
-		return nil, fmt.Errorf("manifest %s is damaged in the store (%d bytes of %d, digest sha256:%x): load the bundle again", d.Digest, len(b), d.Size, sum)
+		return nil, fmt.Errorf("manifest %s is damaged (%d bytes of %d, digest sha256:%x): load the bundle again", d.Digest, len(b), d.Size, sum)
 	}
 	return b, nil
 }
 
 // load reads the manifest d.
-func load(store *content.Store, d v1.Descriptor) (*manifest, error) {
-	b, err := readManifest(store, d)
+func load(src Source, d v1.Descriptor) (*manifest, error) {
+	b, err := readManifest(src, d)
 	if err != nil {
 		return nil, err
 	}

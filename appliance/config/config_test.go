@@ -196,7 +196,7 @@ func FuzzParse(f *testing.F) {
 // The names are those that kernels hold for appliances of earlier starts.
 func TestNamesInTheKernel(t *testing.T) {
 	p := Default("/").Paths
-	if got := p.Pin() + " " + p.Cgroup(); got != "/sys/fs/bpf/clawbox-"+kernelMark[:12]+" clawbox-"+kernelMark[:8] {
+	if got := p.Pin() + " " + p.Cgroup(); got != "/run/clawbox/pins clawbox-"+kernelMark[:8] {
 		t.Errorf("got %s", got)
 	}
 	if other := Default("/srv/box").Paths; other.Pin() == p.Pin() || other.Cgroup() == p.Cgroup() {

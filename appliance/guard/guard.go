@@ -328,12 +328,13 @@ func (g *Guard) programs() []*ebpf.Program {
 // closed. If nothing was received for two seconds, the rest is given up, counted
 // by Lost and reported as an error.
 func (g *Guard) Close() error {
+	kept := g.keepUntold()
 	g.mu.Lock()
 	if g.closed {
 		g.mu.Unlock()
 		return nil
 	}
-	errs := []error{g.unhook()}
+	errs := []error{kept, g.unhook()}
 	g.mu.Unlock()
 	g.drain()
 	g.hangUp()
@@ -347,6 +348,21 @@ func (g *Guard) Close() error {
 	g.mem.close()
 	drop(g)
 	return errors.Join(errs...)
+}
+
+// keepUntold leaves the pins as they are while events wait for an
+// acknowledgement: whoever should record them may have died before this process.
+func (g *Guard) keepUntold() error {
+	if !g.opt.Acknowledge || g.pins == nil || g.pins.left() || g.settle() {
+		return nil
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return nil
+	}
+	g.pins.leave()
+	return fmt.Errorf("guard: no event was acknowledged for %v: what is left stays in %s for the next guard", patience, g.pins.dir)
 }
 
 // abort is Close for a Guard that nobody has received yet: pins that were taken

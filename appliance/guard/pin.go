@@ -60,13 +60,17 @@ func openPins(dir string, cgroups mount) (*pins, error) {
 	return p, nil
 }
 
+// hostBPF is where hosts have their BPF file system; tests have another.
+var hostBPF = "/sys/fs/bpf"
+
 // PreparePins makes a directory for pins that uid may use. It wants root; the
 // guard itself need not be. Where dir is below a BPF file system it is made
-// there. Anywhere else one of its own is mounted on dir, of mode 0700 and uid's:
-// systemd mounts /sys/fs/bpf so that nobody but root gets through, and then dir
-// must lie elsewhere, below the appliance's run directory for one. That mount
-// must be in the host's namespace to outlive a process that dies. What is there
-// already, after a crash, stays as it is. RemovePins is the other way.
+// there. Anywhere else one appears on dir, of mode 0700 and uid's: a folder of the
+// host's, bound, or where the host has none a file system of its own. systemd
+// mounts /sys/fs/bpf so that nobody but root gets through, and gives services a
+// mount namespace that ends with them: what is pinned in a folder of the host's
+// outlives that, what is in one of its own does not. What is there already, after a
+// crash, stays as it is. RemovePins is the other way.
 func PreparePins(dir string, uid int) error {
 	if err := preparePins(dir, uid); err != nil {
 		return fmt.Errorf("guard: directory for pins: %w", err)
@@ -85,17 +89,52 @@ func preparePins(dir string, uid int) error {
 			return err
 		}
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+	if err := mkdir(dir); err != nil {
 		return err
 	}
 	if ok, err := onBPF(dir); err != nil {
 		return err
 	} else if !ok {
-		if err := unix.Mount("bpf", dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
-			return fmt.Errorf("mount a BPF file system at %s: %w", dir, err)
+		if err := mountPins(dir); err != nil {
+			return err
 		}
 	}
 	return os.Chown(dir, uid, -1)
+}
+
+func mkdir(dir string) error {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return nil
+}
+
+// mountPins puts a BPF file system on dir.
+func mountPins(dir string) error {
+	ok, err := onBPF(hostBPF)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if !ok {
+		if err := unix.Mount("bpf", dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+			return fmt.Errorf("mount a BPF file system at %s: %w", dir, err)
+		}
+		return nil
+	}
+	src := hostFolder(dir)
+	if err := mkdir(src); err != nil {
+		return err
+	}
+	if err := unix.Mount(src, dir, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind %s to %s: %w", src, dir, err)
+	}
+	return nil
+}
+
+// hostFolder is the host's folder that is bound to dir.
+func hostFolder(dir string) string {
+	sum := sha256.Sum256([]byte(dir))
+	return fmt.Sprintf("%s/clawbox-%x", hostBPF, sum[:6])
 }
 
 // passable refuses a folder that uid can't go through.
@@ -120,6 +159,16 @@ func RemovePins(dir string) error {
 	return nil
 }
 
+// RemoveNoPins is RemovePins where nothing is pinned; what is, stays for the next
+// guard.
+func RemoveNoPins(dir string) error {
+	sets, err := filepath.Glob(dir + "/set_*")
+	if err != nil || len(sets) > 0 {
+		return err
+	}
+	return RemovePins(dir)
+}
+
 func removePins(dir string) error {
 	ok, err := onBPF(dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -136,6 +185,9 @@ func removePins(dir string) error {
 	case top && ok:
 		if err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW); err != nil {
 			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
+		if err := os.RemoveAll(hostFolder(dir)); err != nil {
+			return err
 		}
 	case ok:
 		return os.RemoveAll(dir)
@@ -343,6 +395,9 @@ func (p *pins) remove() error {
 	p.leave()
 	return err
 }
+
+// left tells whether the directory is none of ours any more.
+func (p *pins) left() bool { return p.gone }
 
 // leave lets the directory go as it is.
 func (p *pins) leave() {

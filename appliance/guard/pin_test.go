@@ -20,12 +20,7 @@ import (
 func pinDir(t *testing.T) string {
 	t.Helper()
 	ready(t)
-	dir := fmt.Sprintf("/sys/fs/bpf/clawbox-test-%d", os.Getpid())
-	if err := PreparePins(dir, os.Geteuid()); err != nil {
-		t.Skipf("no BPF file system: %v", err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
+	return ownPins(t, os.Geteuid())
 }
 
 // holdPins loads with pins, watches a cgroup and waits to be killed.
@@ -132,7 +127,7 @@ func TestPins(t *testing.T) {
 	if err := errors.Join(w.Close(), g.Close()); err != nil {
 		t.Fatal(err)
 	}
-	if exists(dir) {
+	if len(pinned(dir)) > 0 {
 		t.Error("the pins are left behind")
 	}
 	if err := helper(t, cg, "exec", p).Run(); killed(err) {
@@ -230,6 +225,43 @@ func TestAcknowledge(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.Acknowledge(all[0]) // does no harm
+}
+
+// TestCloseKeepsUntold: an orderly end loses nothing that is not on record yet.
+func TestCloseKeepsUntold(t *testing.T) {
+	dir, cg := pinDir(t), cgroup(t, "")
+	old := patience
+	patience = 100 * time.Millisecond
+	t.Cleanup(func() { patience = old })
+	file := t.TempDir() + "/opened"
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	opened := func(e Event) bool { return e.Kind == Opened && e.Path == file }
+	g := must(Load(Options{Pin: dir, Acknowledge: true}))
+	j := follow(g)
+	audit(t, g, cg)
+	if n, err := loop(t, cg, file, 100); n != 100 || err != nil {
+		t.Fatalf("opens: %d, %v", n, err)
+	}
+	j.await(t, 100, opened)
+	if err := g.Close(); err == nil || !strings.Contains(err.Error(), "next guard") {
+		t.Errorf("close with everything untold: %v", err)
+	}
+	g = must(Load(Options{Pin: dir, Acknowledge: true}))
+	j = follow(g)
+	es := j.await(t, 100, opened)
+	if len(es) != 100 || es[0].Scope == "" {
+		t.Errorf("%d events are delivered again, of scope %q", len(es), es[0].Scope)
+	}
+	all := j.all(func(Event) bool { return true })
+	g.Acknowledge(all[len(all)-1])
+	if err := g.Close(); err != nil {
+		t.Errorf("close with everything told: %v", err)
+	}
+	if exists(dir + "/set_" + digest()) {
+		t.Error("pins stay when everything is told")
+	}
 }
 
 // sleepIn keeps a process in cg until the result is called.

@@ -237,14 +237,15 @@ func (g *Guard) free(n uint64) {
 func (g *Guard) taken() int64 { return g.sent.Load() - int64(len(g.events)) }
 
 // settle waits until all that is in the rings now was received, and acknowledged
-// where that is asked for. It gives up when nothing was for patience.
-func (g *Guard) settle() {
+// where that is asked for, and tells whether it was. It gives up when nothing was
+// for patience.
+func (g *Guard) settle() bool {
 	want := make([]uint64, len(g.queues))
 	for i, q := range g.queues {
 		want[i] = q.produced()
 		q.kick()
 	}
-	g.wait(func() bool {
+	all := g.wait(func() bool {
 		for i, q := range g.queues {
 			if q.consumed() < want[i] {
 				return false
@@ -253,7 +254,7 @@ func (g *Guard) settle() {
 		return true
 	})
 	n := g.sent.Load()
-	g.wait(func() bool { return g.taken() >= n })
+	return g.wait(func() bool { return g.taken() >= n }) && all
 }
 
 // wait waits until something is ready, and tells whether it is. It gives up

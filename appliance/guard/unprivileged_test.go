@@ -104,6 +104,7 @@ func TestPreparePins(t *testing.T) {
 	if err := RemovePins(top + "/pins"); err != nil || exists(top+"/pins") || !must(onBPF(top)) {
 		t.Errorf("remove: %v", err)
 	}
+	hostsFolder(t, top, dir+"/bound")
 	if err := os.Mkdir(dir+"/other", 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -112,6 +113,40 @@ func TestPreparePins(t *testing.T) {
 	}
 	if err := RemovePins(dir + "/other"); err == nil || !exists(dir+"/other/file") {
 		t.Errorf("a folder with other things was removed: %v", err)
+	}
+}
+
+// hostsFolder: beside a host's BPF file system a folder of it serves, and what is
+// pinned there is found again when the mount namespace is gone.
+func hostsFolder(t *testing.T, host, dir string) {
+	old := hostBPF
+	hostBPF = host
+	defer func() { hostBPF = old }()
+	prepared := func() {
+		t.Helper()
+		if err := PreparePins(dir, nobody); err != nil || !must(onBPF(dir)) {
+			t.Fatalf("beside a host's: %v", err)
+		}
+	}
+	prepared()
+	if err := os.Mkdir(dir+"/set_x", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := RemoveNoPins(dir); err != nil || !exists(dir+"/set_x") {
+		t.Errorf("with something pinned: %v", err)
+	}
+	if err := unix.Unmount(dir, 0); err != nil {
+		t.Fatal(err)
+	}
+	prepared()
+	if !exists(dir + "/set_x") {
+		t.Error("the pins are gone with the mount")
+	}
+	if err := os.Remove(dir + "/set_x"); err != nil {
+		t.Fatal(err)
+	}
+	if err := RemoveNoPins(dir); err != nil || exists(dir) || exists(hostFolder(dir)) {
+		t.Errorf("remove: %v", err)
 	}
 }
 

@@ -114,6 +114,45 @@ func FuzzStanzas(f *testing.F) {
 	})
 }
 
+// endless is a source of bytes that is the same in every process.
+type endless byte
+
+func (e endless) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = byte(e)
+	}
+	return len(p), nil
+}
+
+// FuzzInRelease: of what comes as InRelease nothing is taken but what the key
+// signed, and a keyring that is no keyring is an error.
+func FuzzInRelease(f *testing.F) {
+	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	key, err := openpgp.NewEntity("archive", "", "a@example", &packet.Config{
+		Algorithm: packet.PubKeyAlgoEdDSA, Rand: endless(7), Time: func() time.Time { return at },
+	})
+	if err != nil {
+		f.Fatal(err)
+	}
+	a := &archive{files: map[string][]byte{}, key: key}
+	a.sign(f, "x", "Suite: stable\nSHA256:\n")
+	s := Source{Suite: "stable", Keys: a.public(f)}
+	good := a.files["x"]
+	if text, err := s.verify(good); err != nil || !strings.HasPrefix(string(text), "Suite: stable") {
+		f.Fatalf("%q, %v", text, err)
+	}
+	f.Add(good)
+	f.Add(append([]byte("Suite: other\n"), good...))
+	f.Add(bytes.Replace(good, []byte("stable"), []byte("- stable"), 1))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		text, err := s.verify(raw)
+		if err == nil && strings.TrimSpace(string(text)) != "Suite: stable\nSHA256:" {
+			t.Errorf("taken: %q", text)
+		}
+		keyring(raw)
+	})
+}
+
 // archive is a synthetic repository: URLs and what lies there.
 type archive struct {
 	files map[string][]byte
@@ -130,7 +169,7 @@ func (a *archive) fetch(_ context.Context, url string) (io.ReadCloser, error) {
 	return io.NopCloser(bytes.NewReader(b)), nil
 }
 
-func (a *archive) public(t *testing.T) []byte {
+func (a *archive) public(t testing.TB) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	if err := a.key.Serialize(&b); err != nil {
@@ -140,7 +179,7 @@ func (a *archive) public(t *testing.T) []byte {
 }
 
 // sign puts InRelease of the text into the archive.
-func (a *archive) sign(t *testing.T, at, text string) {
+func (a *archive) sign(t testing.TB, at, text string) {
 	t.Helper()
 	var b bytes.Buffer
 	w, err := clearsign.Encode(&b, a.key.PrivateKey, nil)

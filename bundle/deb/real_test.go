@@ -108,9 +108,11 @@ func TestAgainstApt(t *testing.T) {
 		status    string
 		installed map[string]string
 	}{
-		{[]string{"nginx", "python3-yaml"}, empty, nil}, {[]string{"containerd", "runc", "conntrack", "linux-image-amd64"}, empty, nil},
+		{[]string{"nginx", "python3-yaml"}, empty, nil},
+		{[]string{"containerd", "runc", "conntrack", "linux-image-amd64"}, empty, nil},
 		{[]string{"golang-go", "exfatprogs", "nftables"}, status, host},
-		{[]string{"postgresql", "openssh-server", "docker.io"}, empty, nil}, {[]string{"k3s-missing-here", "curl"}, empty, nil},
+		{[]string{"postgresql", "openssh-server", "docker.io"}, empty, nil},
+		{[]string{"k3s-missing-here", "curl"}, empty, nil},
 	}
 	if os.Getenv("CLAWBOX_LONG") == "" {
 		cases = cases[1:2] // apt-get takes seconds for each

@@ -111,10 +111,10 @@ func Release(terms []Terms, as []Acceptance) error {
 			}
 		}
 		if t.EULA != "" && !have[Acceptance{Item: t.Item, What: EULA, SHA256: t.EULA}] {
-			missing = append(missing, fmt.Sprintf("%s: its terms (sha256 %s) are not accepted: read them, then record it with --accept-eula %s", t.Item, t.EULA, t.Item))
+			missing = append(missing, fmt.Sprintf("%s: its terms (sha256 %s) are not accepted: read them, then record it with --accept-terms %s --by NAME", t.Item, t.EULA, t.Item))
 		}
 		if !t.Redistributable && !have[Acceptance{Item: t.Item, What: OwnUse}] {
-			missing = append(missing, fmt.Sprintf("%s (%s) is not redistributable: if the bundle goes to your own hosts only, record that with --for-own-use %s", t.Item, stated(t.Licence), t.Item))
+			missing = append(missing, fmt.Sprintf("%s (%s) is not redistributable: if the bundle goes to your own hosts only, record that with --for-own-use %s --by NAME", t.Item, stated(t.Licence), t.Item))
 		}
 	}
 	if len(missing) > 0 {

@@ -105,10 +105,10 @@ func TestRelease(t *testing.T) {
 		as   []Acceptance
 		want []string
 	}{
-		{"nothing", nil, []string{"--accept-eula nim", "--for-own-use nim"}},
+		{"nothing", nil, []string{"--accept-terms nim", "--for-own-use nim"}},
 		{"eula only", []Acceptance{eula}, []string{"--for-own-use nim"}},
-		{"own use only", []Acceptance{own}, []string{"--accept-eula nim"}},
-		{"other text", []Acceptance{{Item: "nim", What: EULA, SHA256: strings.Repeat("0", 64), By: "x", When: own.When}, own}, []string{"--accept-eula nim"}},
+		{"own use only", []Acceptance{own}, []string{"--accept-terms nim"}},
+		{"other text", []Acceptance{{Item: "nim", What: EULA, SHA256: strings.Repeat("0", 64), By: "x", When: own.When}, own}, []string{"--accept-terms nim"}},
 		{"other item", []Acceptance{eula, {Item: "tool", What: OwnUse, By: "x", When: own.When}}, []string{"--for-own-use nim"}},
 		{"both", []Acceptance{eula, own}, nil},
 	} {
@@ -265,8 +265,10 @@ func TestAllow(t *testing.T) {
 func TestScanConfig(t *testing.T) {
 	r := rand.New(rand.NewPCG(9, 10))
 	key := drawn(r, 32, word)
-	raw, err := json.Marshal(map[string]any{"config": map[string]any{"Env": []string{"PATH=/bin", "DB_PASSWORD=" + key, "API_KEY=", "TOKEN=your-token-here-please"}},
-		"history": []map[string]string{{"created_by": "RUN export HF_TOKEN=hf_" + drawn(r, 34, word)}}})
+	raw, err := json.Marshal(map[string]any{
+		"config":  map[string]any{"Env": []string{"PATH=/bin", "DB_PASSWORD=" + key, "API_KEY=", "TOKEN=your-token-here-please"}},
+		"history": []map[string]string{{"created_by": "RUN export HF_TOKEN=hf_" + drawn(r, 34, word)}},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,11 @@
 package licence
 
-import "regexp"
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"regexp"
+)
 
 // rule finds one kind of key material. anchor is a literal of at least three
 // bytes that every such secret holds; form is tried where the anchor stands, and
@@ -55,3 +60,17 @@ func assigned(name string) rule {
 
 // Names of variables that may not have a value in an image's configuration.
 var secretNames = regexp.MustCompile(`(?i)(API_?KEY|TOKEN|SECRET|PASSWORD|PASSWD|PRIVATE_?KEY)$`)
+
+// scannerVersion changes when the scanner reads the table in another way.
+const scannerVersion = 1
+
+// Rules identifies what a Scanner looks for: who keeps findings must look again
+// when it has changed.
+var Rules = func() string {
+	h := sha256.New()
+	fmt.Fprintln(h, scannerVersion, placeholders)
+	for _, r := range rules {
+		fmt.Fprintf(h, "%q %q %q %q %t %t\n", r.name, r.anchor, r.form, r.before, r.word, r.random)
+	}
+	return hex.EncodeToString(h.Sum(nil)[:8])
+}()

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
 	"regexp"
 	"slices"
@@ -22,14 +23,18 @@ type Kind struct {
 	Placed bool
 	// Order is the place in the media: what is needed first comes first.
 	Order int
+	// Made items are the build's own; no recipe names them.
+	Made bool
 }
 
 // Kinds lists what an item can be.
 var Kinds = map[string]Kind{
 	"file":   {Placed: true, Order: 1},
 	"policy": {Placed: true, Order: 2},
-	"image":  {Order: 3},
-	"model":  {Order: 4}, // by far the largest: last
+	"debs":   {Placed: true, Order: 3}, // a folder of packages
+	"sbom":   {Made: true, Order: 4},
+	"image":  {Order: 5},
+	"model":  {Order: 6}, // by far the largest: last
 }
 
 var (
@@ -265,7 +270,7 @@ func checkNested(items []Item) error {
 func (it Item) check() error {
 	kind, ok := Kinds[it.Kind]
 	if !ok {
-		return fmt.Errorf("kind %.80q, want file, policy, image or model", it.Kind)
+		return fmt.Errorf("kind %.80q, want one of %s", it.Kind, strings.Join(slices.Sorted(maps.Keys(Kinds)), ", "))
 	}
 	if err := CheckName(it.Name); err != nil {
 		return err
@@ -286,6 +291,12 @@ func (it Item) check() error {
 	}
 	if it.TotalSize < it.Descriptor.Size {
 		return fmt.Errorf("totalSize %d is less than its manifest's %d", it.TotalSize, it.Descriptor.Size)
+	}
+	if err := it.checkTerms(); err != nil {
+		return err
+	}
+	if err := it.checkModel(); err != nil {
+		return err
 	}
 	return it.checkPlace(kind)
 }

@@ -18,7 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-func signer(t *testing.T, name string) Signer {
+func signer(t testing.TB, name string) Signer {
 	t.Helper()
 	skey, vkey, err := GenerateKey(name)
 	if err != nil {
@@ -50,7 +50,7 @@ func trust(t *testing.T, n int, ss ...Signer) Trust {
 func digest(s string) v1.Hash { return Sum(sha256.Sum256([]byte(s))).Digest() }
 
 // sample is a small, valid release with its index.
-func sample(t *testing.T) (Release, []byte) {
+func sample(t testing.TB) (Release, []byte) {
 	t.Helper()
 	blobs := []Blob{
 		{Digest: digest("root"), Size: 400},

@@ -40,6 +40,8 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/clawbox/clawbox/bundle/licence"
 )
 
 const (
@@ -150,12 +152,49 @@ type Item struct {
 	Platforms       []string `json:"platforms,omitempty"`
 	Licence         string   `json:"licence,omitempty"`
 	Redistributable bool     `json:"redistributable"`
-	// Path is where the slot wants the file, relative, and Mode its
-	// permission bits in octal, such as "0755". Files and policies only.
+	// Terms is the sha256 of a text that had to be accepted, in hex, and
+	// Accepted who decided what about handing the item on.
+	Terms    string               `json:"terms,omitempty"`
+	Accepted []licence.Acceptance `json:"accepted,omitempty"`
+	// AllowedKeys are findings of the scan for key material that the recipe let
+	// through.
+	AllowedKeys []AllowedKey `json:"allowedKeys,omitempty"`
+	Model       *Model       `json:"model,omitempty"` // models only
+	// Path is where the slot wants the file, or the folder of the packages,
+	// relative, and Mode the files' permission bits in octal, such as "0755".
+	// Placed kinds only.
 	Path string `json:"path,omitempty"`
 	Mode string `json:"mode,omitempty"`
 	// TotalSize is the sum of the item's blobs, in bytes.
 	TotalSize int64 `json:"totalSize"`
+}
+
+// AllowedKey names key material, by its fingerprint, that is meant to be there.
+type AllowedKey struct {
+	Fingerprint string `yaml:"fingerprint" json:"fingerprint"`
+	Why         string `yaml:"why" json:"why"`
+
+	Line int64 `yaml:"-" json:"-"`
+}
+
+// Model is what the files of a model say of it. An engine runs the code that
+// comes with a model only when it is told to; who does so can read it first.
+type Model struct {
+	Format       string     `json:"format,omitempty"`
+	Architecture string     `json:"architecture,omitempty"`
+	Precision    string     `json:"precision,omitempty"`
+	Quantization string     `json:"quantization,omitempty"`
+	Params       int64      `json:"params,omitempty"`
+	Profile      string     `json:"profile,omitempty"` // chosen for the target's GPUs
+	Target       string     `json:"target,omitempty"`  // such as "2 × h100-80gb"
+	Code         []CodeFile `json:"code,omitempty"`    // files that could be run
+	Asks         []string   `json:"asks,omitempty"`    // configuration that asks to run code
+}
+
+// CodeFile is one file that could be run.
+type CodeFile struct {
+	Name   string  `json:"name"`
+	Digest v1.Hash `json:"digest"`
 }
 
 // Roles says whose signatures this release carries.

@@ -44,14 +44,43 @@ var names = []struct {
 	kind    Kind
 	format  string
 }{
-	{"*.safetensors", Weight, "safetensors"}, {"*.gguf", Weight, "gguf"},
-	{"*.bin", Pickle, "pickle"}, {"*.pt", Pickle, "pickle"}, {"*.pth", Pickle, "pickle"}, {"*.pkl", Pickle, "pickle"},
-	{"*.pickle", Pickle, "pickle"}, {"*.ckpt", Pickle, "pickle"}, {"*.joblib", Pickle, "pickle"}, {"*.dill", Pickle, "pickle"},
-	{"*.npy", Pickle, "pickle"}, {"*.npz", Pickle, "pickle"}, {"*.h5", Pickle, "pickle"}, {"*.keras", Pickle, "pickle"}, // may carry objects and code
-	{"*.py", Code, ""}, {"*.pyc", Code, ""}, {"*.so", Code, ""}, {"*.so.*", Code, ""}, {"*.dll", Code, ""}, {"*.sh", Code, ""},
-	{"*.ipynb", Code, ""}, {"*.js", Code, ""}, {"*.cu", Code, ""}, {"*.cpp", Code, ""}, {"*.c", Code, ""}, {"*.exe", Code, ""},
-	{"readme*", Doc, ""}, {"license*", Doc, ""}, {"licence*", Doc, ""}, {"notice*", Doc, ""}, {"copying*", Doc, ""},
-	{"*.md", Doc, ""}, {"*.pdf", Doc, ""}, {"*.png", Doc, ""}, {"*.jpg", Doc, ""}, {"*.jpeg", Doc, ""}, {"*.svg", Doc, ""},
+	{"*.safetensors", Weight, "safetensors"},
+	{"*.gguf", Weight, "gguf"},
+	{"*.bin", Pickle, "pickle"},
+	{"*.pt", Pickle, "pickle"},
+	{"*.pth", Pickle, "pickle"},
+	{"*.pkl", Pickle, "pickle"},
+	{"*.pickle", Pickle, "pickle"},
+	{"*.ckpt", Pickle, "pickle"},
+	{"*.joblib", Pickle, "pickle"},
+	{"*.dill", Pickle, "pickle"},
+	{"*.npy", Pickle, "pickle"},
+	{"*.npz", Pickle, "pickle"},
+	{"*.h5", Pickle, "pickle"},
+	{"*.keras", Pickle, "pickle"}, // may carry objects and code
+	{"*.py", Code, ""},
+	{"*.pyc", Code, ""},
+	{"*.so", Code, ""},
+	{"*.so.*", Code, ""},
+	{"*.dll", Code, ""},
+	{"*.sh", Code, ""},
+	{"*.ipynb", Code, ""},
+	{"*.js", Code, ""},
+	{"*.cu", Code, ""},
+	{"*.cpp", Code, ""},
+	{"*.c", Code, ""},
+	{"*.exe", Code, ""},
+	{"readme*", Doc, ""},
+	{"license*", Doc, ""},
+	{"licence*", Doc, ""},
+	{"notice*", Doc, ""},
+	{"copying*", Doc, ""},
+	{"*.md", Doc, ""},
+	{"*.pdf", Doc, ""},
+	{"*.png", Doc, ""},
+	{"*.jpg", Doc, ""},
+	{"*.jpeg", Doc, ""},
+	{"*.svg", Doc, ""},
 }
 
 // marks says what a file is by its first bytes, whatever it is called.
@@ -60,9 +89,14 @@ var marks = []struct {
 	kind   Kind
 	format string
 }{
-	{"\x80\x02", Pickle, "pickle"}, {"\x80\x03", Pickle, "pickle"}, {"\x80\x04", Pickle, "pickle"}, {"\x80\x05", Pickle, "pickle"},
+	{"\x80\x02", Pickle, "pickle"},
+	{"\x80\x03", Pickle, "pickle"},
+	{"\x80\x04", Pickle, "pickle"},
+	{"\x80\x05", Pickle, "pickle"},
 	{"PK\x03\x04", Pickle, "pickle"}, // PyTorch's archives are ZIP files of pickles
-	{"\x7fELF", Code, ""}, {"#!", Code, ""}, {"MZ\x90\x00", Code, ""},
+	{"\x7fELF", Code, ""},
+	{"#!", Code, ""},
+	{"MZ\x90\x00", Code, ""},
 	{"GGUF", Weight, "gguf"},
 }
 
@@ -181,7 +215,8 @@ func (f *Folder) single(abs string) error {
 func fit(name string) (out struct {
 	kind   Kind
 	format string
-}) {
+},
+) {
 	out.kind = Config
 	for _, n := range names {
 		if ok, _ := path.Match(n.pattern, strings.ToLower(path.Base(name))); ok {
@@ -312,7 +347,7 @@ func (x *File) sniff(r io.ReaderAt) error {
 type PickleError struct{ Names []string }
 
 func (e *PickleError) Error() string {
-	return fmt.Sprintf("%s: pickles run code when they are loaded, so they are refused; take the model's safetensors or GGUF files, leave them out with --exclude, or allow them with --allow-pickle",
+	return fmt.Sprintf("%s: pickles run code when they are loaded, so they are refused; take the model's safetensors or GGUF files, leave them out (exclude), or allow them (pickles; --allow-pickle on the command line)",
 		strings.Join(e.Names, ", "))
 }
 

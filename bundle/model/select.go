@@ -10,8 +10,8 @@ import (
 // Profile is one form in which a model is published.
 type Profile struct {
 	Name      string `yaml:"name" json:"name"`
-	Precision string `yaml:"precision" json:"precision"` // a row of precisions
-	Weights   int64  `yaml:"weights" json:"weights"`     // bytes
+	Precision string `yaml:"precision,omitempty" json:"precision"` // a row of precisions
+	Weights   int64  `yaml:"weights,omitempty" json:"weights"`     // bytes
 	// GPUs that the profile is built for; 0: any number.
 	GPUs int64 `yaml:"gpus,omitempty" json:"gpus,omitempty"`
 }
@@ -115,7 +115,7 @@ func (t *Target) gpu() (GPU, error) {
 func (p Profile) fits(t Target, g GPU) (int64, string, error) {
 	pr, ok := precisions[p.Precision]
 	if !ok {
-		return 0, "", fmt.Errorf("profile %s: precision %.20q, want one of %s", p.Name, p.Precision, strings.Join(sortedKeys(precisions), ", "))
+		return 0, "", fmt.Errorf("profile %s: precision %.20q, want one of %s (its files don't say it where this is empty)", p.Name, p.Precision, strings.Join(sortedKeys(precisions), ", "))
 	}
 	if p.Weights < 1 || p.Weights > 1<<50 || p.GPUs < 0 {
 		return 0, "", fmt.Errorf("profile %s: %d bytes of weights for %d GPUs, want their size", p.Name, p.Weights, p.GPUs)
@@ -144,3 +144,42 @@ func (p Profile) need(n int64) int64 {
 }
 
 func gib(n int64) string { return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30)) }
+
+// GPUNames are the rows of GPUs, sorted.
+func GPUNames() []string { return sortedKeys(GPUs) }
+
+// byTensor maps the tensor types of safetensors and GGUF to rows of precisions:
+// what an engine must multiply, or hold, which is the larger one.
+var byTensor = []struct{ prefix, precision string }{
+	{"bf16", "bf16"},
+	{"f16", "fp16"},
+	{"f32", "fp32"},
+	{"f8_", "fp8"},
+	{"i8", "int8"},
+	{"q8_", "int8"},
+	{"mxfp4", "mxfp4"},
+	{"q4_", "int4"},
+	{"q5_", "int8"},
+	{"q6_", "int8"},
+	{"iq4_", "int4"},
+}
+
+// byMethod maps what config.json calls a quantization to rows of precisions.
+var byMethod = map[string]string{"fp8": "fp8", "nvfp4": "nvfp4", "mxfp4": "mxfp4", "awq": "int4", "gptq": "int4"}
+
+// Complete fills in what a profile leaves open from what its files say: the size
+// of the weights, and the precision where the tensors' type or config.json tells.
+func (x Facts) Complete(p Profile) Profile {
+	if p.Weights == 0 {
+		p.Weights = x.Weights
+	}
+	if p.Precision == "" {
+		p.Precision = byMethod[x.Quantization]
+	}
+	for _, t := range byTensor {
+		if p.Precision == "" && strings.HasPrefix(x.Precision, t.prefix) {
+			p.Precision = t.precision
+		}
+	}
+	return p
+}

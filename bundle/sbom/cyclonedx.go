@@ -11,7 +11,7 @@ import (
 // components maps kinds of items to CycloneDX's types of components.
 var components = map[string]cdx.ComponentType{
 	"image": cdx.ComponentTypeContainer, "model": cdx.ComponentTypeMachineLearningModel,
-	"file": cdx.ComponentTypeFile, "policy": cdx.ComponentTypeData,
+	"file": cdx.ComponentTypeFile, "policy": cdx.ComponentTypeData, "debs": cdx.ComponentTypeData,
 }
 
 // CycloneDX writes the document as CycloneDX 1.6 JSON.

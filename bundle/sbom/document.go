@@ -33,14 +33,15 @@ type Document struct {
 	Parts   []Part    // what it holds, in the release's order
 }
 
-// Part is an item: an image with its packages, a model, a file or a policy.
+// Part is an item: an image with its packages, a model, a file, a policy or a
+// set of packages.
 type Part struct {
 	Name    string
 	Version string
-	Kind    string // image, model, file, policy
+	Kind    string // image, model, file, policy, debs
 	Digest  v1.Hash
 	Licence string // SPDX expression; empty: not stated
-	Image   Image  // of kind image
+	Image   Image  // of kinds image and debs
 }
 
 // complete says whether everything could be read.

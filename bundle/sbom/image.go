@@ -34,10 +34,22 @@ const (
 // ScanImages reads every image below root, which may be an index. A layer that
 // several platforms share is read for each. Attestations are passed over.
 func ScanImages(ctx context.Context, open Opener, root v1.Descriptor, tee Tee) ([]Found, error) {
-	return scanImages(ctx, open, root, tee, 0)
+	return Images(open, root, func(d v1.Descriptor) (Seen, error) {
+		s, err := Layer{d.Digest, func() (io.ReadCloser, error) { return open(d.Digest) }}.read(ctx, tee)
+		if err != nil {
+			err = fmt.Errorf("layer %s: %w", d.Digest, err)
+		}
+		return s, err
+	})
 }
 
-func scanImages(ctx context.Context, open Opener, d v1.Descriptor, tee Tee, depth int) (out []Found, err error) {
+// Images is ScanImages for who has seen the layers already: read gives what one
+// told.
+func Images(open Opener, root v1.Descriptor, read func(v1.Descriptor) (Seen, error)) ([]Found, error) {
+	return images(open, root, read, 0)
+}
+
+func images(open Opener, d v1.Descriptor, read func(v1.Descriptor) (Seen, error), depth int) (out []Found, err error) {
 	if depth > maxDepth {
 		return nil, fmt.Errorf("%s: indexes nest deeper than %d", d.Digest, maxDepth)
 	}
@@ -46,7 +58,7 @@ func scanImages(ctx context.Context, open Opener, d v1.Descriptor, tee Tee, dept
 		return nil, err
 	}
 	if !d.MediaType.IsIndex() {
-		f, err := scanImage(ctx, open, d, raw, tee)
+		f, err := scanImage(open, d, raw, read)
 		return f, err
 	}
 	x, err := v1.ParseIndexManifest(bytes.NewReader(raw))
@@ -57,7 +69,7 @@ func scanImages(ctx context.Context, open Opener, d v1.Descriptor, tee Tee, dept
 		if m.Platform != nil && m.Platform.OS == "unknown" { // BuildKit's attestations
 			continue
 		}
-		fs, err := scanImages(ctx, open, m, tee, depth+1)
+		fs, err := images(open, m, read, depth+1)
 		if err != nil {
 			return nil, err
 		}
@@ -66,7 +78,7 @@ func scanImages(ctx context.Context, open Opener, d v1.Descriptor, tee Tee, dept
 	return out, nil
 }
 
-func scanImage(ctx context.Context, open Opener, d v1.Descriptor, raw []byte, tee Tee) ([]Found, error) {
+func scanImage(open Opener, d v1.Descriptor, raw []byte, read func(v1.Descriptor) (Seen, error)) ([]Found, error) {
 	m, err := v1.ParseManifest(bytes.NewReader(raw))
 	if err != nil {
 		return nil, fmt.Errorf("manifest %s: %w", d.Digest, err)
@@ -83,16 +95,20 @@ func scanImage(ctx context.Context, open Opener, d v1.Descriptor, raw []byte, te
 		return nil, fmt.Errorf("config %s: %w", m.Config.Digest, err)
 	}
 	f.Platform = c.OS + "/" + c.Architecture
-	var ls []Layer
+	var ls []Seen
 	var odd []string
 	for _, l := range m.Layers {
 		if !strings.Contains(string(l.MediaType), "tar") || l.Digest.Algorithm != "sha256" {
 			odd = append(odd, fmt.Sprintf("layer %s: of type %.80s", l.Digest, l.MediaType))
 			continue
 		}
-		ls = append(ls, Layer{l.Digest, func() (io.ReadCloser, error) { return open(l.Digest) }})
+		s, err := read(l)
+		if err != nil {
+			return nil, fmt.Errorf("image %s: %w", d.Digest, err)
+		}
+		ls = append(ls, s)
 	}
-	if f.Image, err = Scan(ctx, ls, tee); err != nil {
+	if f.Image, err = Merge(ls...); err != nil {
 		return nil, fmt.Errorf("image %s: %w", d.Digest, err)
 	}
 	f.Image.Unread = append(f.Image.Unread, odd...)

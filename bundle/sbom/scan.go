@@ -4,11 +4,9 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"path"
-	"slices"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -58,129 +56,34 @@ const (
 // Scan reads an image's layers. An error is one of reading; what can't be
 // understood is in Image.Unread.
 func Scan(ctx context.Context, layers []Layer, tee Tee) (Image, error) {
-	c := &collector{found: map[string]*file{}, above: map[string]bool{}}
-	for i, l := range layers {
-		if err := c.layer(ctx, i, l, tee); err != nil {
+	var all []Seen
+	for _, l := range layers {
+		s, err := l.read(ctx, tee)
+		if err != nil {
 			return Image{}, fmt.Errorf("layer %s: %w", l.Digest, err)
 		}
+		all = append(all, s)
 	}
-	return c.image(), nil
+	return Merge(all...)
 }
 
-// file is what one path of the image tells.
+func (l Layer) read(ctx context.Context, tee Tee) (Seen, error) {
+	in, err := l.Open()
+	if err != nil {
+		return Seen{}, err
+	}
+	defer in.Close()
+	if tee == nil {
+		return ReadLayer(ctx, in, nil)
+	}
+	return ReadLayer(ctx, in, func(e layer.Entry) io.Writer { return tee(l.Digest, e) })
+}
+
+// file is what one file tells.
 type file struct {
-	layer    int
 	packages []Package
 	os       *OS
 	unread   string
-}
-
-type collector struct {
-	found map[string]*file
-	above map[string]bool // folders that something was ever found below
-	total int
-}
-
-func (c *collector) layer(ctx context.Context, i int, l Layer, tee Tee) error {
-	in, err := l.Open()
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	return layer.Walk(ctx, in, func(e layer.Entry, body io.Reader) error {
-		c.hide(i, e)
-		if !e.Regular() {
-			return nil
-		}
-		if err := c.teed(i, l.Digest, e, body, tee); err != nil {
-			return fmt.Errorf("%s: %w", e.Path, err)
-		}
-		return nil
-	})
-}
-
-// teed reads one file, all of it when the tee wants it.
-func (c *collector) teed(i int, h v1.Hash, e layer.Entry, body io.Reader, tee Tee) error {
-	var w io.Writer
-	if tee != nil {
-		w = tee(h, e)
-	}
-	if w == nil {
-		return c.file(i, e, body)
-	}
-	body = io.TeeReader(body, w)
-	err := c.file(i, e, body)
-	if err == nil {
-		_, err = io.Copy(io.Discard, body)
-	}
-	if cl, ok := w.(io.Closer); ok {
-		err = errors.Join(err, cl.Close())
-	}
-	return err
-}
-
-// hide forgets what the entry replaces.
-func (c *collector) hide(i int, e layer.Entry) {
-	if !e.Opaque {
-		delete(c.found, e.Path)
-	}
-	if !c.above[e.Path] || !e.Gone && !e.Opaque && e.Mode.IsDir() {
-		return
-	}
-	for p, f := range c.found {
-		if f.layer < i && (e.Path == "." || strings.HasPrefix(p, e.Path+"/")) {
-			delete(c.found, p)
-		}
-	}
-}
-
-// keep remembers what a path tells, and the folders above it.
-func (c *collector) keep(p string, f *file) {
-	c.found[p] = f
-	for d := path.Dir(p); !c.above[d]; d = path.Dir(d) {
-		c.above[d] = true
-	}
-}
-
-func (c *collector) file(i int, e layer.Entry, body io.Reader) error {
-	f := &file{layer: i}
-	s := source(e)
-	if s == nil {
-		return nil
-	}
-	if s.read == nil {
-		f.unread = s.why
-	} else if err := c.read(s, e, body, f); err != nil {
-		return err
-	}
-	for j := range f.packages {
-		f.packages[j].Path = e.Path
-	}
-	if c.total += len(f.packages); c.total > maxPackages {
-		return fmt.Errorf("more than %d packages", maxPackages)
-	}
-	if f.packages != nil || f.os != nil || f.unread != "" {
-		c.keep(e.Path, f)
-	}
-	return nil
-}
-
-// read calls the source's reader, and tells an error of the input, which ends
-// the scan, from one of the format, which is noted.
-func (c *collector) read(s *where, e layer.Entry, body io.Reader, f *file) error {
-	in := &sticky{r: body}
-	if !s.stream && e.Size > maxFile {
-		f.unread = fmt.Sprintf("%d bytes, more than %d", e.Size, maxFile)
-		return nil
-	}
-	err := s.read(in, f)
-	if in.err != nil {
-		return in.err
-	}
-	if err != nil {
-		f.packages, f.unread = nil, err.Error()
-	}
-	return nil
 }
 
 // sticky remembers a reader's error.
@@ -195,28 +98,6 @@ func (s *sticky) Read(p []byte) (int, error) {
 		s.err = err
 	}
 	return n, err
-}
-
-func (c *collector) image() Image {
-	var out Image
-	for _, p := range []string{"usr/lib/os-release", "etc/os-release"} { // the second wins
-		if f := c.found[p]; f != nil && f.os != nil {
-			out.OS = *f.os
-		}
-	}
-	for p, f := range c.found {
-		out.Packages = append(out.Packages, f.packages...)
-		if f.unread != "" {
-			out.Unread = append(out.Unread, p+": "+f.unread)
-		}
-	}
-	slices.Sort(out.Unread)
-	slices.SortFunc(out.Packages, comparePackages)
-	out.Packages = slices.CompactFunc(out.Packages, func(a, b Package) bool {
-		a.Path = b.Path // the first path stands for all
-		return a == b
-	})
-	return out
 }
 
 func comparePackages(a, b Package) int {
@@ -243,8 +124,11 @@ var sources = []where{
 	{pattern: "usr/lib/apk/db/installed", stream: true, read: apk},
 	{pattern: "etc/os-release", read: osRelease},
 	{pattern: "usr/lib/os-release", read: osRelease},
-	{pattern: "var/lib/rpm/Packages", why: noRPM}, {pattern: "var/lib/rpm/Packages.db", why: noRPM}, {pattern: "var/lib/rpm/rpmdb.sqlite", why: noRPM},
-	{pattern: "usr/lib/sysimage/rpm/Packages.db", why: noRPM}, {pattern: "usr/lib/sysimage/rpm/rpmdb.sqlite", why: noRPM},
+	{pattern: "var/lib/rpm/Packages", why: noRPM},
+	{pattern: "var/lib/rpm/Packages.db", why: noRPM},
+	{pattern: "var/lib/rpm/rpmdb.sqlite", why: noRPM},
+	{pattern: "usr/lib/sysimage/rpm/Packages.db", why: noRPM},
+	{pattern: "usr/lib/sysimage/rpm/rpmdb.sqlite", why: noRPM},
 	{pattern: "**/node_modules/*/package.json", read: npm},
 	{pattern: "**/node_modules/@*/*/package.json", read: npm},
 	{pattern: "**/package-lock.json", read: npmLock},

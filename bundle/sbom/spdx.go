@@ -12,7 +12,7 @@ import (
 )
 
 // purposes maps kinds of items to SPDX's package purposes.
-var purposes = map[string]string{"image": "CONTAINER", "model": "OTHER", "file": "FILE", "policy": "FILE"}
+var purposes = map[string]string{"image": "CONTAINER", "model": "OTHER", "file": "FILE", "policy": "FILE", "debs": "INSTALL"}
 
 const noAssertion = "NOASSERTION"
 

@@ -98,8 +98,8 @@ func bigFile(ctx context.Context, o mediaOptions, round int, size int64, rep *me
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	file := filepath.Join(dir, "weights.bin")
-	if err := noise(file, size); err != nil {
+	file := filepath.Join(dir, "weights.safetensors")
+	if err := weights(file, size); err != nil {
 		return err
 	}
 	name := fmt.Sprintf("one file of %s", gigabytes(size))

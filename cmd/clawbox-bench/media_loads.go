@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -21,13 +22,21 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// noise writes size bytes that nothing can compress, the same in each run.
-func noise(path string, size int64) error {
+// weights writes a safetensors file of size bytes, whose one tensor nothing can
+// compress; the same in each run.
+func weights(path string, size int64) error {
 	f, err := os.Create(path)
 	if err != nil {
 		return err
 	}
-	_, err = io.CopyN(f, rand.NewChaCha8([32]byte{'b', 'e', 'n', 'c', 'h'}), size)
+	const head = 128 // with the 8 bytes of its own length
+	n := size - head
+	text := fmt.Sprintf(`{"w":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]}}`, n, n)
+	lead := binary.LittleEndian.AppendUint64(nil, head-8)
+	_, err = fmt.Fprintf(f, "%s%-*s", lead, head-8, text)
+	if err == nil {
+		_, err = io.CopyN(f, rand.NewChaCha8([32]byte{'b', 'e', 'n', 'c', 'h'}), n)
+	}
 	return errors.Join(err, f.Sync(), f.Close())
 }
 

@@ -36,6 +36,12 @@ stays in the work store, so that an interrupted run goes on where it was, and
 what has not changed since the last build is not read again. Registry
 credentials come from the usual keychain and are written nowhere.
 
+What the recipe doesn't mark as redistributable, and what has terms, is refused
+until somebody decides otherwise: --accept-terms says that the text was read and
+accepted, --for-own-use that the item goes to hosts of the same organisation
+only, and --by who says so. The decision is kept in bundle.lock and stands in the
+release. Key material is refused wherever it is found (exit status 4).
+
 With several -o the parts are spread over the directories, each filled up to
 its free space or to the size given as -o DIR=SIZE. With --since only what hosts
 with that release lack is written.`,
@@ -57,6 +63,9 @@ with that release lack is written.`,
 	f.StringVar(&b.since, "since", "", "leave out what this release has: a directory with its release.note and index.json")
 	f.StringArrayVar(&b.sinceKeys, "since-key", nil, "public key or root that signed that release (default: the keys of --key)")
 	f.StringArrayVar(&b.identities, "identity", nil, "file with the identity that opens that release, if it is encrypted (repeatable)")
+	f.StringArrayVar(&b.Consent.Terms, "accept-terms", nil, "record that the terms of this item were read and accepted (repeatable)")
+	f.StringArrayVar(&b.Consent.OwnUse, "for-own-use", nil, "record that this item goes to hosts of the same organisation only (repeatable)")
+	f.StringVar(&b.Consent.By, "by", "", "who decides: a name, for --accept-terms and --for-own-use")
 	f.BoolVar(&b.json, "json", false, "print the release as JSON")
 	for _, name := range []string{"file", "output", "key"} {
 		c.MarkFlagRequired(name)
@@ -91,6 +100,9 @@ func (b *buildFlags) run(cmd *cobra.Command, a *app) error {
 func (b *buildFlags) options() (err error) {
 	if b.PartSize, err = parseSize(b.partSize); err != nil {
 		return usageError{fmt.Errorf("--part-size: %w", err)}
+	}
+	if decides := len(b.Consent.Terms)+len(b.Consent.OwnUse) > 0; decides != (b.Consent.By != "") {
+		return usageError{errors.New("--by names who decides, and goes with --accept-terms or --for-own-use: give both or neither")}
 	}
 	if b.Parity < 0 {
 		return usageError{fmt.Errorf("--parity: got %d, want 0 or more", b.Parity)}
@@ -233,10 +245,6 @@ func (f *mediaFlags) open(dirs []string) (*bundle.Media, error) {
 		return nil, err
 	}
 	return o.Open()
-}
-
-func openMedia(keys, dirs []string) (*bundle.Media, error) {
-	return (&mediaFlags{keys: keys}).open(dirs)
 }
 
 func inspectCmd(a *app) *cobra.Command {

@@ -7,115 +7,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"net/http"
 	"os"
 	"path"
 	"path/filepath"
-	"time"
 
-	"github.com/clawbox/clawbox/appliance/config"
 	"github.com/clawbox/clawbox/bundle"
 	"github.com/clawbox/clawbox/bundle/deb"
 	"github.com/clawbox/clawbox/internal/durable"
 	"github.com/spf13/cobra"
 )
-
-// debSpec is the file that 'clawbox deb' reads. Paths in it are relative to it.
-type debSpec struct {
-	APIVersion   string      `yaml:"apiVersion"` // clawbox.io/v1
-	Kind         string      `yaml:"kind"`       // Packages
-	Architecture string      `yaml:"architecture"`
-	Kernel       string      `yaml:"kernel,omitempty"`    // fills {kernel} in packages: uname -r of the target
-	Branch       string      `yaml:"branch,omitempty"`    // fills {branch}: the driver's
-	Installed    string      `yaml:"installed,omitempty"` // what a clean target has; none: nothing
-	Recommends   bool        `yaml:"recommends,omitempty"`
-	Sources      []debSource `yaml:"sources"`
-	Packages     []string    `yaml:"packages"`
-
-	dir string
-}
-
-type debSource struct {
-	URI        string   `yaml:"uri"`
-	Suite      string   `yaml:"suite"`
-	Components []string `yaml:"components,omitempty"`
-	Keyring    string   `yaml:"keyring"`
-}
-
-func loadDebSpec(file string) (debSpec, error) {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return debSpec{}, err
-	}
-	s := debSpec{dir: filepath.Dir(file)}
-	if err := config.Strict(file, b, &s); err != nil {
-		return s, usageError{err}
-	}
-	if s.APIVersion != "clawbox.io/v1" || s.Kind != "Packages" || s.Architecture == "" || len(s.Sources) == 0 || len(s.Packages) == 0 {
-		return s, usageError{fmt.Errorf("%s: apiVersion %.40q, kind %.40q: want clawbox.io/v1 and Packages, an architecture, sources and packages", file, s.APIVersion, s.Kind)}
-	}
-	return s, nil
-}
-
-func (s debSpec) path(p string) string {
-	if filepath.IsAbs(p) {
-		return p
-	}
-	return filepath.Join(s.dir, p)
-}
-
-// closure reads the sources and resolves.
-func (s debSpec) closure(ctx context.Context) (deb.Plan, error) {
-	names, err := deb.Expand(s.Packages, s.Kernel, s.Branch)
-	if err != nil {
-		return deb.Plan{}, usageError{err}
-	}
-	r := deb.Request{Packages: names, Recommends: s.Recommends}
-	if s.Installed != "" {
-		f, err := os.Open(s.path(s.Installed))
-		if err != nil {
-			return deb.Plan{}, err
-		}
-		defer f.Close()
-		if r.Installed, err = deb.ReadManifest(f); err != nil {
-			return deb.Plan{}, fmt.Errorf("%s: %w", s.Installed, err)
-		}
-	}
-	x := deb.NewIndex(s.Architecture)
-	for _, src := range s.Sources {
-		keys, err := os.ReadFile(s.path(src.Keyring))
-		if err != nil {
-			return deb.Plan{}, err
-		}
-		if err := x.Read(ctx, deb.Source{URI: src.URI, Suite: src.Suite, Components: src.Components, Keys: keys}, httpGet); err != nil {
-			return deb.Plan{}, err
-		}
-	}
-	return x.Closure(r)
-}
-
-// debClient gives up on a server that says nothing; bodies may take long.
-var debClient = &http.Client{Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, ResponseHeaderTimeout: time.Minute}}
-
-// httpGet is a deb.Fetch. What it brings is held to a signed digest, so http will do.
-func httpGet(ctx context.Context, url string) (io.ReadCloser, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return nil, err
-	}
-	res, err := debClient.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	switch res.StatusCode {
-	case http.StatusOK:
-		return res.Body, nil
-	case http.StatusNotFound:
-		return nil, errors.Join(fs.ErrNotExist, res.Body.Close())
-	}
-	return nil, errors.Join(fmt.Errorf("the server answers %s", res.Status), res.Body.Close())
-}
 
 func debCmd(a *app) *cobra.Command {
 	var file, dir string
@@ -141,11 +41,11 @@ and a list of what a clean installation has (dpkg-query -W there):
   packages: ["nvidia-driver-{branch}-server-open", "linux-modules-nvidia-{branch}-server-open-{kernel}", nvidia-container-toolkit]`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := loadDebSpec(file)
+			s, err := bundle.LoadPackages(file)
 			if err != nil {
 				return err
 			}
-			p, err := s.closure(cmd.Context())
+			p, err := s.Plan(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -196,7 +96,7 @@ func download(ctx context.Context, p deb.Plan, dir string) error {
 }
 
 func downloadOne(ctx context.Context, f deb.File, to string) (err error) {
-	in, err := httpGet(ctx, f.URL)
+	in, err := bundle.FetchDeb(ctx, f.URL)
 	if err != nil {
 		return err
 	}

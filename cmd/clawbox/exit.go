@@ -10,6 +10,7 @@ import (
 
 	"github.com/clawbox/clawbox/appliance/control"
 	"github.com/clawbox/clawbox/appliance/ledger"
+	"github.com/clawbox/clawbox/bundle"
 	"github.com/clawbox/clawbox/bundle/licence"
 	"github.com/clawbox/clawbox/bundle/manifest"
 	"github.com/clawbox/clawbox/installer"
@@ -89,6 +90,7 @@ func status(err error) int {
 	var preflight *installer.ErrPreflight
 	var secrets *licence.SecretError
 	var export *licence.RefusedError
+	var syntax *bundle.SyntaxError
 	for _, said := range cobraUsage {
 		if strings.HasPrefix(err.Error(), said) {
 			return exitUsage
@@ -97,7 +99,7 @@ func status(err error) int {
 	switch {
 	case errors.As(err, &returned): // whatever the reason was
 		return exitReturned
-	case errors.As(err, &usage):
+	case errors.As(err, &usage), errors.As(err, &syntax):
 		return exitUsage
 	case errors.Is(err, manifest.ErrUntrusted), errors.Is(err, manifest.ErrTampered), errors.Is(err, manifest.ErrIncomplete),
 		errors.As(err, &proof), errors.As(err, &fault):

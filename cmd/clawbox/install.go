@@ -57,7 +57,7 @@ func install(cmd *cobra.Command, a *app, f installFlags, dirs []string) error {
 	}
 	ids, err := bundle.LoadIdentities(f.identities...)
 	if err != nil {
-		return usageError{err}
+		return err
 	}
 	m, err := bundle.MediaOptions{Trust: trust, Dirs: dirs, Identities: ids}.Open()
 	if err != nil {

@@ -10,7 +10,8 @@ import (
 )
 
 func loadCmd(a *app) *cobra.Command {
-	var keys []string
+	var m mediaFlags
+	var o bundle.LoadOptions
 	var dir string
 	c := &cobra.Command{
 		Use:   "load MEDIA... --store DIR --key NAME.pub",
@@ -20,10 +21,16 @@ func loadCmd(a *app) *cobra.Command {
 The store is an OCI image layout, which clawbox's registry serves and crane and
 skopeo read; it is made when it isn't there. Every chunk is verified before it is
 used, and what the store has is not read again. A load that was interrupted goes
-on when the same command is run again.`,
+on when the same command is run again, and one that finds another load at work
+in the store waits for it.
+
+With --item the layout gets no more than that, such as one image for skopeo.
+'clawbox registry serve --media' shows all of a bundle without any copy.`,
+		Example: `  clawbox load /media/stick --store layout --key acme.pub --item web
+  skopeo copy oci:layout:web:1.2 docker-archive:web.tar`,
 		Args: usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			m, err := openMedia(keys, args)
+			m, err := m.open(args)
 			if err != nil {
 				return err
 			}
@@ -33,18 +40,25 @@ on when the same command is run again.`,
 			}
 			p := bundle.NewProgress(cmd.ErrOrStderr(), isTerminal(cmd.ErrOrStderr()))
 			defer p.Close()
-			if err := m.Load(cmd.Context(), s, p); err != nil {
+			o.Progress = p
+			o.Warn = func(err error) { fmt.Fprintf(p, "warning: %v\n", err) }
+			o.Waiting = func(h content.Holder) { fmt.Fprintf(p, "the store is in use by %s; waiting for it\n", h) }
+			if err := m.LoadWith(cmd.Context(), s, o); err != nil {
 				return err
 			}
-			r := m.Release()
-			v := map[string]any{"release": r.Name, "version": r.Version, "digest": m.Digest().String(), "bytes": r.Size(), "store": dir}
+			r, n := m.Release(), len(o.Items)
+			if n == 0 {
+				n = len(r.Items)
+			}
+			v := map[string]any{"release": r.Name, "version": r.Version, "digest": m.Digest().String(), "bytes": r.Size(), "store": dir, "items": n}
 			return a.print(cmd.OutOrStdout(), v, func(w io.Writer) {
-				fmt.Fprintf(w, "%s: %s %s, %d items, %s\n", dir, r.Name, r.Version, len(r.Items), bundle.Size(r.Size()))
+				fmt.Fprintf(w, "%s: %s %s, %d of %d items, %s on the media\n", dir, r.Name, r.Version, n, len(r.Items), bundle.Size(r.Size()))
 			})
 		},
 	}
 	f := c.Flags()
-	f.StringArrayVar(&keys, "key", nil, "file with a public key that the release must be signed by (repeatable)")
+	m.add(c)
+	f.StringArrayVar(&o.Items, "item", nil, "load this item only, by its name in the release (repeatable)")
 	f.StringVar(&dir, "store", "", "the store's directory")
 	_ = c.MarkFlagRequired("store")
 	return c

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/clawbox/clawbox/bundle/content"
+	"github.com/clawbox/clawbox/bundle/serve"
 	"github.com/clawbox/clawbox/registry"
 	"github.com/spf13/cobra"
 )
@@ -27,18 +28,24 @@ func registryCmd(a *app) *cobra.Command {
 
 // registryServe are the options of `registry serve`.
 type registryServe struct {
-	listen, users, cert, key, clientCA string
-	push                               bool
-	allow                              []string
+	listen, users, cert, tlsKey, clientCA string
+	push                                  bool
+	allow, media                          []string
+	mediaFlags
 }
 
 func registryServeCmd() *cobra.Command {
 	var o registryServe
 	c := &cobra.Command{
-		Use:   "serve STORE",
-		Short: "Serve a store in the foreground",
+		Use:   "serve [STORE]",
+		Short: "Serve a store, or a bundle from its media, in the foreground",
 		Long: `Serve a store as an OCI registry in the foreground. The appliance serves its own;
 this is for a machine where bundles are made, or for tests.
+
+With --media and --key a bundle is served for pulling, straight from its parts:
+crane, skopeo and container engines see it as a registry, nothing is written
+anywhere, and no byte is sent before the chunk that it lies in was proved. What a
+differential bundle leaves out is named and not served.
 
 Without --allow whoever connects from this host may pull, and nobody may do
 anything else. Each --allow adds a rule "WHO REPOS RIGHT,RIGHT…":
@@ -50,30 +57,36 @@ anything else. Each --allow adds a rule "WHO REPOS RIGHT,RIGHT…":
 
 Names that a loaded bundle brought can be pulled and never changed.`,
 		Example: `  clawbox registry user op --file users < password
-  clawbox registry serve store --listen :5000 --cert c.pem --key k.pem \
-      --users users --push --allow "loopback ** pull" --allow "user:op ** pull,push,delete"`,
-		Args: usageArgs(cobra.ExactArgs(1)),
+  clawbox registry serve store --listen :5000 --cert c.pem --cert-key k.pem \
+      --users users --push --allow "loopback ** pull" --allow "user:op ** pull,push,delete"
+  clawbox registry serve --media /media/stick --key acme.pub`,
+		Args: usageArgs(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.run(cmd.Context(), cmd.ErrOrStderr(), args[0])
+			if len(args) == 1 == (len(o.media) > 0) {
+				return usageError{fmt.Errorf("%d stores and %d media directories: want one store, or --media; usage: %s", len(args), len(o.media), cmd.UseLine())}
+			}
+			return o.run(cmd.Context(), cmd.ErrOrStderr(), strings.Join(args, ""))
 		},
 	}
 	f := c.Flags()
+	o.add(c)
+	f.StringArrayVar(&o.media, "media", nil, "directory of a bundle to serve (repeatable: all the sticks of one bundle)")
 	f.StringVar(&o.listen, "listen", "127.0.0.1:5000", "address to listen on; other hosts need --cert")
 	f.StringVar(&o.users, "users", "", "file of names and passwords (htpasswd with bcrypt)")
 	f.StringVar(&o.cert, "cert", "", "certificate chain (PEM), for TLS")
-	f.StringVar(&o.key, "key", "", "the certificate's key (PEM)")
+	f.StringVar(&o.tlsKey, "cert-key", "", "the certificate's key (PEM)")
 	f.StringVar(&o.clientCA, "client-ca", "", "authority of clients' certificates (PEM)")
 	f.BoolVar(&o.push, "push", false, "take pushes and deletions, too")
 	f.StringArrayVar(&o.allow, "allow", nil, "add a rule")
-	c.MarkFlagsRequiredTogether("cert", "key")
+	c.MarkFlagsRequiredTogether("cert", "cert-key")
 	return c
 }
 
 func (o *registryServe) run(ctx context.Context, log io.Writer, store string) error {
 	if o.clientCA != "" && o.cert == "" {
-		return usageError{errors.New("--client-ca needs TLS: give --cert and --key")}
+		return usageError{errors.New("--client-ca needs TLS: give --cert and --cert-key")}
 	}
-	h, err := o.handler(log, store)
+	h, err := o.handler(ctx, log, store)
 	if err != nil {
 		return err
 	}
@@ -83,38 +96,66 @@ func (o *registryServe) run(ctx context.Context, log io.Writer, store string) er
 	}
 	defer l.Close()
 	if !l.Addr().(*net.TCPAddr).IP.IsLoopback() && o.cert == "" {
-		return usageError{fmt.Errorf("--listen %s is open to other hosts, and passwords and content would go in clear: give --cert and --key, or listen on 127.0.0.1", o.listen)}
+		return usageError{fmt.Errorf("--listen %s is open to other hosts, and passwords and content would go in clear: give --cert and --cert-key, or listen on 127.0.0.1", o.listen)}
 	}
 	if o.cert != "" {
-		conf, err := registry.TLS(o.cert, o.key, o.clientCA)
+		conf, err := registry.TLS(o.cert, o.tlsKey, o.clientCA)
 		if err != nil {
 			return err
 		}
 		l = tls.NewListener(l, conf)
 	}
-	fmt.Fprintf(log, "serving %s on %s\n", store, l.Addr())
+	fmt.Fprintf(log, "serving %s on %s\n", strings.Join(append(o.media, store)[:max(1, len(o.media))], ", "), l.Addr())
 	return serveHTTP(ctx, h, l)
 }
 
-func (o *registryServe) handler(log io.Writer, store string) (http.Handler, error) {
+func (o *registryServe) handler(ctx context.Context, log io.Writer, store string) (http.Handler, error) {
+	opts, err := o.common(log)
+	if err != nil {
+		return nil, err
+	}
+	if len(o.media) > 0 {
+		return o.mediaHandler(ctx, opts)
+	}
+	if len(o.keys)+len(o.identities) > 0 {
+		return nil, usageError{errors.New("--key and --identity are for --media: a store has been verified; TLS has --cert and --cert-key")}
+	}
 	s, err := content.Open(store)
 	if err != nil {
 		return nil, err
 	}
-	opts := registry.Options{Push: o.push, Log: slog.New(slog.NewTextHandler(log, nil))}
+	return registry.Open(s, opts)
+}
+
+func (o *registryServe) common(log io.Writer) (opts registry.Options, err error) {
+	opts = registry.Options{Push: o.push, Log: slog.New(slog.NewTextHandler(log, nil))}
 	for _, text := range o.allow {
 		r, err := registry.ParseRule(text)
 		if err != nil {
-			return nil, usageError{fmt.Errorf("--allow: %w", err)}
+			return opts, usageError{fmt.Errorf("--allow: %w", err)}
 		}
 		opts.Rules = append(opts.Rules, r)
 	}
 	if o.users != "" {
-		if opts.Users, err = registry.OpenUsers(o.users); err != nil {
-			return nil, err
-		}
+		opts.Users, err = registry.OpenUsers(o.users)
 	}
-	return registry.Open(s, opts)
+	return opts, err
+}
+
+// mediaHandler serves a bundle, and says what of it can't be served.
+func (o *registryServe) mediaHandler(ctx context.Context, opts registry.Options) (http.Handler, error) {
+	if o.push {
+		return nil, usageError{errors.New("--push with --media: a bundle is signed and never changes; load it into a store and serve that")}
+	}
+	m, err := o.open(o.media)
+	if err != nil {
+		return nil, err
+	}
+	src, err := serve.Media(ctx, m, opts.Log)
+	if err != nil {
+		return nil, err
+	}
+	return registry.Of(src, opts)
 }
 
 // serveHTTP serves until ctx ends; requests under way get some seconds then.

@@ -45,6 +45,7 @@ func newRoot() *cobra.Command {
 	grouped(root, "agent", agentCmd(a), approveCmd(a), policyCmd(a))
 	root.AddCommand(serviceCmd())
 	root.AddCommand(manCmd(root), &cobra.Command{Use: "exit-status", Short: "Exit statuses of clawbox", Long: exitHelp})
+	grouped(root, "stick", diffCmd(a))
 	return root
 }
 

@@ -36,7 +36,7 @@ func TestStress(t *testing.T) {
 	j.write("wide.yaml", strings.Replace(policy, "default: hold", "default: hold, allow: [{host: 192.0.2.77}]", 1))
 	j.ok("agent", "launch", "s0", "--agent", "busy", "--policy", j.at("disk.yaml"))
 	j.ok("agent", "stop", "s0")
-	before := j.descriptors(daemon.Process.Pid)
+	before := j.steady(daemon.Process.Pid)
 
 	end := time.Now().Add(length)
 	var wg sync.WaitGroup
@@ -159,11 +159,25 @@ func (j *journey) settled(pid, before int) {
 		j.run("agent", "stop", ag.Name)
 	}
 	now := 0
+	defer func() { j.t.Logf("%d descriptors, before %d", now, before) }()
 	j.wait(fmt.Sprintf("no more than %d descriptors", before+8), func() bool {
 		now = j.descriptors(pid)
 		return now <= before+8 // connections that are about to be closed
 	})
-	j.t.Logf("%d descriptors, before %d", now, before)
+}
+
+// steady counts descriptors when their number has not changed for a second: after
+// a start, launchers that wait for the next ones are made.
+func (j *journey) steady(pid int) (n int) {
+	j.t.Helper()
+	since := time.Now()
+	j.wait("a steady number of descriptors", func() bool {
+		if now := j.descriptors(pid); now != n {
+			n, since = now, time.Now()
+		}
+		return time.Since(since) > time.Second
+	})
+	return n
 }
 
 func (j *journey) descriptors(pid int) int {
@@ -193,7 +207,7 @@ func (j *journey) nothingLeft() {
 		}
 	}
 	sum := sha256.Sum256([]byte(filepath.Join(j.host, "var/lib/clawbox")))
-	for _, pattern := range []string{"/sys/fs/bpf/clawbox-%x", "/sys/fs/cgroup/*/clawbox-%.4x", "/sys/fs/cgroup/clawbox-%.4x"} {
+	for _, pattern := range []string{"/sys/fs/cgroup/*/clawbox-%.4x", "/sys/fs/cgroup/clawbox-%.4x"} {
 		if left := glob(j, fmt.Sprintf(pattern, sum[:6])); len(left) > 0 {
 			j.t.Errorf("%v stay", left)
 		}
