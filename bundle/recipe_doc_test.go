@@ -42,6 +42,7 @@ func TestRecipeDocument(t *testing.T) {
 	for _, v := range []any{
 		Recipe{},
 		Metadata{},
+		Component{},
 		Item{},
 		Lock{},
 		LockItem{},

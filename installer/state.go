@@ -49,15 +49,15 @@ func StateOf(profile string, c config.Config, l Layout) ([]Snapshotter, error) {
 // snapshot' takes one).
 func SoloState(c config.Config, l Layout) []Snapshotter {
 	return []Snapshotter{
-		files{name: "configuration", root: l.Etc(), match: []string{"*"}},
-		files{name: "agents", root: c.Paths.State, match: []string{"agents/*/agent.json", "uids.json"}, exact: true},
-		files{name: "approvals", root: c.Paths.State, match: []string{"egress/approvals*.json"}, exact: true},
+		fileSet{name: "configuration", root: l.Etc(), match: []string{"*"}},
+		fileSet{name: "agents", root: c.Paths.State, match: []string{"agents/*/agent.json", "uids.json"}, exact: true},
+		fileSet{name: "approvals", root: c.Paths.State, match: []string{"egress/approvals*.json"}, exact: true},
 		ledgerHead{c.Paths.Ledger},
 	}
 }
 
-// files are regular files below root, with owners and modes.
-type files struct {
+// fileSet are regular files below root, with owners and modes.
+type fileSet struct {
 	name  string
 	root  string
 	match []string // patterns of filepath.Match below root
@@ -75,10 +75,10 @@ type kept struct {
 
 const listFile = "list.json"
 
-func (f files) Name() string { return f.name }
+func (f fileSet) Name() string { return f.name }
 
 // now lists the regular files that there are.
-func (f files) now() ([]string, error) {
+func (f fileSet) now() ([]string, error) {
 	var out []string
 	for _, m := range f.match {
 		found, err := filepath.Glob(filepath.Join(f.root, m))
@@ -95,7 +95,7 @@ func (f files) now() ([]string, error) {
 	return out, nil
 }
 
-func (f files) Save(_ context.Context, dir string) error {
+func (f fileSet) Save(_ context.Context, dir string) error {
 	found, err := f.now()
 	if err != nil {
 		return err
@@ -115,7 +115,7 @@ func (f files) Save(_ context.Context, dir string) error {
 }
 
 // read gives a file and its line in the list.
-func (f files) read(path string) (k kept, b []byte, err error) {
+func (f fileSet) read(path string) (k kept, b []byte, err error) {
 	st, err := os.Lstat(path)
 	if err != nil {
 		return k, nil, err
@@ -129,7 +129,7 @@ func (f files) read(path string) (k kept, b []byte, err error) {
 	return kept{rel, st.Mode().Perm(), uid, gid, hex.EncodeToString(sum[:])}, b, err
 }
 
-func (f files) Restore(_ context.Context, dir string) error {
+func (f fileSet) Restore(_ context.Context, dir string) error {
 	var list []kept
 	if err := readJSON(filepath.Join(dir, listFile), &list); err != nil {
 		return err
@@ -160,7 +160,7 @@ func (f files) Restore(_ context.Context, dir string) error {
 	return nil
 }
 
-func (f files) restore(k kept, from string) error {
+func (f fileSet) restore(k kept, from string) error {
 	b, err := os.ReadFile(from)
 	if err != nil {
 		return err

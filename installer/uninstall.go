@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/clawbox/clawbox/appliance/config"
@@ -149,12 +150,20 @@ func (r Removal) Print(w io.Writer) error {
 	return pr.err
 }
 
-// Remove carries r out. tell, if set, hands the ledger its last entry. Cut off
-// and given again, it goes on.
-func Remove(ctx context.Context, r Removal, operator string, svc Service, tell func(context.Context) error) error {
-	if err := ValidOperator(operator); err != nil {
+// RemoveEnv is what Remove works with. Only Operator has no zero value.
+type RemoveEnv struct {
+	Operator string
+	Service  Service                     // nil: ServiceOf
+	Tell     func(context.Context) error // has a running appliance record its last entry
+	Free     func() error                // lets go of what a guard that was killed has pinned
+}
+
+// Remove carries r out. Cut off and given again, it goes on.
+func Remove(ctx context.Context, r Removal, e RemoveEnv) error {
+	if err := ValidOperator(e.Operator); err != nil {
 		return err
 	}
+	svc := e.Service
 	if svc == nil {
 		svc = ServiceOf(Answers{Root: r.l.Prefix, Start: r.start})
 	}
@@ -165,11 +174,16 @@ func Remove(ctx context.Context, r Removal, operator string, svc Service, tell f
 		}
 		defer unlock()
 	}
-	if err := r.record(ctx, operator, svc, tell); err != nil {
+	if err := r.record(ctx, e, svc); err != nil {
 		return err
 	}
 	if err := svc.Stop(ctx); err != nil {
 		return err
+	}
+	if e.Free != nil {
+		if err := e.Free(); err != nil {
+			return err
+		}
 	}
 	if err := r.freed(); err != nil {
 		return err
@@ -189,7 +203,7 @@ func Remove(ctx context.Context, r Removal, operator string, svc Service, tell f
 }
 
 // record leaves the last entry, and has a running appliance write it.
-func (r Removal) record(ctx context.Context, operator string, svc Service, tell func(context.Context) error) error {
+func (r Removal) record(ctx context.Context, e RemoveEnv, svc Service) error {
 	if r.last.Name == "" || r.Purge {
 		return nil // nothing finished to speak of, or nobody to read it
 	}
@@ -197,29 +211,29 @@ func (r Removal) record(ctx context.Context, operator string, svc Service, tell 
 	if err != nil {
 		return err
 	}
-	c := Change{ID: n + 1, Kind: Uninstall, From: r.last, To: r.last, Operator: operator}
-	if err := r.l.tellLedger(c, "removed", ""); err != nil || tell == nil || !svc.Running(ctx) {
+	c := Change{ID: n + 1, Kind: Uninstall, From: r.last, To: r.last, Operator: e.Operator}
+	if err := r.l.tellLedger(c, "removed", ""); err != nil || e.Tell == nil || !svc.Running(ctx) {
 		return err
 	}
-	return tell(ctx)
+	return e.Tell(ctx)
 }
 
 // freed refuses while something is mounted below what goes: removing would go
 // on into an agent's disk. What else the kernel holds is let go.
 func (r Removal) freed() error {
-	ms, err := mountsBelow(r.l.State())
-	if err != nil {
-		return err
-	}
-	if len(ms) > 0 {
-		return fmt.Errorf("got %s still mounted; wanted nothing below %s; umount it, or start and stop the appliance once, then give the same command again", list(ms), r.l.State())
-	}
 	p := config.Paths{State: r.state, Run: r.l.Run()}
 	if err := unix.Unmount(p.Pin(), unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("umount %s: %w", p.Pin(), err)
 	}
 	if err := os.RemoveAll(p.HostPin()); err != nil && !errors.Is(err, fs.ErrPermission) {
 		return err
+	}
+	ms, err := mountsBelow(r.l.State(), r.l.Run())
+	if err != nil {
+		return err
+	}
+	if len(ms) > 0 {
+		return fmt.Errorf("got %s still mounted; wanted nothing below %s and %s; umount it, or start and stop the appliance once, then give the same command again", list(ms), r.l.State(), r.l.Run())
 	}
 	for _, d := range Cgroups(p) {
 		_ = unix.Rmdir(d) // one that still has processes stays, and doctor names it
@@ -244,15 +258,16 @@ func Cgroups(p config.Paths) (out []string) {
 	return out
 }
 
-// mountsBelow lists the mount points strictly below dir.
-func mountsBelow(dir string) (out []string, err error) {
+// mountsBelow lists the mount points strictly below dirs.
+func mountsBelow(dirs ...string) (out []string, err error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
 	for s := bufio.NewScanner(f); s.Scan(); {
-		if fs := strings.Fields(s.Text()); len(fs) > 4 && strings.HasPrefix(fs[4], dir+"/") {
+		fs := strings.Fields(s.Text())
+		if len(fs) > 4 && slices.ContainsFunc(dirs, func(d string) bool { return strings.HasPrefix(fs[4], d+"/") }) {
 			out = append(out, fs[4])
 		}
 	}

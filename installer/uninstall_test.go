@@ -23,7 +23,7 @@ func TestUninstall(t *testing.T) {
 	}
 	before := tree(t, root)
 	told := false
-	if err := Remove(t.Context(), r, "Ann", p, func(context.Context) error { told = true; return nil }); err != nil {
+	if err := Remove(t.Context(), r, RemoveEnv{Operator: "Ann", Service: p, Tell: func(context.Context) error { told = true; return nil }}); err != nil {
 		t.Fatal(err)
 	}
 	if !told || p.Running(t.Context()) {
@@ -78,7 +78,7 @@ func TestPurge(t *testing.T) {
 	some := all
 	some.Remove = all.Remove[:len(all.Remove)/2]
 	for _, r := range []Removal{some, all} {
-		if err := Remove(t.Context(), r, "Ann", p, nil); err != nil {
+		if err := Remove(t.Context(), r, RemoveEnv{Operator: "Ann", Service: p}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -101,11 +101,11 @@ func TestUninstallNeedsStop(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := tree(t, root)
-	if err := Remove(t.Context(), r, "Ann", stubborn{p}, nil); err == nil {
+	if err := Remove(t.Context(), r, RemoveEnv{Operator: "Ann", Service: stubborn{p}}); err == nil {
 		t.Error("removed under a running appliance")
 	}
 	diffTrees(t, tree(t, root), before)
-	if err := Remove(t.Context(), r, "", p, nil); err == nil || !strings.Contains(err.Error(), "operator") {
+	if err := Remove(t.Context(), r, RemoveEnv{Service: p}); err == nil || !strings.Contains(err.Error(), "operator") {
 		t.Errorf("without an operator: %v", err)
 	}
 	if _, err := os.Stat(filepath.Join(root, "var/lib/clawbox/ledger")); err != nil {

@@ -6,10 +6,6 @@ import (
 	"path/filepath"
 )
 
-// A cgroup is named after an appliance's state folder, since two of those are two
-// appliances.
-func (p Paths) mark() [sha256.Size]byte { return sha256.Sum256([]byte(p.State)) }
-
 // Pin is where the guard's pinned BPF objects appear: a mount.
 func (p Paths) Pin() string { return filepath.Join(p.Run, "pins") }
 
@@ -20,5 +16,9 @@ func (p Paths) HostPin() string {
 }
 
 // Cgroup is the name of the folder that holds the agents' cgroups, in every
-// hierarchy in use.
-func (p Paths) Cgroup() string { return fmt.Sprintf("clawbox-%.4x", p.mark()) }
+// hierarchy in use. It is made of the state folder's, since two of those are two
+// appliances.
+func (p Paths) Cgroup() string {
+	sum := sha256.Sum256([]byte(p.State))
+	return fmt.Sprintf("clawbox-%x", sum[:4])
+}

@@ -19,13 +19,7 @@ import (
 func (a *app) changeEnv(ctx context.Context, f changeFlags, out io.Writer) installer.ChangeEnv {
 	e := installer.ChangeEnv{
 		Deadline: f.deadline, Agents: crew{a}, Gates: []installer.Gate{protection{a, a.tier(ctx)}, record{a}},
-		Tell: func(ctx context.Context) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
-			return cl.TellReceipts(ctx)
-		},
+		Tell: a.tellReceipts,
 	}
 	e.Progress = func(ev installer.Event) {
 		if ev.What != "start" {
@@ -33,6 +27,15 @@ func (a *app) changeEnv(ctx context.Context, f changeFlags, out io.Writer) insta
 		}
 	}
 	return e
+}
+
+// tellReceipts has a running appliance record what the installer left.
+func (a *app) tellReceipts(ctx context.Context) error {
+	cl, err := a.client()
+	if err != nil {
+		return err
+	}
+	return cl.TellReceipts(ctx)
 }
 
 // tier is the guard's now, "" when no appliance runs.

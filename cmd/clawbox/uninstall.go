@@ -1,11 +1,11 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"os"
 
+	"github.com/clawbox/clawbox/appliance/guard"
 	"github.com/clawbox/clawbox/installer"
 	"github.com/spf13/cobra"
 )
@@ -34,14 +34,11 @@ recorded can then only be proved from copies kept elsewhere.`,
 			if os.Geteuid() != 0 {
 				return fmt.Errorf("uninstall needs root, got uid %d; --dry-run does not", os.Geteuid())
 			}
-			tell := func(ctx context.Context) error {
-				cl, err := a.client()
-				if err != nil {
-					return err
-				}
-				return cl.TellReceipts(ctx)
+			e := installer.RemoveEnv{Operator: operator, Tell: a.tellReceipts}
+			if c, err := a.config(); err == nil {
+				e.Free = func() error { return guard.RemovePins(c.Paths.Pin()) }
 			}
-			if err := installer.Remove(cmd.Context(), r, operator, nil, tell); err != nil {
+			if err := installer.Remove(cmd.Context(), r, e); err != nil {
 				return err
 			}
 			return show()
