@@ -184,7 +184,7 @@ func launch(t *testing.T, c *k3shost.Cluster) {
 	if err := c.WaitPod(within(t, 2*time.Minute), "kube-system", "app=local-path-provisioner"); err != nil {
 		t.Fatal(err)
 	}
-	kubectl(t, c, string(tenant), "apply", "-f", "-")
+	kubectl(t, c, string(tenant), "apply", "--server-side", "-f", "-")
 	kubectl(t, c, agent, "apply", "-f", "-")
 	if err := c.WaitPod(within(t, 2*time.Minute), "acme", "app=agent"); err != nil {
 		t.Fatalf("%v\n%s", err, kubectl(t, c, "", "get", "events", "-A"))
