@@ -53,8 +53,12 @@ func run(t *testing.T, m *k3shost.Machine, line string) string {
 	return strings.TrimSpace(out)
 }
 
+// places are where K3s mounts things.
+var places = strings.Fields("/run/k3s /run/flannel /run/netns /run/containerd /var/lib/rancher /var/lib/kubelet /var/lib/cni /etc/rancher /etc/cni /sys/fs/cgroup")
+
 // traces are what a machine that lies below dir could leave on the host:
-// mounts where it or K3s makes them, and cgroups, which hold its processes.
+// mounts, and cgroups, which hold its processes. Others use this host, too, so
+// it looks only where a machine or K3s makes them.
 func traces(t *testing.T, dir string) []string {
 	t.Helper()
 	ms, err := mountinfo.GetMounts(nil)
@@ -63,7 +67,7 @@ func traces(t *testing.T, dir string) []string {
 	}
 	var ts []string
 	for _, m := range ms {
-		for _, at := range []string{dir, "/run", "/var", "/etc", "/proc", "/sys", "/dev"} {
+		for _, at := range append(places, dir) {
 			if strings.HasPrefix(m.Mountpoint, at) {
 				ts = append(ts, "mount "+m.Mountpoint)
 			}
