@@ -24,7 +24,9 @@ var DefaultTenant = Tenant{CPU: "4", Memory: "8Gi", Storage: "20Gi", Pods: 20, L
 var reserved = []string{"default", "kube-system", "kube-public", "kube-node-lease"}
 
 // Manifest returns the tenant's namespace with its default-deny network policy,
-// quota and limits, as one YAML stream that can be applied again and again.
+// quota and limits, as one YAML stream that can be applied again and again. Apply
+// it on the server (kubectl apply --server-side): the cluster makes the
+// namespace's default service account, too, and either may be first.
 func (t Tenant) Manifest() ([]byte, error) {
 	t = t.filled()
 	errs := []error{

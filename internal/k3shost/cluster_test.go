@@ -119,14 +119,15 @@ func TestHostNewest(t *testing.T) {
 }
 
 func journey(t *testing.T, k3sDir, from, to string) {
-	before := traces(t)
+	dir := t.TempDir()
+	before := traces(t, dir)
 	lan := newLAN(t)
 	tap, err := lan.Tap()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer tap.Close()
-	o := k3shost.Options{Name: strings.ToLower(t.Name()), Dir: t.TempDir(), LAN: lan, Artifacts: k3sDir}
+	o := k3shost.Options{Name: strings.ToLower(t.Name()), Dir: dir, LAN: lan, Artifacts: k3sDir}
 	m := boot(t, o)
 	images := filepath.Join(k3sDir, to, "images")
 	serve(t, m, images)
@@ -149,7 +150,7 @@ func journey(t *testing.T, k3sDir, from, to string) {
 	if err := m.Halt(); err != nil {
 		t.Fatal(err)
 	}
-	if now := traces(t); !slices.Equal(now, before) {
+	if now := traces(t, dir); !slices.Equal(now, before) {
 		t.Errorf("left behind: before %v, now %v", before, now)
 	}
 
@@ -183,7 +184,7 @@ func launch(t *testing.T, c *k3shost.Cluster) {
 	if err := c.WaitPod(within(t, 2*time.Minute), "kube-system", "app=local-path-provisioner"); err != nil {
 		t.Fatal(err)
 	}
-	kubectl(t, c, string(tenant), "apply", "-f", "-")
+	kubectl(t, c, string(tenant), "apply", "--server-side", "-f", "-")
 	kubectl(t, c, agent, "apply", "-f", "-")
 	if err := c.WaitPod(within(t, 2*time.Minute), "acme", "app=agent"); err != nil {
 		t.Fatalf("%v\n%s", err, kubectl(t, c, "", "get", "events", "-A"))

@@ -93,7 +93,7 @@ func (m *Machine) place(role k3s.Role, o K3s) error {
 	}
 	if o.Server != nil {
 		n.Server = fmt.Sprintf("https://%s:6443", o.Server.M.Addr)
-		token, err := os.ReadFile(o.Server.M.Path(k3s.DataDir + "/server/node-token"))
+		token, err := os.ReadFile(o.Server.M.Path(k3s.DataDir + "/server/token"))
 		if err != nil {
 			return fmt.Errorf("the server's token: %w", err)
 		}

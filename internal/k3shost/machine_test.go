@@ -53,8 +53,13 @@ func run(t *testing.T, m *k3shost.Machine, line string) string {
 	return strings.TrimSpace(out)
 }
 
-// traces are what a machine could leave on the host.
-func traces(t *testing.T) []string {
+// places are where K3s mounts things.
+var places = strings.Fields("/run/k3s /run/flannel /run/netns /run/containerd /var/lib/rancher /var/lib/kubelet /var/lib/cni /etc/rancher /etc/cni /sys/fs/cgroup")
+
+// traces are what a machine that lies below dir could leave on the host:
+// mounts, and cgroups, which hold its processes. Others use this host, too, so
+// it looks only where a machine or K3s makes them.
+func traces(t *testing.T, dir string) []string {
 	t.Helper()
 	ms, err := mountinfo.GetMounts(nil)
 	if err != nil {
@@ -62,7 +67,11 @@ func traces(t *testing.T) []string {
 	}
 	var ts []string
 	for _, m := range ms {
-		ts = append(ts, "mount "+m.Mountpoint)
+		for _, at := range append(places, dir) {
+			if strings.HasPrefix(m.Mountpoint, at) {
+				ts = append(ts, "mount "+m.Mountpoint)
+			}
+		}
 	}
 	err = filepath.WalkDir("/sys/fs/cgroup", func(p string, d os.DirEntry, err error) error {
 		if err == nil && d.IsDir() && strings.HasPrefix(d.Name(), "k3shost-"+strings.ToLower(t.Name())) {
@@ -77,8 +86,8 @@ func traces(t *testing.T) []string {
 }
 
 func TestMachine(t *testing.T) {
-	before := traces(t)
 	dir := t.TempDir()
+	before := traces(t, dir)
 	if err := os.WriteFile(filepath.Join(dir, "note"), []byte("shown\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -101,13 +110,13 @@ func TestMachine(t *testing.T) {
 		}
 	}
 	run(t, m, "echo stays > /var/lib/x; echo goes > /run/x; echo 0 > /proc/sys/vm/overcommit_memory; sleep 1000 >/dev/null 2>&1 & true")
-	if now := traces(t); len(now) <= len(before) {
+	if now := traces(t, dir); len(now) <= len(before) {
 		t.Errorf("a running machine has no cgroup: %v", now)
 	}
 	if err := m.Halt(); err != nil {
 		t.Fatal(err)
 	}
-	if now := traces(t); !slices.Equal(now, before) {
+	if now := traces(t, dir); !slices.Equal(now, before) {
 		t.Errorf("left behind: before %v, now %v", before, now)
 	}
 	m = boot(t, k3shost.Options{Name: "testmachine", Dir: filepath.Join(dir, "m"), LAN: newLAN(t)})

@@ -50,7 +50,7 @@ func TestTwoNodes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kubectl(t, c, string(tenant), "apply", "-f", "-")
+	kubectl(t, c, string(tenant), "apply", "--server-side", "-f", "-")
 	kubectl(t, c, "", "create", "namespace", "open")
 	for _, ns := range []string{"open", "acme"} {
 		for pod, node := range map[string]string{"one": a.Name, "two": b.Name} {

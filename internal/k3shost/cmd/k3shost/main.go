@@ -56,7 +56,7 @@ func run(ctx context.Context, args []string) error {
 		}
 		return inside(ctx, args[1], append([]string{"env", "KUBECONFIG=" + k3s.Kubeconf, "/k3s/" + string(v) + "/bin/kubectl"}, args[2:]...))
 	}
-	return errors.New("usage: k3shost up -dir DIR | exec DIR COMMAND... | kubectl DIR ARGS...")
+	return errors.New("usage: k3shost up -dir DIR [flags], k3shost exec DIR COMMAND..., or k3shost kubectl DIR ARGS... (see the comment of this command)")
 }
 
 func inside(ctx context.Context, dir string, args []string) error {
