@@ -134,12 +134,11 @@ func (c Client) one(ctx context.Context, kubeconfig string, x installer.Chart) (
 	}
 	// Kubernetes makes a service account in a new namespace while Helm is about
 	// to; the next attempt finds it and takes it over.
-	for tries := 1; ; tries++ {
-		did, err := c.bring(ctx, cfg, x)
-		if err == nil || tries == 3 || !strings.Contains(err.Error(), "already exists") {
-			return did, err
-		}
+	did, err := c.bring(ctx, cfg, x)
+	for tries := 1; tries < 3 && err != nil && strings.Contains(err.Error(), "already exists"); tries++ {
+		_, err = c.bring(ctx, cfg, x)
 	}
+	return did, err
 }
 
 func (c Client) bring(ctx context.Context, cfg *action.Configuration, x installer.Chart) (string, error) {
