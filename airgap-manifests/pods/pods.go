@@ -9,7 +9,7 @@
 // delete pods there and nothing else, and two ValidatingAdmissionPolicies
 // (Kubernetes 1.30). They say early and in the API what the node holds to in
 // any case: see appliance/gate. The containerd part goes behind K3s's
-// config-v3.toml.tmpl on every node.
+// config-v3.toml.tmpl on every node, DefaultRuntime into its config.yaml.
 package pods
 
 import (
@@ -50,6 +50,12 @@ func (s Settings) Manifest() ([]byte, error) {
 	err := agentsTemplate.Execute(&b, s)
 	return b.Bytes(), err
 }
+
+// DefaultRuntime is a line of K3s's configuration (config.yaml) that has every
+// container of the node made by clawbox-runc. Those of other namespaces go on
+// to runc at once; one of the agents' namespace that does not name the
+// RuntimeClass is refused then even where admission let it pass.
+const DefaultRuntime = "default-runtime: clawbox\n"
 
 // Containerd is the runtime's entry in containerd's configuration (version 3),
 // as a part of K3s's template. runtime is the absolute path of clawbox-runc.

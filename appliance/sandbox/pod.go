@@ -65,7 +65,7 @@ func (w *pod) manifest() *kube.Pod {
 			SecurityContext: &kube.Security{RunAsNonRoot: &yes, RunAsUser: int64(w.b.id.uid), RunAsGroup: int64(w.b.id.gid), Seccomp: &kube.Seccomp{Type: "RuntimeDefault"}},
 			DNSPolicy:       "None", DNSConfig: &kube.DNSConfig{Nameservers: []string{"127.0.0.53"}},
 			Containers: []kube.Container{{
-				Name: user, Image: w.image, ImagePullPolicy: "IfNotPresent",
+				Name: user, Image: w.image, ImagePullPolicy: "IfNotPresent", Command: []string{launcherPath, "pod"},
 				// The budgets bound it; what they ask for shall not keep it from a small node.
 				Resources:       kube.Resources{Limits: limits, Requests: map[string]string{"memory": "16Mi", "cpu": "10m"}},
 				SecurityContext: &kube.Security{AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes, Capabilities: &kube.Capabilities{Drop: []string{"ALL"}}},

@@ -18,6 +18,7 @@ import (
 
 	"github.com/clawbox/clawbox/airgap-manifests/k3s"
 	"github.com/clawbox/clawbox/airgap-manifests/pods"
+	"github.com/clawbox/clawbox/appliance/control"
 	"github.com/clawbox/clawbox/appliance/gate"
 	"github.com/clawbox/clawbox/bundle/content"
 	"github.com/clawbox/clawbox/internal/k3shost"
@@ -146,6 +147,9 @@ func (n *podNode) cluster(manifests string) {
 	for _, f := range files {
 		if strings.HasSuffix(f.Path, "config-v3.toml.tmpl") {
 			f.Data = append(f.Data, entry...)
+		}
+		if strings.HasSuffix(f.Path, "/k3s/config.yaml") {
+			f.Data = append(f.Data, pods.DefaultRuntime...)
 		}
 		n.check(n.m.WriteFile(f.Path, f.Mode, f.Data))
 	}
@@ -280,8 +284,9 @@ func TestPodsOnK3s(t *testing.T) {
 	}
 	t.Log(out)
 	t.Run("attacks", n.attacks)
-	t.Run("entering", n.entering)
 	t.Run("strangers", n.strangers)
+	t.Run("entering", n.entering)
+	t.Run("guard", n.guardless)
 	t.Run("end", n.ending)
 	for _, p := range n.m.Phases() {
 		t.Logf("%8.2f s  %s", p.Took.Seconds(), p.Name)
@@ -362,21 +367,67 @@ func (n *podNode) bind(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	err = n.c.Poll(ctx, "admission again", func() (string, bool) {
+		_, err := n.kubectl(stranger("probe", "clawbox"), "create", "--dry-run=server", "-f", "-")
+		return fmt.Sprint(err), err != nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// guardless: while the guard does not answer, no agent starts, and those that
+// run are stopped once it has ended.
+func (n *podNode) guardless(t *testing.T) {
+	out, err := n.box("status", "-o", "json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var st control.Status
+	if err := json.Unmarshal([]byte(out), &st); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range st.Services {
+		if s.Name == "guard" {
+			n.check(syscall.Kill(s.PID, syscall.SIGSTOP))
+		}
+	}
+	if out, err := n.box("agent", "launch", "late", "--agent", "busy"); err == nil {
+		t.Errorf("without a guard: %s", out)
+	}
+	if out, err := n.kubectl("", "get", "pod", "-n", agents, "-l", "clawbox.io/agent=late", "-o", "name"); err != nil || out != "" {
+		t.Errorf("pods are left of it: %v, %s", err, out)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	err = n.c.Poll(ctx, "the agent back under the next guard", func() (string, bool) {
+		out, err := n.box("agent", "launch", "busy")
+		return fmt.Sprint(out, err), err == nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
 }
 
 // stranger is a pod that nobody launched, as good as an agent's otherwise.
 func stranger(name, runtimeClass string) string {
-	b, _ := json.Marshal(map[string]any{
+	pod := map[string]any{
 		"apiVersion": "v1", "kind": "Pod", "metadata": map[string]any{"name": name, "namespace": agents, "labels": map[string]string{"clawbox.io/agent": "x", "clawbox.io/appliance": "x"}},
 		"spec": map[string]any{
-			"runtimeClassName": runtimeClass, "automountServiceAccountToken": false, "restartPolicy": "Never",
+			"automountServiceAccountToken": false, "restartPolicy": "Never",
 			"securityContext": map[string]any{"runAsNonRoot": true, "runAsUser": 10001, "seccompProfile": map[string]string{"type": "RuntimeDefault"}},
 			"containers": []any{map[string]any{
 				"name": "x", "image": "clawbox.internal/busybox:debian", "command": []string{"sh", "-c", "sleep 1000"},
 				"securityContext": map[string]any{"allowPrivilegeEscalation": false, "capabilities": map[string]any{"drop": []string{"ALL"}}},
 			}},
 		},
-	})
+	}
+	if runtimeClass != "" {
+		pod["spec"].(map[string]any)["runtimeClassName"] = runtimeClass
+	}
+	b, _ := json.Marshal(pod)
 	return string(b)
 }
 
@@ -388,12 +439,14 @@ func (n *podNode) strangers(t *testing.T) {
 	}
 	n.unbind(t)
 	defer n.bind(t)
-	if _, err := n.kubectl(stranger("second", "clawbox"), "apply", "-f", "-"); err != nil {
-		t.Fatal(err)
-	}
-	n.stays(t, "second", "none that this appliance launched")
-	if !n.recorded("pod.refused", "second") {
-		t.Error("the refusal is not on the ledger")
+	for name, class := range map[string]string{"second": "clawbox", "plain": ""} {
+		if _, err := n.kubectl(stranger(name, class), "apply", "-f", "-"); err != nil {
+			t.Fatal(err)
+		}
+		n.stays(t, name, "none that this appliance launched")
+		if !n.recorded("pod.refused", name) {
+			t.Errorf("pod %s: the refusal is not on the ledger", name)
+		}
 	}
 }
 
