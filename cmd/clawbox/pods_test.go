@@ -148,9 +148,6 @@ func (n *podNode) cluster(manifests string) {
 		if strings.HasSuffix(f.Path, "config-v3.toml.tmpl") {
 			f.Data = append(f.Data, entry...)
 		}
-		if strings.HasSuffix(f.Path, "/k3s/config.yaml") {
-			f.Data = append(f.Data, pods.DefaultRuntime...)
-		}
 		n.check(n.m.WriteFile(f.Path, f.Mode, f.Data))
 	}
 	ents, err := os.ReadDir(manifests)
