@@ -57,7 +57,7 @@ func (w *pod) manifest() *kube.Pod {
 		limits["cpu"] = strconv.Itoa(int(b.CPU*1000)) + "m"
 	}
 	return &kube.Pod{
-		Metadata: kube.Meta{Name: w.name, Labels: map[string]string{ownerLabel: w.p.l.parent, agentLabel: w.s.Name}},
+		Metadata: kube.Meta{Name: w.name, Labels: map[string]string{ownerLabel: w.p.owner, agentLabel: w.s.Name}},
 		Spec: kube.PodSpec{
 			RuntimeClassName: RuntimeClass, RestartPolicy: "Never", AutomountServiceAccountToken: &no, EnableServiceLinks: &no,
 			NodeSelector: map[string]string{"kubernetes.io/hostname": w.p.o.Node}, TerminationGracePeriodSeconds: 5,
