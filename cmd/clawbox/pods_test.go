@@ -51,7 +51,11 @@ func TestPodsOnK3s(t *testing.T) {
 	t.Run("strangers", n.strangers)
 	t.Run("entering", n.entering)
 	t.Run("guard", n.guardless)
+	t.Run("deleted", n.deleted)
 	t.Run("end", n.ending)
+	if out, err := n.box("audit", "verify"); err != nil {
+		t.Errorf("the record: %v, %s", err, out)
+	}
 	for _, p := range n.m.Phases() {
 		t.Logf("%8.2f s  %s", p.Took.Seconds(), p.Name)
 	}
@@ -228,6 +232,25 @@ func (n *podNode) stays(t *testing.T, pod, why string) {
 	}
 	if out, _ := n.kubectl("", "get", "pod", "-n", agents, pod, "-o", "jsonpath={.status.phase}"); out != "Pending" {
 		t.Errorf("pod %s is %s", pod, out)
+	}
+}
+
+// deleted by Kubernetes, an agent ends by itself, and the appliance knows why.
+func (n *podNode) deleted(t *testing.T) {
+	if out, err := n.kubectl("", "delete", "pod", "-n", agents, "-l", "clawbox.io/agent=busy"); err != nil {
+		t.Fatal(err, out)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	err := n.c.Poll(ctx, "the end of a deleted agent", func() (string, bool) {
+		out, _ := n.box("agent", "status", "busy")
+		return out, strings.Contains(out, "stopped by Kubernetes")
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if out, err := n.box("agent", "launch", "busy"); err != nil {
+		t.Fatal(err, out)
 	}
 }
 
