@@ -241,6 +241,9 @@ func (a *Appliance) start(ctx context.Context, ag *agent) error {
 	ag.tallies = map[string]tally{}
 	// Disk and ledger take their time while the sandbox is built.
 	launch := a.lifecycle(ag, ledger.Allowed, "agent.launch", "image "+ag.Image)
+	if ag.Driver != "" {
+		launch.Attrs = map[string]any{"driver": ag.Driver}
+	}
 	kept := async(func() error {
 		return atOnce(ag.save, func() error { return a.log.Record(ctx, launch) })
 	})

@@ -53,12 +53,18 @@ func (s Settings) Manifest() ([]byte, error) {
 
 // Containerd is the runtime's entry in containerd's configuration (version 3),
 // as a part of K3s's template. runtime is the absolute path of clawbox-runc.
+//
+// It becomes the node's default, too. Containers of other namespaces go on to
+// runc at once; a pod of the agents' namespace that does not name the
+// RuntimeClass is refused even where admission let it pass. K3s's own setting
+// default-runtime takes only runtimes that it knows; with it, containerd says
+// that the table is there twice, and does not start.
 // Source: https://docs.k3s.io/advanced#configuring-containerd.
 func Containerd(runtime string) (string, error) {
 	if !filepath.IsAbs(runtime) {
 		return "", fmt.Errorf("pods: the runtime's path is %q; want an absolute one", runtime)
 	}
 	const table = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.'clawbox'"
-	return "\n" + table + "]\n  runtime_type = \"io.containerd.runc.v2\"\n" +
+	return "\n[plugins.'io.containerd.cri.v1.runtime'.containerd]\n  default_runtime_name = \"clawbox\"\n" + table + "]\n  runtime_type = \"io.containerd.runc.v2\"\n" +
 		table + ".options]\n  BinaryName = " + strconv.Quote(runtime) + "\n  SystemdCgroup = {{ .SystemdCgroup }}\n", nil
 }

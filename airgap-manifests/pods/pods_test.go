@@ -87,7 +87,7 @@ func TestManifest(t *testing.T) {
 
 func TestContainerd(t *testing.T) {
 	s, err := Containerd("/opt/clawbox-runc")
-	if err != nil || !strings.Contains(s, `BinaryName = "/opt/clawbox-runc"`) || strings.Count(s, "runtimes.'clawbox'") != 2 {
+	if err != nil || !strings.Contains(s, `BinaryName = "/opt/clawbox-runc"`) || strings.Count(s, "runtimes.'clawbox'") != 2 || !strings.Contains(s, `default_runtime_name = "clawbox"`) {
 		t.Errorf("got %s, %v", s, err)
 	}
 	if _, err := Containerd("clawbox-runc"); err == nil {

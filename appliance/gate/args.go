@@ -27,6 +27,8 @@ var takeValue = map[string]string{
 	"restore": "bundle b console-socket image-path work-path manage-cgroups-mode pid-file empty-ns lsm-profile lsm-mount-context",
 	"exec": "console-socket pidfd-socket cwd env e user u additional-gids g process p pid-file process-label apparmor cap c " +
 		"preserve-fds cgroup",
+	"update": "resources r period cpu-period quota cpu-quota cpu-burst shares cpu-share cpu-rt-period cpu-rt-runtime cpuset-cpus cpuset-mems " +
+		"kernel-memory kernel-memory-tcp memory memory-reservation memory-swap pids-limit blkio-weight l3-cache-schema mem-bw-schema cpu-idle",
 	"checkpoint": "image-path work-path parent-path page-server manage-cgroups-mode empty-ns status-fd",
 }
 

@@ -22,6 +22,8 @@
 // and running more in it (exec: kubectl exec, probes) is refused: it would be
 // outside of the agent's Landlock domain and filter.
 //
+// So is changing its resources (update), which are its policy's budgets.
+//
 // Settings stand beside the program, in <program>.json; see Settings.
 //
 // The agent's launcher gets its channels as descriptors 3 to 6 by runc's

@@ -22,6 +22,7 @@ func TestParse(t *testing.T) {
 		{"exec --process /p --detach --pid-file=/f ID sh --root /x", "exec", "ID", ".", "", ""},
 		{"exec -e A=b -t ID create", "exec", "ID", ".", "", ""},
 		{"--debug -- create ID", "create", "ID", ".", "", ""},
+		{"update --resources - --cpu-quota 1 ID", "update", "ID", ".", "", ""},
 		{"--version", "", "", "", "", ""},
 		{"features", "features", "", ".", "", ""},
 		{"", "", "", "", "", ""},

@@ -108,7 +108,7 @@ func run(c *call) error {
 // look at it or end it.
 var verbs = map[string]func(Settings, *call) error{
 	"create": create, "run": refuseBundle, "restore": refuseBundle,
-	"start": start, "exec": refuseRunning, "checkpoint": refuseRunning, "kill": kill,
+	"start": start, "exec": refuseRunning, "checkpoint": refuseRunning, "update": refuseRunning, "kill": kill,
 }
 
 // become executes runc. files become descriptors from 3 on.
@@ -363,7 +363,8 @@ func refuseBundle(s Settings, c *call) error {
 	return fmt.Errorf("%s is refused for an agent's container; 'clawbox agent launch' starts one", c.verb)
 }
 
-// refuseRunning keeps others from running something in an agent's container.
+// refuseRunning keeps others from running something in an agent's container,
+// and from lifting its budgets.
 func refuseRunning(s Settings, c *call) error {
 	st, err := c.state()
 	if err != nil {
@@ -372,5 +373,5 @@ func refuseRunning(s Settings, c *call) error {
 	if !st.ours(s) {
 		return s.become(c.args)
 	}
-	return fmt.Errorf("%s is refused for an agent's container, whose confinement it would be outside of; 'clawbox agent connect' runs a program inside", c.verb)
+	return fmt.Errorf("%s is refused for an agent's container, which its policy alone rules; 'clawbox agent connect' runs a program inside", c.verb)
 }

@@ -45,6 +45,7 @@ type Container struct {
 	Name            string    `json:"name"`
 	Image           string    `json:"image"`
 	ImagePullPolicy string    `json:"imagePullPolicy,omitempty"`
+	Command         []string  `json:"command,omitempty"`
 	Resources       Resources `json:"resources,omitzero"`
 	SecurityContext *Security `json:"securityContext,omitempty"`
 }

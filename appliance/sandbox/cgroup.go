@@ -66,33 +66,6 @@ func findHierarchies() (*hierarchies, error) {
 	return h, h.findHome()
 }
 
-// placesOf is where a process is, by controller; "" is the v2 hierarchy.
-// Source: cgroups(7), "/proc/pid/cgroup".
-func placesOf(pid string) (map[string]string, error) {
-	b, err := os.ReadFile("/proc/" + pid + "/cgroup")
-	if err != nil {
-		return nil, err
-	}
-	own := map[string]string{}
-	for line := range strings.Lines(string(b)) {
-		if f := strings.SplitN(strings.TrimSpace(line), ":", 3); len(f) == 3 {
-			for c := range strings.SplitSeq(f[1], ",") {
-				own[c] = f[2]
-			}
-		}
-	}
-	return own, nil
-}
-
-// below turns a process's place into the directory of it below mount point m.
-func (h *hierarchies) below(m, place string) (string, error) {
-	rel, err := filepath.Rel(h.shown[m], place)
-	if err != nil || rel == ".." || strings.HasPrefix(rel, "../") {
-		return "", fmt.Errorf("the cgroup %s is not below what is mounted at %s (%s): mount that hierarchy's root", place, m, h.shown[m])
-	}
-	return filepath.Join(m, rel), nil
-}
-
 // findHome opens the daemon's own place in each v1 hierarchy.
 func (h *hierarchies) findHome() error {
 	own, err := placesOf("self")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -164,7 +165,13 @@ func (n *node) Delete(_ context.Context, name, uid string) error {
 		cmd.Process.Kill()
 		cmd.Wait()
 	}
-	return nil
+	left, err := filepath.Glob("/sys/fs/cgroup/*/clawbox-node-" + uid)
+	for _, d := range append(left, "/sys/fs/cgroup/clawbox-node-"+uid) {
+		if rerr := os.Remove(d); rerr != nil && !os.IsNotExist(rerr) {
+			err = errors.Join(err, rerr)
+		}
+	}
+	return err
 }
 
 // end is what a shim does with a container that ends: bundles stand below dir.

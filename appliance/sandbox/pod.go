@@ -1,17 +1,13 @@
 package sandbox
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -57,7 +53,7 @@ func (w *pod) manifest() *kube.Pod {
 		limits["cpu"] = strconv.Itoa(int(b.CPU*1000)) + "m"
 	}
 	return &kube.Pod{
-		Metadata: kube.Meta{Name: w.name, Labels: map[string]string{ownerLabel: w.p.l.parent, agentLabel: w.s.Name}},
+		Metadata: kube.Meta{Name: w.name, Labels: map[string]string{ownerLabel: w.p.owner, agentLabel: w.s.Name}},
 		Spec: kube.PodSpec{
 			RuntimeClassName: RuntimeClass, RestartPolicy: "Never", AutomountServiceAccountToken: &no, EnableServiceLinks: &no,
 			NodeSelector: map[string]string{"kubernetes.io/hostname": w.p.o.Node}, TerminationGracePeriodSeconds: 5,
@@ -65,7 +61,7 @@ func (w *pod) manifest() *kube.Pod {
 			SecurityContext: &kube.Security{RunAsNonRoot: &yes, RunAsUser: int64(w.b.id.uid), RunAsGroup: int64(w.b.id.gid), Seccomp: &kube.Seccomp{Type: "RuntimeDefault"}},
 			DNSPolicy:       "None", DNSConfig: &kube.DNSConfig{Nameservers: []string{"127.0.0.53"}},
 			Containers: []kube.Container{{
-				Name: user, Image: w.image, ImagePullPolicy: "IfNotPresent",
+				Name: user, Image: w.image, ImagePullPolicy: "IfNotPresent", Command: []string{launcherPath, "pod"},
 				// The budgets bound it; what they ask for shall not keep it from a small node.
 				Resources:       kube.Resources{Limits: limits, Requests: map[string]string{"memory": "16Mi", "cpu": "10m"}},
 				SecurityContext: &kube.Security{AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes, Capabilities: &kube.Capabilities{Drop: []string{"ALL"}}},
@@ -300,140 +296,4 @@ func (w *pod) leave() error {
 		return fmt.Errorf("nothing of it runs, but pod %s is not deleted: %w", w.name, err)
 	}
 	return nil
-}
-
-// adopt takes a container's first process, which waits in the runtime, for
-// the launcher that it becomes.
-func adopt(pidfd *os.File, c *gate.Create) (_ *launcher, err error) {
-	defer pidfd.Close()
-	l := &launcher{done: make(chan struct{}), pidfd: -1}
-	defer func() {
-		if err != nil {
-			l.close()
-		}
-	}()
-	if l.control, err = takeChannel(c.Control); err != nil {
-		return nil, err
-	}
-	if l.spec, err = takeChannel(c.Spec); err != nil {
-		return nil, err
-	}
-	if l.pid, err = pidOf(pidfd); err != nil {
-		return nil, err
-	}
-	l.pidfd, err = unix.FcntlInt(pidfd.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	return l, err
-}
-
-func takeChannel(f *os.File) (*channel, error) {
-	c, err := net.FileConn(f)
-	if err != nil {
-		return nil, err
-	}
-	u, ok := c.(*net.UnixConn)
-	if !ok {
-		return nil, errors.New("a channel is no Unix socket")
-	}
-	return &channel{u, bufio.NewReaderSize(u, 4096)}, nil
-}
-
-// pidOf is the process's number here, whatever it is to the runtime.
-// Source: pidfd_open(2), "fdinfo".
-func pidOf(pidfd *os.File) (int, error) {
-	b, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(int(pidfd.Fd())))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(b)) {
-		if v, ok := strings.CutPrefix(line, "Pid:"); ok {
-			n, err := strconv.Atoi(strings.TrimSpace(v))
-			if err != nil || n <= 0 {
-				return 0, fmt.Errorf("the container's process has ended, or is not below this pid namespace (%q)", strings.TrimSpace(line))
-			}
-			return n, nil
-		}
-	}
-	return 0, errors.New("what came is no pidfd")
-}
-
-// carry brings output to o until all its writers are gone.
-func (p *launcher) carry(o *late, from *os.File) {
-	p.output.Go(func() {
-		defer from.Close()
-		io.Copy(plain{o}, from)
-	})
-}
-
-// heed waits for the end of a process that is somebody else's child.
-func (p *launcher) heed() {
-	h, err := p.handle()
-	if err == nil {
-		defer h.Close()
-		fds := []unix.PollFd{{Fd: int32(h.Fd()), Events: unix.POLLIN}}
-		for {
-			if n, err := unix.Poll(fds, -1); n > 0 || err != nil && !errors.Is(err, syscall.EINTR) {
-				break
-			}
-		}
-	}
-	drained := make(chan struct{})
-	go func() { p.output.Wait(); close(drained) }()
-	select {
-	case <-drained:
-	case <-time.After(afterwards):
-	}
-	close(p.done)
-}
-
-// told is the exit status that PID 1 has left, or that of a killed process.
-func (p *launcher) told() int {
-	p.control.SetReadDeadline(time.Now().Add(time.Second))
-	for {
-		line, err := p.control.r.ReadString('\n')
-		if v, ok := strings.CutPrefix(strings.TrimSpace(line), confine.Exited); ok {
-			if n, err := strconv.Atoi(v); err == nil {
-				return n
-			}
-		}
-		if err != nil {
-			return 128 + int(unix.SIGKILL)
-		}
-	}
-}
-
-// adopt is the group of a process that a container runtime has put into
-// cgroups of its own. Where controllers are in v1 hierarchies, the v2 node is
-// made here and the process is moved into it.
-func (h *hierarchies) adopt(pid int, parent, name string) (_ *group, err error) {
-	num := strconv.Itoa(pid)
-	places, err := placesOf(num)
-	if err != nil {
-		return nil, err
-	}
-	g := &group{h: h, path: parent + "/" + name, lent: map[string]string{}}
-	lend := map[string]string{h.v2: ""} // mount point → controller
-	if len(h.v1) > 0 {
-		delete(lend, h.v2)
-		for c, m := range h.v1 {
-			lend[m] = c
-		}
-	}
-	for m, c := range lend {
-		if g.lent[m], err = h.below(m, places[c]); err != nil {
-			return nil, err
-		}
-		if g.lent[m] == m {
-			return nil, fmt.Errorf("the container has no cgroup of its own in %s", m)
-		}
-	}
-	if g.lent[h.v2] != "" {
-		return g, nil
-	}
-	if err := os.MkdirAll(g.dir(), 0o755); err != nil {
-		return nil, err
-	}
-	if err := write(g.dir()+"/cgroup.procs", num); err != nil {
-		return nil, errors.Join(fmt.Errorf("move the container into its v2 cgroup: %w", err), g.remove(0))
-	}
-	return g, nil
 }

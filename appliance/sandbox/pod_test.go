@@ -190,7 +190,7 @@ func TestPodOrphan(t *testing.T) {
 // TestPodSweep deletes what a daemon that died has left.
 func TestPodSweep(t *testing.T) {
 	b, n := onNode(t)
-	for name, owner := range map[string]string{"old": b.l.parent, "other": "clawbox-other"} {
+	for name, owner := range map[string]string{"old": b.pods.owner, "other": "another node's"} {
 		n.pods[name] = &kube.Pod{Metadata: kube.Meta{Name: name, UID: name, Labels: map[string]string{ownerLabel: owner}}}
 	}
 	if err := b.pods.Sweep(t.Context()); err != nil || !slices.Equal(n.names(), []string{"other"}) {

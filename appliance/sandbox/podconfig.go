@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/clawbox/clawbox/appliance/confine"
+	"github.com/clawbox/clawbox/policies"
 )
 
 // A container's config.json is not checked against the policy: it is written
@@ -121,19 +122,26 @@ func (w *pod) config(in *specs.Spec, root *os.File) (*specs.Spec, error) {
 			OOMScoreAdj:  in.Process.OOMScoreAdj, ApparmorProfile: in.Process.ApparmorProfile, SelinuxLabel: in.Process.SelinuxLabel,
 		},
 		Linux: &specs.Linux{
-			Namespaces: ns, CgroupsPath: in.Linux.CgroupsPath, Resources: resources(in.Linux.Resources), MountLabel: in.Linux.MountLabel,
+			Namespaces: ns, CgroupsPath: in.Linux.CgroupsPath, Resources: resources(in.Linux.Resources, w.s.Policy.Budgets), MountLabel: in.Linux.MountLabel,
 			MaskedPaths: confine.Masked(), ReadonlyPaths: []string{"/proc/sys"}, RootfsPropagation: "private",
 		},
 	}, nil
 }
 
-// resources keeps what the cluster reserved, and lets no device but ours be
-// opened or made.
-func resources(in *specs.LinuxResources) *specs.LinuxResources {
-	out := &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}}
-	if in != nil {
-		out.CPU, out.Memory = in.CPU, in.Memory
+// resources are the budgets, beside what the cluster reserved; and no device
+// but ours may be opened or made. begin writes the budgets again, swap
+// included; they stand here for systemd, which sets anew what it was told.
+func resources(in *specs.LinuxResources, b policies.Budgets) *specs.LinuxResources {
+	out := &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}, CPU: &specs.LinuxCPU{}, Memory: &specs.LinuxMemory{}}
+	if in != nil && in.CPU != nil {
+		out.CPU.Shares, out.CPU.Cpus, out.CPU.Mems = in.CPU.Shares, in.CPU.Cpus, in.CPU.Mems
 	}
+	if b.CPU > 0 {
+		quota, period := int64(b.CPU*cpuPeriod), uint64(cpuPeriod)
+		out.CPU.Quota, out.CPU.Period = &quota, &period
+	}
+	out.Memory.Limit = &b.Memory
+	out.Pids = &specs.LinuxPids{Limit: int64(b.Processes) + supervisorTasks}
 	for _, d := range [][2]int64{{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {5, 2}, {136, -1}} {
 		a := specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &d[0], Minor: &d[1], Access: "rwm"}
 		if d[1] < 0 {

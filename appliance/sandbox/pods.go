@@ -3,6 +3,8 @@ package sandbox
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -40,8 +42,9 @@ type PodOptions struct {
 // Pods runs sandboxes as pods of this node. What its Gate answers the node's
 // container runtime is the other half of each start.
 type Pods struct {
-	l *Local
-	o PodOptions
+	l     *Local
+	o     PodOptions
+	owner string // which daemon made a pod: its state directory, on its node
 
 	// making is held for reading while a pod is being created: its UID comes
 	// with the server's answer, and its node may ask before.
@@ -52,7 +55,7 @@ type Pods struct {
 	ids  map[string]*pod // by the container's id
 }
 
-// ownerLabel holds which daemon made a pod: Local.parent.
+// ownerLabel holds which daemon made a pod: Pods.owner.
 const ownerLabel = "clawbox.io/appliance"
 
 // agentLabel names a pod's agent, for people.
@@ -66,13 +69,14 @@ func OpenPods(l *Local, o PodOptions) *Pods {
 	if o.Refused == nil {
 		o.Refused = func(string) {}
 	}
-	return &Pods{l: l, o: o, uids: map[string]*pod{}, ids: map[string]*pod{}}
+	sum := sha256.Sum256([]byte(l.opt.State + "\x00" + o.Node))
+	return &Pods{l: l, o: o, owner: hex.EncodeToString(sum[:16]), uids: map[string]*pod{}, ids: map[string]*pod{}}
 }
 
 // Sweep deletes the pods that a daemon which died has left; their agents have
 // ended with it.
 func (p *Pods) Sweep(ctx context.Context) error {
-	left, err := p.o.Cluster.List(ctx, ownerLabel, p.l.parent)
+	left, err := p.o.Cluster.List(ctx, ownerLabel, p.owner)
 	for _, x := range left {
 		p.mu.Lock()
 		alive := p.uids[x.Metadata.UID] != nil
