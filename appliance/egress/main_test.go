@@ -309,16 +309,7 @@ func (l *lab) lookup(name string, typ dnsmessage.Type) (dnsmessage.RCode, []neti
 	return m.RCode, out, nil
 }
 
-// ask sends one packet to the resolver and returns the answer, nil for none.
-func (l *lab) ask(b []byte) []byte {
-	l.t.Helper()
-	out, err := l.tryAsk(b)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	return out
-}
-
+// tryAsk sends one packet to the resolver and returns the answer, nil for none.
 func (l *lab) tryAsk(b []byte) ([]byte, error) {
 	buf := make([]byte, 1500)
 	c, err := l.tryConnect("udp", resolver)

@@ -75,8 +75,12 @@ func TestFull(t *testing.T) {
 	}
 	mine := func(e Event) bool { return e.Kind == Full && e.Scope == filepath.Base(cg) }
 	for _, want := range []struct{ call, path, dir string }{
-		{"write", dir + "/sub/big", ""}, {"pwrite64", dir + "/sub/big", ""}, {"fallocate", dir + "/sub/big", ""},
-		{"openat", "more", dir}, {"mkdirat", dir + "/dir", ""}, {"linkat", "last", dir},
+		{"write", dir + "/sub/big", ""},
+		{"pwrite64", dir + "/sub/big", ""},
+		{"fallocate", dir + "/sub/big", ""},
+		{"openat", "more", dir},
+		{"mkdirat", dir + "/dir", ""},
+		{"linkat", "last", dir},
 	} {
 		if len(j.all(func(e Event) bool {
 			return mine(e) && e.Syscall == want.call && e.Path == want.path && e.Dir == want.dir && e.Errno == unix.ENOSPC

@@ -31,8 +31,12 @@ func oddRecord(rng *rand.Rand) Record {
 		Process: Process{rng.IntN(3), rng.IntN(3), rng.IntN(3), pick()},
 	}
 	values := []any{
-		nil, true, false, 0, -1, int64(math.MinInt64), uint64(math.MaxUint64), uint64(7), int8(3), 0.5, 1e21, -0.0, 3.0, json.Number("12"), json.Number("1.50"),
-		Kind("named"), []any{"a", 1, nil}, map[string]any{"z": 1, "a": "\xff"}, []string{"<"}, json.RawMessage(`{"b":1,"a":[1.0]}`), pick(),
+		nil, true, false, 0, -1, int64(math.MinInt64), uint64(math.MaxUint64), uint64(7), int8(3), 0.5, 1e21, math.Copysign(0, -1), 3.0, json.Number("12"), json.Number("1.50"),
+		Kind("named"),
+		[]any{"a", 1, nil},
+		map[string]any{"z": 1, "a": "\xff"},
+		[]string{"<"},
+		json.RawMessage(`{"b":1,"a":[1.0]}`), pick(),
 	}
 	for range rng.IntN(5) {
 		if r.Attrs == nil {

@@ -290,13 +290,14 @@ func checkCut(t *testing.T, what, from string, files map[string][]byte, b []byte
 	dir, err := os.MkdirTemp(ramDir(), "powercut")
 	must(t, err)
 	defer os.RemoveAll(dir)
-	s, err := Open(dir)
+	_, err = Open(dir)
 	must(t, err)
 	for p, data := range files {
 		rel, err := filepath.Rel(from, p)
 		must(t, err, os.MkdirAll(filepath.Dir(filepath.Join(dir, rel)), 0o755), os.WriteFile(filepath.Join(dir, rel), data, 0o600))
 	}
-	if s, err = Open(dir); err != nil {
+	s, err := Open(dir)
+	if err != nil {
 		t.Errorf("%s: %v", what, err)
 		return
 	}

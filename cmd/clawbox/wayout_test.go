@@ -37,7 +37,6 @@ type world struct {
 	*journey
 	appliance, outside *os.File // network namespaces
 	open               atomic.Int64
-	cert               *x509.Certificate
 
 	mu   sync.Mutex // guards the rest
 	said []string   // Authorization headers that the TLS server got
