@@ -18,7 +18,7 @@
 // GPUs are found by their PCI class and vendor, and the driver by its files in
 // /proc, so that a machine whose driver is missing is described too. What only
 // the driver knows (memory, MIG, ECC) is asked of NVML: by go-nvml where this
-// package was built with cgo, else by nvidia-smi, which is NVML's own front end
+// package was built with cgo and the tag nvml, else by nvidia-smi, which is NVML's own front end
 // and comes with the driver. The product is one static program without cgo, so
 // it takes the second way.
 //

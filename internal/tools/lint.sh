@@ -10,6 +10,7 @@ if [ -n "$drift" ]; then
 	exit 1
 fi
 go vet ./...
+go vet -tags nvml ./installer/host
 tool staticcheck ./...
 
 # The vulnerability database is a web service; an offline machine says so and goes on.
