@@ -17,7 +17,7 @@ import (
 
 	"github.com/clawbox/clawbox/airgap-manifests/k3s"
 	"github.com/clawbox/clawbox/airgap-manifests/pods"
-	"github.com/clawbox/clawbox/appliance/gate"
+	"github.com/clawbox/clawbox/appliance/gate/settings"
 	"github.com/clawbox/clawbox/bundle/content"
 	"github.com/clawbox/clawbox/internal/k3shost"
 	"github.com/clawbox/clawbox/registry"
@@ -158,7 +158,9 @@ func (n *podNode) cluster(manifests string) {
 	b, err := os.ReadFile(n.at("clawbox-runc"))
 	n.check(err)
 	n.check(n.m.WriteFile("/usr-local/bin/clawbox-runc", 0o755, b))
-	n.check(gate.Settings{Socket: boxRoot + "/run/clawbox/gate.sock", Runc: "/k3s/1.35/bin/runc", Namespace: agents}.Write(n.m.Path("/usr-local/bin/clawbox-runc")))
+	b, err = settings.Settings{Socket: boxRoot + "/run/clawbox/" + settings.Socket, Runc: "/k3s/1.35/bin/runc", Namespace: agents}.Encode()
+	n.check(err)
+	n.check(n.m.WriteFile(settings.File("/usr-local/bin/clawbox-runc"), 0o644, b))
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	n.c, err = n.m.StartK3s(ctx, k3shost.K3s{Version: "1.35", Images: k3s.SourceImages, Placed: true})
