@@ -128,7 +128,7 @@ func (n *podNode) unbind(t *testing.T) {
 
 func (n *podNode) bind(t *testing.T) {
 	t.Helper()
-	y, err := pods.Settings{Namespace: agents, System: "clawbox-system"}.Manifest()
+	y, err := pods.Settings{Namespace: agents, System: "clawbox-account"}.Manifest()
 	if err == nil {
 		_, err = n.kubectl(string(y), "apply", "-f", "-")
 	}
@@ -187,7 +187,7 @@ func stranger(name, runtimeClass string) string {
 			"automountServiceAccountToken": false, "restartPolicy": "Never",
 			"securityContext": map[string]any{"runAsNonRoot": true, "runAsUser": 10001, "seccompProfile": map[string]string{"type": "RuntimeDefault"}},
 			"containers": []any{map[string]any{
-				"name": "x", "image": "clawbox.internal/busybox:debian", "command": []string{"sh", "-c", "sleep 1000"},
+				"name": "x", "image": "clawbox.internal/busybox:0.1.0", "command": []string{"sh", "-c", "sleep 1000"},
 				"securityContext": map[string]any{"allowPrivilegeEscalation": false, "capabilities": map[string]any{"drop": []string{"ALL"}}},
 			}},
 		},

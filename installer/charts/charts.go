@@ -143,7 +143,7 @@ func account(ctx context.Context, kubeconfig, namespace, secret string) (a insta
 	}
 	a = installer.Account{Token: string(s.Data[corev1.ServiceAccountTokenKey]), CA: s.Data[corev1.ServiceAccountRootCAKey]}
 	if a.Token == "" || len(a.CA) == 0 {
-		return a, errors.New("Kubernetes has not filled it yet")
+		return a, errors.New("it is empty until Kubernetes has filled it")
 	}
 	return a, nil
 }
