@@ -47,6 +47,9 @@ func TestPodsOnK3s(t *testing.T) {
 		t.Fatalf("%v\n%s\n%s\n%s", err, log, events, n.c.Tail(15))
 	}
 	t.Log(out)
+	if out, _ := n.box("doctor"); !strings.Contains(out, "agents run as pods") {
+		t.Errorf("doctor: %s", out)
+	}
 	t.Run("attacks", n.attacks)
 	t.Run("strangers", n.strangers)
 	t.Run("entering", n.entering)
