@@ -13,6 +13,7 @@ import (
 	"github.com/clawbox/clawbox/appliance/control"
 	"github.com/clawbox/clawbox/appliance/egress"
 	"github.com/clawbox/clawbox/appliance/gate"
+	"github.com/clawbox/clawbox/appliance/gate/settings"
 	"github.com/clawbox/clawbox/appliance/kube"
 	"github.com/clawbox/clawbox/appliance/ledger"
 	"github.com/clawbox/clawbox/appliance/sandbox"
@@ -23,9 +24,6 @@ const (
 	driverLocal = "local"
 	driverPod   = "pod"
 )
-
-// gateSocket is where the node's container runtime asks, in Paths.Run.
-const gateSocket = "gate.sock"
 
 // openPods makes agents as pods possible, where this host is a cluster's node.
 // Nothing is asked of the cluster yet: it may be starting.
@@ -58,7 +56,7 @@ func (a *Appliance) serveGate(cancel context.CancelCauseFunc) (stop func(), err 
 	if a.pods == nil {
 		return func() {}, nil
 	}
-	path := filepath.Join(a.cfg.Paths.Run, gateSocket)
+	path := filepath.Join(a.cfg.Paths.Run, settings.Socket)
 	// See serveUnix: no living daemon can own this one.
 	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
 		return nil, err

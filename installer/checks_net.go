@@ -142,12 +142,12 @@ var clusterChecks = []check{
 	}},
 	{"node-programs", "", "", func(q question) Finding {
 		var miss []string
-		for _, p := range []string{k3sPath, clusterPath} {
+		for _, p := range []string{k3sPath, clusterPath, runtimePath} {
 			if it, ok := q.r.program(p); !ok || it.perm()&0o100 == 0 {
 				miss = append(miss, p)
 			}
 		}
-		return lacking("missing or not executable:", miss, "file items with path "+k3sPath+" and "+clusterPath+", mode 0755", "rebuild the bundle with them, or choose the profile solo")
+		return lacking("missing or not executable:", miss, "file items with path "+list([]string{k3sPath, clusterPath, runtimePath})+", mode 0755", "rebuild the bundle with them, or choose the profile solo")
 	}},
 	{"node-images", "", "", func(q question) Finding {
 		var names, miss []string

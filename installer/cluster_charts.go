@@ -24,7 +24,7 @@ const (
 	gpuNamespace    = "clawbox-gpu"
 )
 
-var ownNamespaces = []string{systemNamespace, modelNamespace, gpuNamespace, "default", "kube-system", "kube-public", "kube-node-lease"}
+var ownNamespaces = []string{systemNamespace, modelNamespace, gpuNamespace, agentsNamespace, accountNamespace, "default", "kube-system", "kube-public", "kube-node-lease"}
 
 // Chart is one Helm release that a cluster runs. Its record lies in Namespace,
 // and its objects too unless they say otherwise.
@@ -50,6 +50,11 @@ func (a Answers) Charts(f host.Facts, r Release) ([]Chart, error) {
 		}
 		out = append(out, c)
 	}
+	agents, err := agentsChart()
+	if err != nil {
+		return nil, err
+	}
+	out = append(out, agents)
 	for _, p := range a.parts(f, r) {
 		files, err := airgapmanifests.Chart(p.chart)
 		if err != nil {
@@ -81,20 +86,25 @@ func (a Answers) spaces(f host.Facts, r Release) []k3s.Tenant {
 	return out
 }
 
-// tenantChart makes a chart of a namespace's objects. They have no template in
-// them, and nothing of theirs may be taken for one.
+// tenantChart makes a chart of a namespace's objects.
 func tenantChart(t k3s.Tenant) (Chart, error) {
 	b, err := t.Manifest()
 	if err != nil {
 		return Chart{}, err
 	}
-	if bytes.Contains(b, []byte("{{")) {
-		return Chart{}, fmt.Errorf("tenant %s: got a manifest with a template in it; this is a fault of the program", t.Name)
+	return plainChart("space-"+t.Name, b)
+}
+
+// plainChart makes a chart of objects that are complete: they have no template in
+// them, and nothing of theirs may be taken for one.
+func plainChart(name string, objects []byte) (Chart, error) {
+	if bytes.Contains(objects, []byte("{{")) {
+		return Chart{}, fmt.Errorf("%s: got a manifest with a template in it; this is a fault of the program", name)
 	}
-	// Recorded in a namespace that is there before this one.
-	return Chart{Name: "space-" + t.Name, Namespace: "kube-system", Files: map[string][]byte{
+	// Recorded in a namespace that is there before those in it.
+	return Chart{Name: name, Namespace: "kube-system", Files: map[string][]byte{
 		"Chart.yaml":           []byte("apiVersion: v2\nname: space\nversion: 1.0.0\n"),
-		"templates/space.yaml": b,
+		"templates/space.yaml": objects,
 	}}, nil
 }
 

@@ -37,6 +37,15 @@ func (c clusterProgram) Apply(ctx context.Context, kubeconfig string, charts []C
 	return c.run(ctx, bytes.NewReader(b), "apply", kubeconfig)
 }
 
+func (c clusterProgram) Account(ctx context.Context, kubeconfig, namespace, secret string) (Account, error) {
+	var a Account
+	out, err := c.run(ctx, nil, "account", kubeconfig, namespace, secret)
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &a)
+	}
+	return a, err
+}
+
 // run gives the program's standard output; its last lines of standard error
 // become the error.
 func (c clusterProgram) run(ctx context.Context, in io.Reader, args ...string) (string, error) {

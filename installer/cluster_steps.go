@@ -25,6 +25,8 @@ type Cluster interface {
 	// so. It says what it changed; "" is nothing. Calling it again with the
 	// same charts changes nothing.
 	Apply(ctx context.Context, kubeconfig string, charts []Chart) (string, error)
+	// Account reads a service account's secret, once the cluster has filled it.
+	Account(ctx context.Context, kubeconfig, namespace, secret string) (Account, error)
 }
 
 func isCluster(a Answers) bool     { return a.Profile == "cluster" }
@@ -109,13 +111,18 @@ func (r *run) node(context.Context) (string, error) {
 	}
 	var did []string
 	for _, f := range files {
+		if f.Path == k3s.ContainerdTemplate {
+			if f.Data, err = r.l.containerd(f.Data); err != nil {
+				return "", err
+			}
+		}
 		what, err := r.place(f)
 		if err != nil {
 			return "", err
 		}
 		did = append(did, what)
 	}
-	for _, f := range []func() (string, error){r.token, r.chartsFile, r.k3sLinks} {
+	for _, f := range []func() (string, error){r.runtime, r.token, r.chartsFile, r.k3sLinks} {
 		what, err := f()
 		if err != nil {
 			return "", err
@@ -313,7 +320,7 @@ func nextOfCluster(a Answers) string {
 	if !withSystemd(a) {
 		s := "start the appliance with: " + serveCommand(a) + "\nthen K3s with: " + filepath.Join(a.layout().Current(), k3sPath) + " " + a.Cluster.Role
 		if a.Cluster.Role == RoleServer {
-			s += "\nthen: clawbox cluster apply"
+			s += "\nthen: clawbox cluster apply, and start the appliance again: it runs agents as pods from then on"
 		}
 		return s
 	}

@@ -25,11 +25,14 @@ func makeUpCluster() *madeUp {
 	for _, n := range []string{"pause", "coredns", "local-path-provisioner", "busybox", "vllm", "nim", "nvidia-device-plugin", "victoria-metrics", "dcgm-exporter"} {
 		m.add(Item{Name: n, Kind: "image", Platforms: []string{"linux/amd64"}}, n)
 	}
+	m.add(Item{Name: "clawbox-runc", Kind: "file", Path: runtimePath, Mode: 0o755}, "\x7fELF clawbox-runc")
 	return m
 }
 
 // standInProgram is a clawbox-cluster that says what it was asked.
-const standInProgram = "#!/bin/sh\necho working >&2\nif [ $1 = ready ]; then [ $3 = good ] || { echo no such node >&2; exit 1; }; else echo \"$1 $2 $(wc -c) ${HELM_DRIVER}\"; fi\n"
+const standInProgram = "#!/bin/sh\necho working >&2\nif [ $1 = ready ]; then [ $3 = good ] || { echo no such node >&2; exit 1; }; " +
+	"elif [ $1 = account ]; then printf '{\"token\":\"%s\",\"ca\":\"Q0E=\"}' $2.$3.$4; " +
+	"else echo \"$1 $2 $(wc -c) ${HELM_DRIVER}\"; fi\n"
 
 // nodeFacts is a machine that can be a node, with two GPUs.
 func nodeFacts(root string) host.Facts {
@@ -132,12 +135,18 @@ func TestClusterAnswers(t *testing.T) {
 // standIn is a cluster that remembers what it was asked; package charts has the
 // real one, and its test a real K3s.
 type standIn struct {
-	waited string
-	charts []Chart
-	err    error
+	waited, asked string
+	charts        []Chart
+	account       Account
+	err           error
 }
 
 func (s *standIn) Ready(_ context.Context, _, name string) error { s.waited = name; return s.err }
+func (s *standIn) Account(_ context.Context, kubeconfig, namespace, secret string) (Account, error) {
+	s.asked = kubeconfig + " " + namespace + " " + secret
+	return s.account, s.err
+}
+
 func (s *standIn) Apply(_ context.Context, _ string, cs []Chart) (string, error) {
 	s.charts = cs
 	return "applied", s.err
@@ -175,7 +184,7 @@ func TestInstallCluster(t *testing.T) {
 	for _, c := range run.Charts {
 		names = append(names, c.Name)
 	}
-	if want := []string{"space-clawbox-system", "space-clawbox-gpu", "space-clawbox-models", "space-acme", "device-plugin", "telemetry"}; err != nil || run.Node != "edge-7" || !slices.Equal(names, want) {
+	if want := []string{"space-clawbox-system", "space-clawbox-gpu", "space-clawbox-models", "space-acme", "agents", "device-plugin", "telemetry"}; err != nil || run.Node != "edge-7" || !slices.Equal(names, want) {
 		t.Errorf("charts: got %v, %v; want %v", names, err, want)
 	}
 	if _, err := LoadRunning(fast(t)); err == nil || !strings.Contains(err.Error(), "server of the profile cluster") {
@@ -202,6 +211,9 @@ func TestClusterProgram(t *testing.T) {
 	}
 	if err := c.Ready(t.Context(), "/k", "bad"); err == nil || !strings.Contains(err.Error(), "no such node") {
 		t.Errorf("got %v", err)
+	}
+	if a, err := c.Account(t.Context(), "k", "ns", "s"); err != nil || a.Token != "k.ns.s" || string(a.CA) != "CA" {
+		t.Errorf("account: %+v, %v", a, err)
 	}
 	did, err := c.Apply(t.Context(), "/k", []Chart{{Name: "a"}})
 	if err != nil || !strings.HasPrefix(did, "apply /k ") || strings.Contains(did, "memory") || !slices.Contains(heard, "working") {
@@ -236,6 +248,10 @@ func TestInstallAgent(t *testing.T) {
 			t.Errorf("an agent's plan has the step %s", s.ID)
 		}
 	}
+	// It asks before it runs an agent's pod, and has no account to make one.
+	if st, err := os.Stat(Layout{Prefix: root}.Runtime()); err != nil || st.Mode().Perm() != 0o755 || there(Layout{Prefix: root}.Access()) {
+		t.Errorf("the runtime on a node that joined: %v, %v", st, err)
+	}
 	b, _ := json.Marshal(p)
 	if strings.Contains(string(b), token) {
 		t.Error("the plan holds the token")
@@ -252,8 +268,8 @@ func TestStartCluster(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := len(p.Steps); p.Steps[n-2].ID != "k3s" || p.Steps[n-1].ID != "charts" {
-		t.Errorf("the last steps are %v", p.Steps[n-2:])
+	if n := len(p.Steps); p.Steps[n-3].ID != "k3s" || p.Steps[n-2].ID != "charts" || p.Steps[n-1].ID != "pods" {
+		t.Errorf("the last steps are %v", p.Steps[n-3:])
 	}
 	a.Root = t.TempDir()
 	c := &standIn{}
@@ -267,6 +283,11 @@ func TestStartCluster(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	slot := r.l.Slot(m.Version, m.Sequence)
+	if err := os.MkdirAll(filepath.Join(slot, "bin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(slot, runtimePath), "runtime")
 	if _, err := r.node(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -29,7 +29,7 @@ func (l Layout) finish(c Change, j *journal) error {
 // finishing is what a commit puts in place, in order. Each may find its work
 // done, or half done.
 var finishing = []func(Layout, Change) error{
-	Layout.placeFiles, Layout.placeReceipt, Layout.placeLinks, Layout.placeKept, Layout.placeJournal,
+	Layout.placeFiles, Layout.placeReceipt, Layout.placeLinks, Layout.placeRuntime, Layout.placeKept, Layout.placeJournal,
 	func(l Layout, c Change) error { return l.tellLedger(c, "committed", "") },
 	Layout.prune,
 }

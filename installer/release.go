@@ -48,6 +48,7 @@ const (
 	// Of the profile cluster.
 	k3sPath     = "bin/k3s"
 	clusterPath = "bin/clawbox-cluster"
+	runtimePath = "bin/clawbox-runc"
 )
 
 // kind lists the items of one kind, in the release's order.

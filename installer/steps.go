@@ -62,7 +62,8 @@ func init() {
 		{"activate", "Activate the release", "one rename of opt/clawbox/current: before it nothing runs, after it everything is there", nil, nothing, (*run).activate},
 		{"start", "Start the appliance and wait until it is healthy", "enabled at boot only after it has answered", withSystemd, nothing, (*run).start},
 		{"k3s", "Start K3s and wait until the node is ready", "after the appliance, whose registry has its images", startsCluster, nothing, (*run).startK3s},
-		{"charts", "Install what the cluster runs", "namespaces with quotas and denied by default first, then GPUs, telemetry, models; each waited for", startsServer, nothing, (*run).charts},
+		{"charts", "Install what the cluster runs", "namespaces with quotas and denied by default first, then what agents as pods need, GPUs, telemetry, models; each waited for", startsServer, nothing, (*run).charts},
+		{"pods", "Give the appliance its account on the cluster", "after it there is one; the appliance then starts again, and runs agents as pods", startsServer, nothing, (*run).connect},
 	}
 }
 

@@ -58,6 +58,7 @@ func (l Layout) belongings() []struct {
 		stays(l.at("var/lib/clawbox/ledger"), "the ledger"), stays(l.Receipts(), "receipts, which the ledger refers to"),
 		stays(l.Keys(), "private keys"), stays(l.LedgerV(), "the ledger's public key"),
 		stays(l.Trust(), "the publisher's keys"), stays(l.Root(), "the publisher's root"),
+		goes(l.Access(), "the appliance's account on the cluster"), goes(l.ContainerdTemplate(), "what named the runtime of agents' pods to K3s"),
 		goes(l.Install(), "the installer's journals and kept states"), goes(l.Config(), "the configuration"),
 	}
 }

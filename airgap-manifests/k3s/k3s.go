@@ -36,6 +36,10 @@ const (
 	Kubeconf  = ConfigDir + "/k3s.yaml"       // the administrator's, written by the server
 	Manifests = DataDir + "/server/manifests" // what lies here, the server applies
 	AuditLog  = DataDir + "/server/logs/audit.log"
+
+	// ContainerdTemplate is what K3s makes containerd's configuration from;
+	// a caller may add to it.
+	ContainerdTemplate = DataDir + "/agent/etc/containerd/config-v3.toml.tmpl"
 )
 
 // Registry is the host name by which pods name images of this appliance. Any
@@ -117,7 +121,7 @@ var places = []place{
 	{"admission.yaml", ConfigDir + "/admission.yaml", 0o600, onServer},
 	{"lacks-sys-resource.toml", ConfigDir + "/containerd-lacks-sys-resource.toml", 0o600, lacksPower},
 	{"sysctl.conf", "/etc/sysctl.d/90-clawbox-k3s.conf", 0o644, always},
-	{"containerd.toml", DataDir + "/agent/etc/containerd/config-v3.toml.tmpl", 0o600, always},
+	{"containerd.toml", ContainerdTemplate, 0o600, always},
 	{"coredns.yaml", Manifests + "/clawbox-coredns.yaml", 0o600, onServer},
 	{"local-path.yaml", Manifests + "/clawbox-local-path.yaml", 0o600, onServer},
 }

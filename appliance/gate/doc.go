@@ -24,7 +24,7 @@
 //
 // So is changing its resources (update), which are its policy's budgets.
 //
-// Settings stand beside the program, in <program>.json; see Settings.
+// Settings stand beside the program, in <program>.json; see package settings.
 //
 // The agent's launcher gets its channels as descriptors 3 to 6 by runc's
 // --preserve-fds: they lead to the supervisor, are of no name, and are closed

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/clawbox/clawbox/appliance/gate/settings"
 )
 
 func TestParse(t *testing.T) {
@@ -49,30 +51,6 @@ func TestParse(t *testing.T) {
 	}
 }
 
-func TestSettings(t *testing.T) {
-	at := filepath.Join(t.TempDir(), "clawbox-runc")
-	want := Settings{Socket: "/run/clawbox/gate.sock", Runc: "/usr/bin/runc", Namespace: "agents"}
-	if err := want.Write(at); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := SettingsOf(at); err != nil || got != want {
-		t.Errorf("got %+v, %v", got, err)
-	}
-	for _, bad := range []string{
-		"", "{}", `{"socket":"x","runc":"/r","namespace":"n"}`, `{"socket":"/s","runc":"/r","namespace":""}`,
-		`{"socket":"/s","runc":"/r","namespace":"n","other":1}`, `{"socket":"/s","runc":"/r","namespace":"n"} {}`,
-	} {
-		os.WriteFile(at+".json", []byte(bad), 0o600)
-		if _, err := SettingsOf(at); err == nil {
-			t.Errorf("settings %q are accepted", bad)
-		}
-	}
-	os.Remove(at + ".json")
-	if _, err := SettingsOf(at); err == nil {
-		t.Error("settings that are not there are accepted")
-	}
-}
-
 // supervisor answers with what it was asked.
 type supervisor struct{ asked chan string }
 
@@ -108,7 +86,7 @@ func TestSocket(t *testing.T) {
 	h := &supervisor{make(chan string, 9)}
 	done := make(chan error)
 	go func() { done <- Serve(l, h) }()
-	s := Settings{Socket: at}
+	s := program{settings.Settings{Socket: at}}
 	q := &Create{ID: "a", Config: json.RawMessage("{}")}
 	theirs, err := q.channels(t.TempDir())
 	if err != nil {
@@ -162,7 +140,7 @@ func TestState(t *testing.T) {
 	os.WriteFile(root+"/a/state.json", []byte(`{"id":"a","init_process_pid":7,"config":{"labels":["bundle=/b","`+NamespaceOf+`=agents"]}}`), 0o600)
 	c := &call{id: "a", global: map[string]string{"root": root}}
 	st, err := c.state()
-	if err != nil || st.PID != 7 || !st.ours(Settings{Namespace: "agents"}) || st.ours(Settings{Namespace: "agent"}) {
+	if err != nil || st.PID != 7 || !st.ours(program{settings.Settings{Namespace: "agents"}}) || st.ours(program{settings.Settings{Namespace: "agent"}}) {
 		t.Errorf("got %+v, %v", st, err)
 	}
 	for _, id := range []string{"", "b", "..", "../a", "a/../a"} {

@@ -1,7 +1,6 @@
 package gate
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/clawbox/clawbox/appliance/gate/settings"
 	"github.com/clawbox/clawbox/appliance/service"
 	"github.com/clawbox/clawbox/internal/durable"
 )
@@ -24,46 +24,8 @@ import (
 // to be mounted, or a launch that is just being written down.
 const patience = time.Minute
 
-// Settings are what the runtime has to know, in the file <program>.json.
-type Settings struct {
-	Socket    string `json:"socket"`    // the supervisor's
-	Runc      string `json:"runc"`      // what it becomes
-	Namespace string `json:"namespace"` // the agents'
-}
-
-// SettingsOf reads the settings of the runtime at program.
-func SettingsOf(program string) (s Settings, err error) {
-	b, err := os.ReadFile(program + ".json")
-	if err != nil {
-		return s, err
-	}
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&s); err != nil {
-		return s, fmt.Errorf("%s.json: %w", program, err)
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return s, fmt.Errorf("%s.json: data after the settings", program)
-	}
-	for name, p := range map[string]string{"socket": s.Socket, "runc": s.Runc} {
-		if !filepath.IsAbs(p) {
-			return s, fmt.Errorf("%s.json: %s is %q; want an absolute path", program, name, p)
-		}
-	}
-	if s.Namespace == "" {
-		return s, fmt.Errorf("%s.json names no namespace of the agents", program)
-	}
-	return s, nil
-}
-
-// Write puts the settings beside the runtime at program.
-func (s Settings) Write(program string) error {
-	b, err := json.MarshalIndent(s, "", "  ")
-	if err != nil {
-		return err
-	}
-	return durable.WriteFile(program+".json", append(b, '\n'), 0o644)
-}
+// program is the runtime with its settings.
+type program struct{ settings.Settings }
 
 // Main is the whole runtime: args are the program's without its name. It
 // returns only when runc is not to run, the exit status.
@@ -94,10 +56,11 @@ func run(c *call) error {
 	if err != nil {
 		return err
 	}
-	s, err := SettingsOf(self)
+	set, err := settings.Of(self)
 	if err != nil {
 		return err
 	}
+	s := program{set}
 	if do, ok := verbs[c.verb]; ok {
 		return do(s, c)
 	}
@@ -106,13 +69,13 @@ func run(c *call) error {
 
 // verbs are those that make a container, or run something in one. The others
 // look at it or end it.
-var verbs = map[string]func(Settings, *call) error{
+var verbs = map[string]func(program, *call) error{
 	"create": create, "run": refuseBundle, "restore": refuseBundle,
 	"start": start, "exec": refuseRunning, "checkpoint": refuseRunning, "update": refuseRunning, "kill": kill,
 }
 
 // become executes runc. files become descriptors from 3 on.
-func (s Settings) become(args []string, files ...*os.File) error {
+func (s program) become(args []string, files ...*os.File) error {
 	var high []int
 	for _, f := range files {
 		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 64)
@@ -143,7 +106,7 @@ func environ() (out []string) {
 }
 
 // ask sends one request.
-func (s Settings) ask(method string, in, out any, files ...*os.File) error {
+func (s program) ask(method string, in, out any, files ...*os.File) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	var d net.Dialer
@@ -203,7 +166,7 @@ func (c *call) readConfig() (cfg config, b []byte, err error) {
 }
 
 // create asks for a container, and has runc make the one that is granted.
-func create(s Settings, c *call) error {
+func create(s program, c *call) error {
 	cfg, b, err := c.readConfig()
 	if err != nil {
 		return err
@@ -309,7 +272,7 @@ func (c *call) state() (st state, err error) {
 }
 
 // ours says whether a container is an agent's.
-func (st state) ours(s Settings) bool {
+func (st state) ours(s program) bool {
 	for _, l := range st.Config.Labels {
 		if l == NamespaceOf+"="+s.Namespace {
 			return true
@@ -319,7 +282,7 @@ func (st state) ours(s Settings) bool {
 }
 
 // start asks whether a container's first process may run.
-func start(s Settings, c *call) error {
+func start(s program, c *call) error {
 	st, err := c.state()
 	if err != nil {
 		return err
@@ -340,7 +303,7 @@ func start(s Settings, c *call) error {
 
 // kill tells the supervisor of the signal that asks a container to end; the
 // launcher, which is its first process, takes none.
-func kill(s Settings, c *call) error {
+func kill(s program, c *call) error {
 	if sig := strings.TrimPrefix(strings.Join(c.rest, ""), "SIG"); sig == "" || sig == "TERM" || sig == strconv.Itoa(int(unix.SIGTERM)) {
 		if st, err := c.state(); err == nil && st.ours(s) {
 			if err := s.ask(methodKill, c.id, nil); err != nil {
@@ -352,7 +315,7 @@ func kill(s Settings, c *call) error {
 }
 
 // refuseBundle keeps an agent's container from being made in another way.
-func refuseBundle(s Settings, c *call) error {
+func refuseBundle(s program, c *call) error {
 	cfg, _, err := c.readConfig()
 	if err != nil {
 		return err
@@ -365,7 +328,7 @@ func refuseBundle(s Settings, c *call) error {
 
 // refuseRunning keeps others from running something in an agent's container,
 // and from lifting its budgets.
-func refuseRunning(s Settings, c *call) error {
+func refuseRunning(s program, c *call) error {
 	st, err := c.state()
 	if err != nil {
 		return err

@@ -28,6 +28,8 @@ items:
   - {name: clawbox, kind: file, source: "file:clawbox", path: bin/clawbox, mode: "0755", licence: MIT, redistributable: true}
   - {name: clawbox-launch, kind: file, source: "file:clawbox-launch", path: bin/clawbox-launch, mode: "0755", licence: MIT, redistributable: true}
   - {name: clawbox-cluster, kind: file, source: "file:clawbox-cluster", path: bin/clawbox-cluster, mode: "0755", licence: MIT, redistributable: true}
+  - {name: clawbox-runc, kind: file, source: "file:clawbox-runc", path: bin/clawbox-runc, mode: "0755", licence: MIT, redistributable: true}
+  - {name: runc, kind: file, source: "file:K3S/bin/runc", path: bin/runc, mode: "0755", licence: Apache-2.0, redistributable: true}
   - {name: k3s, kind: file, source: "file:K3S/bin/k3s", path: bin/k3s, mode: "0755", licence: Apache-2.0, redistributable: true}
   - {name: pause, kind: image, source: "oci-layout:pause:latest", licence: Apache-2.0, redistributable: true}
   - {name: coredns, kind: image, source: "oci-layout:coredns:latest", licence: Apache-2.0, redistributable: true}
@@ -53,7 +55,7 @@ cluster:
 func stick(t *testing.T, artifacts string) (dir, key string) {
 	t.Helper()
 	src := t.TempDir()
-	for _, p := range []string{"clawbox", "clawbox-launch", "clawbox-cluster"} {
+	for _, p := range []string{"clawbox", "clawbox-launch", "clawbox-runc", "clawbox-cluster"} {
 		cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(src, p), "../"+p)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -249,8 +251,35 @@ func TestCluster(t *testing.T) {
 	if out := s.run(m, "clawbox", "cluster", "apply"); !strings.Contains(out, "nothing to change") {
 		t.Errorf("apply again: %s", out)
 	}
+	s.agents(c)
 	s.tenants(c)
 	s.joins(c)
+}
+
+// agents sees that the node asks the appliance about agents' pods, which does
+// not run here: nobody can make one, and one in its namespace does not run.
+func (s *site) agents(c *k3shost.Cluster) {
+	t := s.t
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if out := s.run(c.M, "cat", "/etc/clawbox/appliance.yaml"); !strings.Contains(out, "kubeconfig: /var/lib/clawbox/keys/cluster.kubeconfig") || !strings.Contains(out, "namespace: clawbox-agents") {
+		t.Errorf("the appliance was not told of the cluster: %s", out)
+	}
+	if out := s.run(c.M, "grep", "-c", "BinaryName = \"/opt/clawbox/runtime/clawbox-runc\"", k3s.DataDir+"/agent/etc/containerd/config.toml"); out != "1" {
+		t.Errorf("containerd's configuration names the runtime %s times", out)
+	}
+	as := func(args ...string) (string, error) {
+		return s.try(c.M, "/k3s/1.35/bin/kubectl", append([]string{"--kubeconfig", "/var/lib/clawbox/keys/cluster.kubeconfig"}, args...)...)
+	}
+	for want, verb := range map[string][]string{"yes": {"create", "pods", "-n", "clawbox-agents"}, "no": {"get", "secrets", "-n", "clawbox-account"}} {
+		if out, _ := as(append([]string{"auth", "can-i"}, verb...)...); strings.TrimSpace(out) != want {
+			t.Errorf("may the appliance's account %v: got %q; want %s", verb, out, want)
+		}
+	}
+	if out, err := c.Kubectl(ctx, []byte(pod("clawbox-agents", "stray", "32Mi")), "apply", "-f", "-"); err == nil || !strings.Contains(err.Error()+out, "clawbox agent launch") {
+		t.Errorf("a pod that the appliance did not make: %s, %v", out, err)
+	}
 }
 
 // tenants holds the cluster to quota, Pod Security and the policy that denies.

@@ -3,6 +3,7 @@
 //
 //	clawbox-cluster ready KUBECONFIG NODE
 //	clawbox-cluster apply KUBECONFIG < charts.json    # what it changed, on standard output
+//	clawbox-cluster account KUBECONFIG NAMESPACE SECRET    # a service account's token and certificates, likewise
 //
 // It is a program of its own because Helm brings all of Kubernetes' client
 // libraries. In clawbox they cost each of the appliance's services 32 MB of
@@ -26,7 +27,7 @@ import (
 	"github.com/clawbox/clawbox/installer/charts"
 )
 
-const usage = "usage: clawbox-cluster ready KUBECONFIG NODE | clawbox-cluster apply KUBECONFIG < charts.json"
+const usage = "usage: clawbox-cluster ready KUBECONFIG NODE | clawbox-cluster apply KUBECONFIG < charts.json | clawbox-cluster account KUBECONFIG NAMESPACE SECRET"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -43,6 +44,12 @@ func run(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) 
 	switch {
 	case len(args) == 3 && args[0] == "ready":
 		return c.Ready(ctx, args[1], args[2])
+	case len(args) == 4 && args[0] == "account":
+		a, err := c.Account(ctx, args[1], args[2], args[3])
+		if err != nil {
+			return err
+		}
+		return json.NewEncoder(out).Encode(a)
 	case len(args) == 2 && args[0] == "apply":
 		var cs []installer.Chart
 		d := json.NewDecoder(in)

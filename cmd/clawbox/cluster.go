@@ -199,5 +199,15 @@ func applyCluster(cmd *cobra.Command, a *app, wait time.Duration) (string, error
 	if err := cl.Ready(ctx, kubeconfig, run.Node); err != nil {
 		return "", err
 	}
-	return cl.Apply(cmd.Context(), kubeconfig, run.Charts)
+	did, err := cl.Apply(cmd.Context(), kubeconfig, run.Charts)
+	if err != nil {
+		return "", err
+	}
+	account, cancel := context.WithTimeout(cmd.Context(), wait)
+	defer cancel()
+	told, err := installer.Connect(account, a.root, run.Node, cl)
+	if told != "" {
+		told += "; start the appliance again: it takes up its account on the cluster then"
+	}
+	return strings.Trim(did+", "+told, ", "), err
 }

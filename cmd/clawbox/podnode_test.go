@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,15 +11,11 @@ import (
 	"testing"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 
 	"github.com/clawbox/clawbox/airgap-manifests/k3s"
-	"github.com/clawbox/clawbox/airgap-manifests/pods"
-	"github.com/clawbox/clawbox/appliance/gate"
-	"github.com/clawbox/clawbox/bundle/content"
 	"github.com/clawbox/clawbox/internal/k3shost"
-	"github.com/clawbox/clawbox/registry"
 )
 
 const podPolicy = `apiVersion: clawbox.io/v1
@@ -33,12 +28,32 @@ audit: {network: all}
 budgets: {processes: 32, memory: 128MiB, disk: 32MiB, wallTime: 30m}
 `
 
-// Where things are on the node.
-const (
-	boxRoot    = "/opt/box"
-	podRuntime = "/usr/local/bin/clawbox-runc"
-	agents     = "clawbox-agents"
-)
+// agents is their namespace.
+const agents = "clawbox-agents"
+
+// podRecipe is what the release has besides recipe's.
+const podRecipe = `
+  - {name: clawbox-cluster, kind: file, source: "file:clawbox-cluster", path: bin/clawbox-cluster, mode: "0755", licence: Apache-2.0, redistributable: true}
+  - {name: clawbox-runc, kind: file, source: "file:clawbox-runc", path: bin/clawbox-runc, mode: "0755", licence: Apache-2.0, redistributable: true}
+  - {name: k3s, kind: file, source: "file:K3S/bin/k3s", path: bin/k3s, mode: "0755", licence: Apache-2.0, redistributable: true}
+  - {name: runc, kind: file, source: "file:K3S/bin/runc", path: bin/runc, mode: "0755", licence: Apache-2.0, redistributable: true}
+  - {name: pause, kind: image, source: "oci-layout:pause:latest", licence: Apache-2.0, redistributable: true}
+  - {name: coredns, kind: image, source: "oci-layout:coredns:latest", licence: Apache-2.0, redistributable: true}
+  - {name: local-path-provisioner, kind: image, source: "oci-layout:local-path-provisioner:latest", licence: Apache-2.0, redistributable: true}
+  - {name: busybox, kind: image, source: "oci-layout:busybox:latest", licence: GPL-2.0-only, redistributable: true}
+`
+
+const podAnswers = `apiVersion: clawbox.io/v1
+kind: Answers
+profile: cluster
+operator: tester
+start: none
+holdSeconds: 20
+accept: [cgroup-v1, volatile-state, clock-unsure]
+cluster: {role: server}
+agents:
+  - {name: busy, image: "busy:0.1.0", policy: busy.yaml, args: [/bin/busybox, sleep, "100000"]}
+`
 
 // podNode is a real K3s with an installed appliance beside it.
 type podNode struct {
@@ -49,11 +64,12 @@ type podNode struct {
 	end    func()     // ends serve
 }
 
-// newPodNode boots, installs and starts both.
+// newPodNode boots, installs from a bundle and starts both, as an operator does
+// where no systemd runs.
 func newPodNode(t *testing.T, artifacts string) *podNode {
 	t.Helper()
 	n := &podNode{journey: newRelease(t, "probe", podPolicy)}
-	n.env("CGO_ENABLED=0", "go", "build", "-o", n.at("clawbox-runc"), "../clawbox-runc")
+	n.bundle(filepath.Join(artifacts, "1.35"))
 	lan, err := k3shost.NewLAN()
 	n.check(err)
 	t.Cleanup(func() { lan.Close() })
@@ -62,12 +78,58 @@ func newPodNode(t *testing.T, artifacts string) *podNode {
 	})
 	n.check(err)
 	t.Cleanup(func() { n.check(n.m.Halt()) })
-	n.node("/e2e/clawbox", "--root", boxRoot, "install", "/e2e/stick", "--key", "/e2e/e2e.pub", "--answers", "/e2e/answers.yaml")
-	n.images(filepath.Join(artifacts, "1.35/images"))
+	n.node("/e2e/clawbox", "install", "/e2e/stick", "--key", "/e2e/e2e.pub", "--answers", "/e2e/answers.yaml")
+	n.serve()
 	n.cluster(filepath.Join(artifacts, "1.35/manifests"))
-	n.credentials()
+	out, err := n.box("cluster", "apply")
+	n.check(err)
+	t.Log(out)
+	n.end()
+	<-n.served
 	n.serve()
 	return n
+}
+
+// bundle makes the release again, as one of a cluster.
+func (n *podNode) bundle(artifacts string) {
+	n.t.Helper()
+	for _, p := range []string{"clawbox-runc", "clawbox-cluster"} {
+		n.env("CGO_ENABLED=0", "go", "build", "-o", n.at(p), "../"+p)
+	}
+	n.check(os.Symlink(artifacts, n.at("K3S")))
+	im := k3s.SourceImages
+	for _, ref := range []string{im.Pause, im.CoreDNS, im.LocalPath, im.Helper} {
+		n.single(filepath.Join(artifacts, "images"), strings.TrimPrefix(ref, k3s.Registry+"/"))
+	}
+	n.check(os.Remove(n.at("bundle.lock")))
+	n.check(os.RemoveAll(n.at("stick")))
+	n.write("recipe.yaml", recipe+strings.TrimPrefix(podRecipe, "\n"))
+	n.write("answers.yaml", podAnswers)
+	n.ok("bundle", "-f", n.at("recipe.yaml"), "-o", n.at("stick"), "--key", n.at("e2e.key"), "--store", n.at("store"))
+}
+
+// single makes a layout of the one image that is called ref in the layout all.
+func (n *podNode) single(all, ref string) {
+	n.t.Helper()
+	const name = "org.opencontainers.image.ref.name"
+	from, err := layout.FromPath(all)
+	n.check(err)
+	ix, err := from.ImageIndex()
+	n.check(err)
+	m, err := ix.IndexManifest()
+	n.check(err)
+	for _, d := range m.Manifests {
+		if d.Annotations[name] != ref {
+			continue
+		}
+		img, err := ix.Image(d.Digest)
+		n.check(err)
+		to, err := layout.Write(n.at(strings.Split(ref, ":")[0]), empty.Index)
+		n.check(err)
+		n.check(to.AppendImage(img, layout.WithAnnotations(map[string]string{name: "latest"})))
+		return
+	}
+	n.t.Fatalf("%s has no image %s", all, ref)
 }
 
 // node runs a command on the node.
@@ -93,7 +155,7 @@ func (n *podNode) try(args ...string) (string, error) {
 
 // box runs clawbox on the node.
 func (n *podNode) box(args ...string) (string, error) {
-	return n.try(append([]string{boxRoot + "/usr/local/bin/clawbox", "--root", boxRoot}, args...)...)
+	return n.try(append([]string{"/usr/local/bin/clawbox"}, args...)...)
 }
 
 // kubectl runs it as the cluster's administrator.
@@ -104,50 +166,10 @@ func (n *podNode) kubectl(stdin string, args ...string) (string, error) {
 	return strings.TrimSpace(out), err
 }
 
-// images serves those of the cluster and the agent's where containerd's
-// mirrors lead.
-func (n *podNode) images(from string) {
-	n.t.Helper()
-	dir := n.at("images")
-	n.check(os.CopyFS(dir, os.DirFS(from)))
-	img, err := layout.FromPath(n.at("image"))
-	n.check(err)
-	idx, err := img.ImageIndex()
-	n.check(err)
-	m, err := idx.IndexManifest()
-	n.check(err)
-	agent, err := img.Image(m.Manifests[0].Digest)
-	n.check(err)
-	to, err := layout.FromPath(dir)
-	n.check(err)
-	n.check(to.AppendImage(agent, layout.WithPlatform(v1.Platform{OS: "linux", Architecture: "amd64"}),
-		layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": "busy:0.1.0"})))
-	store, err := content.Open(dir)
-	n.check(err)
-	l, err := n.m.Listen("tcp", k3shost.RegistryAddr)
-	n.check(err)
-	srv := &http.Server{Handler: registry.New(store, registry.Options{}), ReadHeaderTimeout: time.Minute}
-	go func() { _ = srv.Serve(l) }() // until closed
-	n.t.Cleanup(func() { srv.Close() })
-}
-
-// cluster starts K3s with the runtime, and tells it of the agents.
+// cluster starts K3s from the files that were installed, and adds what its
+// release binary has inside.
 func (n *podNode) cluster(manifests string) {
 	n.t.Helper()
-	node := k3s.Node{
-		Role: k3s.Server, Name: n.m.Name, IP: n.m.Addr, Iface: "eth0", Registry: "http://" + k3shost.RegistryAddr, Images: k3s.SourceImages,
-		Cgroup1: k3shost.Cgroup1(), NoSysResource: k3shost.LacksSysResource(),
-	}
-	files, err := node.Files()
-	n.check(err)
-	entry, err := pods.Containerd(podRuntime)
-	n.check(err)
-	for _, f := range files {
-		if strings.HasSuffix(f.Path, "config-v3.toml.tmpl") {
-			f.Data = append(f.Data, entry...)
-		}
-		n.check(n.m.WriteFile(f.Path, f.Mode, f.Data))
-	}
 	ents, err := os.ReadDir(manifests)
 	n.check(err)
 	for _, e := range ents {
@@ -155,44 +177,11 @@ func (n *podNode) cluster(manifests string) {
 		n.check(err)
 		n.check(n.m.WriteFile(k3s.Manifests+"/"+e.Name(), 0o600, b))
 	}
-	b, err := os.ReadFile(n.at("clawbox-runc"))
-	n.check(err)
-	n.check(n.m.WriteFile("/usr-local/bin/clawbox-runc", 0o755, b))
-	n.check(gate.Settings{Socket: boxRoot + "/run/clawbox/gate.sock", Runc: "/k3s/1.35/bin/runc", Namespace: agents}.Write(n.m.Path("/usr-local/bin/clawbox-runc")))
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	n.c, err = n.m.StartK3s(ctx, k3shost.K3s{Version: "1.35", Images: k3s.SourceImages, Placed: true})
+	n.c, err = n.m.StartK3s(ctx, k3shost.K3s{Version: "1.35", Placed: true})
 	n.check(err)
 	n.check(n.c.WaitReady(ctx))
-	y, err := pods.Settings{Namespace: agents, System: "clawbox-system"}.Manifest()
-	n.check(err)
-	if out, err := n.kubectl(string(y), "apply", "-f", "-"); err != nil {
-		n.t.Fatal(err, out)
-	}
-}
-
-// credentials gives the appliance its account, and tells it of the cluster.
-func (n *podNode) credentials() {
-	n.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	token := ""
-	n.check(n.c.Poll(ctx, "the account's token", func() (string, bool) {
-		var err error
-		token, err = n.kubectl("", "get", "secret", "-n", "clawbox-system", "clawbox-token", "-o", "go-template={{.data.token | base64decode}}")
-		return fmt.Sprint(err), err == nil && strings.Count(token, ".") == 2
-	}))
-	cfg := fmt.Sprintf(`current-context: box
-contexts: [{name: box, context: {cluster: box, user: box}}]
-clusters: [{name: box, cluster: {server: "https://127.0.0.1:6443", certificate-authority: %s/server/tls/server-ca.crt}}]
-users: [{name: box, user: {token: %s}}]
-`, k3s.DataDir, token)
-	n.check(n.m.WriteFile(boxRoot+"/etc/clawbox/cluster.kubeconfig", 0o600, []byte(cfg)))
-	f, err := os.OpenFile(n.m.Path(boxRoot+"/etc/clawbox/appliance.yaml"), os.O_APPEND|os.O_WRONLY, 0)
-	n.check(err)
-	_, err = fmt.Fprintf(f, "cluster: {kubeconfig: %s/etc/clawbox/cluster.kubeconfig, namespace: %s, node: %s, registry: clawbox.internal}\n", boxRoot, agents, n.m.Name)
-	n.check(err)
-	n.check(f.Close())
 }
 
 // enter is a script that runs the command behind its first argument, a
@@ -217,7 +206,7 @@ exec nsenter -t $pid -m -n -u -i -C unshare -m --propagation unchanged sh -c \
 // serve starts the appliance on the node.
 func (n *podNode) serve() {
 	n.t.Helper()
-	cmd := exec.Command("sh", "-c", enter, "sh", fmt.Sprint(n.m.Pid()), boxRoot+"/usr/local/bin/clawbox", "--root", boxRoot, "serve")
+	cmd := exec.Command("sh", "-c", enter, "sh", fmt.Sprint(n.m.Pid()), "/usr/local/bin/clawbox", "serve")
 	n.end = func() { cmd.Process.Signal(syscall.SIGTERM) }
 	n.t.Cleanup(n.end)
 	log, err := os.OpenFile(n.at("serve.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)

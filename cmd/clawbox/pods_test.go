@@ -47,6 +47,9 @@ func TestPodsOnK3s(t *testing.T) {
 		t.Fatalf("%v\n%s\n%s\n%s", err, log, events, n.c.Tail(15))
 	}
 	t.Log(out)
+	if out, _ := n.box("doctor"); !strings.Contains(out, "agents run as pods") {
+		t.Errorf("doctor: %s", out)
+	}
 	t.Run("attacks", n.attacks)
 	t.Run("strangers", n.strangers)
 	t.Run("entering", n.entering)
@@ -128,7 +131,7 @@ func (n *podNode) unbind(t *testing.T) {
 
 func (n *podNode) bind(t *testing.T) {
 	t.Helper()
-	y, err := pods.Settings{Namespace: agents, System: "clawbox-system"}.Manifest()
+	y, err := pods.Settings{Namespace: agents, System: "clawbox-account"}.Manifest()
 	if err == nil {
 		_, err = n.kubectl(string(y), "apply", "-f", "-")
 	}
@@ -187,7 +190,7 @@ func stranger(name, runtimeClass string) string {
 			"automountServiceAccountToken": false, "restartPolicy": "Never",
 			"securityContext": map[string]any{"runAsNonRoot": true, "runAsUser": 10001, "seccompProfile": map[string]string{"type": "RuntimeDefault"}},
 			"containers": []any{map[string]any{
-				"name": "x", "image": "clawbox.internal/busybox:debian", "command": []string{"sh", "-c", "sleep 1000"},
+				"name": "x", "image": "clawbox.internal/busybox:0.1.0", "command": []string{"sh", "-c", "sleep 1000"},
 				"securityContext": map[string]any{"allowPrivilegeEscalation": false, "capabilities": map[string]any{"drop": []string{"ALL"}}},
 			}},
 		},

@@ -110,6 +110,44 @@ func ready(ctx context.Context, kubeconfig, name string) error {
 	return errors.New("its kubelet has not reported yet")
 }
 
+// Account reads a service account's secret and waits until Kubernetes has put
+// the token into it.
+func (Client) Account(ctx context.Context, kubeconfig, namespace, secret string) (installer.Account, error) {
+	for {
+		a, err := account(ctx, kubeconfig, namespace, secret)
+		if err == nil {
+			return a, nil
+		}
+		select {
+		case <-ctx.Done():
+			return a, fmt.Errorf("no token in the secret %s of %s: %w", secret, namespace, err)
+		case <-time.After(pollEvery):
+		}
+	}
+}
+
+func account(ctx context.Context, kubeconfig, namespace, secret string) (a installer.Account, err error) {
+	cfg, err := flags(kubeconfig, "").ToRESTConfig()
+	if err != nil {
+		return a, err
+	}
+	cs, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return a, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	s, err := cs.CoreV1().Secrets(namespace).Get(ctx, secret, metav1.GetOptions{})
+	if err != nil {
+		return a, err
+	}
+	a = installer.Account{Token: string(s.Data[corev1.ServiceAccountTokenKey]), CA: s.Data[corev1.ServiceAccountRootCAKey]}
+	if a.Token == "" || len(a.CA) == 0 {
+		return a, errors.New("it is empty until Kubernetes has filled it")
+	}
+	return a, nil
+}
+
 // Apply installs or upgrades cs in order.
 func (c Client) Apply(ctx context.Context, kubeconfig string, cs []installer.Chart) (string, error) {
 	var did []string

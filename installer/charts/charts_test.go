@@ -205,8 +205,11 @@ func TestCharts(t *testing.T) {
 			all[d["kind"].(string)] = append(all[d["kind"].(string)], d)
 		}
 	}
-	// Four namespaces, each with a policy that denies, a quota and limits.
-	for kind, want := range map[string]int{"Namespace": 4, "ResourceQuota": 4, "LimitRange": 4, "NetworkPolicy": 6, "PersistentVolume": len(installer.Engines), "RuntimeClass": 1} {
+	// Four namespaces, each with a policy that denies, a quota and limits; and the
+	// agents', whose budgets are their policies', with the one of their account.
+	for kind, want := range map[string]int{
+		"Namespace": 6, "ResourceQuota": 4, "LimitRange": 4, "NetworkPolicy": 7, "PersistentVolume": len(installer.Engines), "RuntimeClass": 2, "ServiceAccount": 6, "Secret": 1,
+	} {
 		if len(all[kind]) != want {
 			t.Errorf("got %d of %s; want %d", len(all[kind]), kind, want)
 		}
@@ -231,7 +234,7 @@ func TestCharts(t *testing.T) {
 	}
 	// Without GPUs nothing of theirs is there.
 	f.GPUs, a.Cluster.Models = nil, nil
-	if cs, err = a.Charts(f, r); err != nil || len(cs) != 5 {
+	if cs, err = a.Charts(f, r); err != nil || len(cs) != 6 {
 		t.Errorf("without GPUs: %d charts, %v", len(cs), err)
 	}
 	for _, d := range render(t, cs[len(cs)-1]) {

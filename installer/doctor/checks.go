@@ -121,6 +121,17 @@ var checks = []check{
 		}
 		return good("free, or ours")
 	}},
+	{"pods", "pods", func(f Facts) Result {
+		switch {
+		case f.Pods.Fault != "":
+			return bad(Failure, f.Pods.Fault, "a file was removed or changed; containers are refused until it is right", "run 'clawbox install' with the media of the installed release: it repairs it; then 'systemctl restart k3s'")
+		case !f.Pods.Placed:
+			return note("agents run in sandboxes of the appliance's own: this host is no node")
+		case !f.Pods.Cluster:
+			return note("the node asks before it runs an agent's pod; this appliance makes none: on a server 'clawbox cluster apply' gives it its account")
+		}
+		return good("agents run as pods")
+	}},
 	{"last-end", "", func(f Facts) Result {
 		if !f.runs() && f.Unclean != "" {
 			return bad(Warning, f.Unclean, "the last run had no orderly end", "start it: it records that")

@@ -14,7 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/clawbox/clawbox/airgap-manifests/pods"
 	"github.com/clawbox/clawbox/appliance/control"
+	"github.com/clawbox/clawbox/appliance/gate/settings"
 	"github.com/clawbox/clawbox/installer"
 )
 
@@ -33,6 +35,7 @@ func sound() Facts {
 		Trust:   Trust{Keys: []string{"acme"}, Threshold: 1, Root: 3},
 		Expires: []Expiry{{Path: "/c", Until: noon.Add(365 * 24 * time.Hour)}},
 		Sockets: []Socket{{Path: "/run/c.sock", There: true}}, Tier: "T1", Accepted: "T3", Landlock: 6,
+		Pods: Pods{Placed: true, Cluster: true},
 	}
 }
 
@@ -98,6 +101,9 @@ func TestChecks(t *testing.T) {
 		{"sockets", Failure, func(f *Facts) { f.Sockets[0].Fault = "mode 0777" }, "anew"},
 		{"sockets", Warning, down, "replaces"},
 		{"addresses", Failure, func(f *Facts) { down(f); f.Taken = []string{"127.0.0.1:5000"} }, "ss -ltnp"},
+		{"pods", Failure, func(f *Facts) { f.Pods.Fault = "it can't be executed" }, "restart k3s"},
+		{"pods", Note, func(f *Facts) { f.Pods.Cluster = false }, ""},
+		{"pods", Note, func(f *Facts) { f.Pods = Pods{} }, ""},
 		{"last-end", Warning, func(f *Facts) { down(f); f.Unclean = "since noon" }, "records"},
 	} {
 		tested[c.check] = true
@@ -116,6 +122,57 @@ func TestChecks(t *testing.T) {
 		if !tested[c.name] {
 			t.Errorf("no machine fails %s", c.name)
 		}
+	}
+}
+
+// A node is looked at file by file: containerd's template, the runtime, its settings.
+func TestLookPods(t *testing.T) {
+	root := t.TempDir()
+	l := installer.Layout{Prefix: root}
+	entry, err := pods.Containerd(l.Runtime())
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := func(path, text string, mode os.FileMode) {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	conf := func(socket string) string {
+		b, err := settings.Settings{Socket: socket, Runc: "/runc", Namespace: "clawbox-agents"}.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	for _, s := range []struct {
+		path, text string
+		mode       os.FileMode
+		fault      string
+	}{
+		{l.ContainerdTemplate(), "another's", 0o600, "does not name"},
+		{l.ContainerdTemplate(), "K3s's" + entry, 0o600, "no such file"},
+		{l.Runtime(), "program", 0o644, "can't be executed"},
+	} {
+		file(s.path, s.text, s.mode)
+		if f := Look(t.Context(), root); !f.Pods.Placed || !strings.Contains(f.Pods.Fault, s.fault) {
+			t.Errorf("%s %q: got %+v, %v; want %q", s.path, s.text, f.Pods, f.Failed["pods"], s.fault)
+		}
+	}
+	if err := os.Chmod(l.Runtime(), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for text, fault := range map[string]string{"{}": "want an absolute path", conf("/other/gate.sock"): "the appliance answers on", conf(filepath.Join(root, "run/clawbox/gate.sock")): ""} {
+		file(settings.File(l.Runtime()), text, 0o644)
+		if f := Look(t.Context(), root); !f.Pods.Placed || !strings.Contains(f.Pods.Fault, fault) || fault == "" && f.Pods.Fault != "" {
+			t.Errorf("settings %s: got %+v; want %q", text, f.Pods, fault)
+		}
+	}
+	if f := Look(t.Context(), t.TempDir()); f.Pods != (Pods{}) || f.Failed["pods"] != "" {
+		t.Errorf("no node: %+v, %s", f.Pods, f.Failed["pods"])
 	}
 }
 

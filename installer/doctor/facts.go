@@ -42,6 +42,7 @@ type Facts struct {
 	Accepted string   `json:"accepts"` // the lowest tier that the operator accepted
 	Landlock int      `json:"landlock"`
 	Unclean  string   `json:"unclean,omitempty"` // what the mark of the last run says
+	Pods     Pods     `json:"pods"`
 }
 
 // Disk is the room on one file system.
@@ -91,6 +92,13 @@ type Socket struct {
 	Path  string `json:"path"`
 	Fault string `json:"fault,omitempty"`
 	There bool   `json:"there"`
+}
+
+// Pods is what makes agents pods.
+type Pods struct {
+	Placed  bool   `json:"placed"`  // this host's containerd has the runtime
+	Cluster bool   `json:"cluster"` // the appliance knows of the cluster
+	Fault   string `json:"fault,omitempty"`
 }
 
 // runs says that an appliance answers.

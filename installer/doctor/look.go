@@ -72,6 +72,7 @@ var looks = []look{
 	{"left", (*looking).left},
 	{"sockets", (*looking).sockets},
 	{"addresses", (*looking).addresses},
+	{"pods", (*looking).pods},
 }
 
 // Look gathers what is to be known of the installation below root. It changes

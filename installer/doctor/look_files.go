@@ -4,12 +4,16 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
+	"github.com/clawbox/clawbox/airgap-manifests/pods"
+	"github.com/clawbox/clawbox/appliance/gate/settings"
 	"github.com/clawbox/clawbox/bundle/manifest"
 	"github.com/clawbox/clawbox/installer"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -26,6 +30,9 @@ func (g *looking) keys() error {
 	}
 	for name, c := range g.cfg.Credentials {
 		files = append(files, file{c.KeyFile, "the credential " + name})
+	}
+	if c := g.cfg.Cluster; c != nil {
+		files = append(files, file{c.Kubeconfig, "the account on the cluster: without it the appliance does not start; 'clawbox cluster apply' makes it again"})
 	}
 	slices.SortFunc(files, func(a, b file) int { return strings.Compare(a.path, b.path) })
 	for _, f := range files {
@@ -54,6 +61,42 @@ func (g *looking) pair() error {
 	}
 	if strings.TrimSpace(string(b)) != s.Key() {
 		g.Keys = append(g.Keys, Key{Path: g.l.LedgerV(), What: "the ledger's public key", Fault: "it is not the other half of " + g.l.LedgerS()})
+	}
+	return nil
+}
+
+// pods looks at the three files by which containerd asks this appliance, from
+// the last to the first.
+func (g *looking) pods() error {
+	g.Pods.Cluster = g.cfg.Cluster != nil
+	template, err := os.ReadFile(g.l.ContainerdTemplate())
+	if errors.Is(err, fs.ErrNotExist) && !g.Pods.Cluster {
+		return nil // not a node
+	}
+	if err != nil {
+		return err
+	}
+	g.Pods.Placed = true
+	entry, err := pods.Containerd(g.l.Runtime())
+	if err != nil {
+		return err
+	}
+	s, serr := settings.Of(g.l.Runtime())
+	st, rerr := os.Stat(g.l.Runtime())
+	socket := filepath.Join(g.cfg.Paths.Run, settings.Socket)
+	switch {
+	case !strings.Contains(string(template), entry):
+		g.Pods.Fault = g.l.ContainerdTemplate() + " does not name " + g.l.Runtime()
+	case rerr != nil:
+		g.Pods.Fault = rerr.Error()
+	case st.Mode().Perm()&0o111 == 0:
+		g.Pods.Fault = g.l.Runtime() + " can't be executed"
+	case serr != nil:
+		g.Pods.Fault = serr.Error()
+	case s.Socket != socket:
+		g.Pods.Fault = fmt.Sprintf("the runtime asks %s, the appliance answers on %s", s.Socket, socket)
+	case g.Pods.Cluster && s.Namespace != g.cfg.Cluster.Namespace:
+		g.Pods.Fault = fmt.Sprintf("the runtime watches the namespace %s, the appliance has %s", s.Namespace, g.cfg.Cluster.Namespace)
 	}
 	return nil
 }

@@ -20,6 +20,7 @@ func clusterRelease() installer.Release {
 	}
 	file("k3s", "bin/k3s")
 	file("clawbox-cluster", "bin/clawbox-cluster")
+	file("clawbox-runc", "bin/clawbox-runc")
 	for _, n := range []string{"pause", "coredns", "local-path-provisioner", "busybox", "nvidia-device-plugin", "victoria-metrics", "dcgm-exporter", "vllm", "nim-nano-8b"} {
 		r.Items = append(r.Items, installer.Item{Name: n, Kind: "image", Ref: n + ":0.1.0", Size: 10 << 20, Digest: v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("8", 64)}, Redistributable: true})
 	}
