@@ -122,7 +122,11 @@ func imageSet(ctx context.Context, o mediaOptions, round int, rep *mediaReport) 
 		return err
 	}
 	defer set.close()
-	us, them := ourImages(o, dir, set), theirImages(o, dir, set)
+	us, err := ourImages(o, dir, set)
+	if err != nil {
+		return err
+	}
+	them := theirImages(o, dir, set)
 	turns := []tool{us, them}
 	if round%2 == 1 {
 		turns[0], turns[1] = them, us

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"archive/tar"
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -77,8 +79,11 @@ func newImageSet(dir, path string) (*imageSetup, error) {
 	seen := map[v1.Hash]bool{}
 	src := rand.NewChaCha8([32]byte{'l', 'a', 'y', 'e', 'r'})
 	for i := range imageCount {
-		own := make([]byte, ownLayer)
-		_, _ = src.Read(own)
+		own, err := packed(src)
+		if err != nil {
+			s.close()
+			return nil, err
+		}
 		ls := append([]v1.Layer{}, layers[:len(layers)-i%len(layers)]...)
 		img, err := image(append(ls, static.NewLayer(own, types.OCIUncompressedLayer)))
 		if err != nil {
@@ -93,6 +98,17 @@ func newImageSet(dir, path string) (*imageSetup, error) {
 		s.refs = append(s.refs, ref)
 	}
 	return s, nil
+}
+
+// packed is a layer with one file of ownLayer bytes.
+func packed(src io.Reader) ([]byte, error) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	err := w.WriteHeader(&tar.Header{Name: "own", Mode: 0o644, Size: ownLayer})
+	if err == nil {
+		_, err = io.CopyN(w, src, ownLayer)
+	}
+	return b.Bytes(), errors.Join(err, w.Close())
 }
 
 func image(ls []v1.Layer) (v1.Image, error) {

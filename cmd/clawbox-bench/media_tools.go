@@ -2,11 +2,16 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	airgapmanifests "github.com/clawbox/clawbox/airgap-manifests"
+	"github.com/clawbox/clawbox/bundle"
+	"github.com/clawbox/clawbox/bundle/manifest"
 )
 
 const (
@@ -121,12 +126,36 @@ func ourFile(o mediaOptions, dir, file string) tool {
 	return ourTool(o, dir, fmt.Sprintf("  - {name: weights, kind: file, source: %q, licence: CC0-1.0, redistributable: true}\n", "file:"+file))
 }
 
-func ourImages(o mediaOptions, dir string, set *imageSetup) tool {
+// ourImages allows the published keys that the demo's recipe allows in the same
+// layers.
+func ourImages(o mediaOptions, dir string, set *imageSetup) (tool, error) {
+	keys, err := publishedKeys()
+	if err != nil {
+		return tool{}, err
+	}
 	var b strings.Builder
 	for i, ref := range set.refs {
-		fmt.Fprintf(&b, "  - {name: image-%d, kind: image, source: %q, licence: MIT, redistributable: true}\n", i, "docker://"+ref)
+		fmt.Fprintf(&b, "  - {name: image-%d, kind: image, source: %q, licence: MIT, redistributable: true, allowedKeys: %s}\n", i, "docker://"+ref, keys)
 	}
-	return ourTool(o, dir, b.String())
+	return ourTool(o, dir, b.String()), nil
+}
+
+// publishedKeys is the list, as a recipe has it.
+func publishedKeys() (string, error) {
+	src, err := airgapmanifests.Recipe("demo")
+	if err != nil {
+		return "", err
+	}
+	r, err := bundle.ParseRecipe("demo.yaml", src)
+	if err != nil {
+		return "", err
+	}
+	var ks []manifest.AllowedKey
+	for _, it := range r.Items {
+		ks = append(ks, it.AllowedKeys...)
+	}
+	b, err := json.Marshal(ks) // JSON is YAML
+	return string(b), err
 }
 
 // theirTool is zarf with a package of one component, as an uncompressed tar,
