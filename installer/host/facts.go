@@ -135,7 +135,7 @@ type BPF struct {
 }
 
 // Tier is the strongest guard tier that the probes make likely, "T3" or "T4";
-// the guard's self-test at start has the last word. T1 and T2 are not built yet.
+// the guard's self-test at start has the last word, also on whether it is T1 or T2.
 func (b BPF) Tier() string {
 	if b.Tracepoint && b.CgroupSock && b.SkLookup && b.BTF {
 		return "T3"
