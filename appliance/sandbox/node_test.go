@@ -23,6 +23,7 @@ import (
 
 	"github.com/clawbox/clawbox/appliance/egress"
 	"github.com/clawbox/clawbox/appliance/gate"
+	"github.com/clawbox/clawbox/appliance/gate/settings"
 	"github.com/clawbox/clawbox/appliance/kube"
 )
 
@@ -61,8 +62,11 @@ func onNode(t testing.TB) (*bench, *node) {
 	if err := copyFile(programs.runtime, n.runtime()); err != nil {
 		t.Fatal(err)
 	}
-	set := gate.Settings{Socket: n.dir + "/gate.sock", Runc: runc, Namespace: agentsNamespace}
-	if err := set.Write(n.runtime()); err != nil {
+	set, err := settings.Settings{Socket: n.dir + "/gate.sock", Runc: runc, Namespace: agentsNamespace}.Encode()
+	if err == nil {
+		err = os.WriteFile(settings.File(n.runtime()), set, 0o600)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(n.clear)
