@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/clawbox/clawbox/appliance/config"
 )
 
 // nobody is the user that TestUnprivileged's guard runs as.
@@ -147,6 +149,16 @@ func hostsFolder(t *testing.T, host, dir string) {
 	}
 	if err := RemoveNoPins(dir); err != nil || exists(dir) || exists(hostFolder(dir)) {
 		t.Errorf("remove: %v", err)
+	}
+}
+
+// TestHostFolder: the folder of the host's has the name by which an uninstall
+// looks for it; neither package may import the other.
+func TestHostFolder(t *testing.T) {
+	for _, p := range []config.Paths{config.Default("/").Paths, config.Default("/srv/box").Paths} {
+		if got, want := p.HostPin(), hostFolder(p.Pin()); got != want {
+			t.Errorf("config says %s, the guard binds %s", got, want)
+		}
 	}
 }
 
