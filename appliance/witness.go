@@ -58,6 +58,18 @@ type governed struct {
 	policy *governing // nil: none is known
 }
 
+// Witness puts what the guard sees on a ledger, as the guard's service does, until
+// the guard closes, and returns the error that kept an event from the record, if
+// any. All agents are under p. It is for programs that measure the guard.
+func Witness(g *guard.Guard, rec ledger.Recorder, p *policies.Policy, spent func([]ledger.Record)) (err error) {
+	under := &governing{p, p.Digest()}
+	w := &witness{g: g, rec: rec, agents: func(string) (*governing, bool) { return under, true }, spent: spent}
+	w.runaway = func(agent string) { err = fmt.Errorf("the kernel did not kill an unlisted program of %s", agent) }
+	w.fail = func(e error) { err = e }
+	w.run()
+	return err
+}
+
 // run goes on until the guard closes.
 func (w *witness) run() {
 	var lost uint64

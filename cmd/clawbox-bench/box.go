@@ -19,6 +19,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/sys/unix"
 
+	"github.com/clawbox/clawbox/appliance"
 	"github.com/clawbox/clawbox/appliance/egress"
 	"github.com/clawbox/clawbox/appliance/guard"
 	"github.com/clawbox/clawbox/appliance/holds"
@@ -83,7 +84,7 @@ func openBoxes(dir, root string, dial func(context.Context, string, string) (net
 	if err != nil {
 		return b, err
 	}
-	b.audit = drain(b.guard, log)
+	b.audit = drain(b.guard, log, p)
 	b.log = log
 	o := sandbox.Options{State: filepath.Join(dir, "fresh"), Launcher: filepath.Join(dir, "clawbox-launch"), UIDBase: 910_000}
 	if b.fresh, err = sandbox.Open(o); err != nil {
@@ -320,8 +321,7 @@ func loUp() error {
 	return unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, q)
 }
 
-// audit puts the guard's events on the ledger, as the appliance does: in
-// batches of what comes within two milliseconds.
+// audit puts the guard's events on the ledger, as the appliance does.
 type audit struct {
 	done    chan struct{}
 	err     error
@@ -329,49 +329,16 @@ type audit struct {
 	tier    guard.Tier
 }
 
-func drain(g *guard.Guard, log *ledger.Log) *audit {
+func drain(g *guard.Guard, log *ledger.Log, p *policies.Policy) *audit {
 	a := &audit{done: make(chan struct{}), tier: g.Tier()}
 	go func() {
 		defer close(a.done)
-		for e := range g.Events() {
-			rs := batch(g, e)
-			if err := log.Record(context.Background(), rs...); err != nil && a.err == nil {
-				a.err = err
-			}
+		a.err = appliance.Witness(g, log, p, func(rs []ledger.Record) {
 			a.n.Add(uint64(len(rs)))
 			a.lost.Store(g.Lost())
-		}
+		})
 	}()
 	return a
-}
-
-func batch(g *guard.Guard, first guard.Event) []ledger.Record {
-	rs := []ledger.Record{record(first)}
-	for after := time.After(2 * time.Millisecond); len(rs) < 512; {
-		select {
-		case e, ok := <-g.Events():
-			if !ok {
-				return rs
-			}
-			rs = append(rs, record(e))
-		case <-after:
-			return rs
-		}
-	}
-	return rs
-}
-
-var kinds = map[guard.Kind]ledger.Kind{guard.Exec: ledger.KindExec, guard.Opened: ledger.KindFile, guard.Refused: ledger.KindKernel, guard.Connect: ledger.KindConnect}
-
-func record(e guard.Event) ledger.Record {
-	r := ledger.Record{
-		Time: e.Time, Kind: kinds[e.Kind], Agent: e.Scope, Path: e.Path, Verdict: ledger.Allowed, Reason: "bench." + string(e.Kind),
-		Process: ledger.Process{PID: e.PID, PPID: e.PPID, UID: e.UID, Comm: e.Comm}, Attrs: map[string]any{"file": e.File, "addr": e.Addr},
-	}
-	if e.Killed || e.Denied || e.Errno != 0 {
-		r.Verdict = ledger.Denied
-	}
-	return r
 }
 
 func (a *audit) end() error { <-a.done; return a.err }

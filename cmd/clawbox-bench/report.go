@@ -155,7 +155,8 @@ folders, the guard's watch and the agent's own confinement are not. The rows bel
 makes its disk, and what a start takes when no launcher waits, as most of a hundred at once. The appliance's services run inside the benchmark here; in the appliance they are
 processes of their own, which adds some calls between processes to a start. /workspace, where builds and git write, is a folder of the host's file system; clawbox's is
 a file system of its own in one file there, because its policy bounds the disk. On the host's turns the guard is loaded and
-watches nothing. Exec is fork to reaped. Connect is the system call alone. New connections and requests
+watches nothing. Exec is fork to reaped. Connect is the system call alone. Single calls are timed 0.4 s after their place was
+started, when clawbox has made the next launcher ready. The rows without the guard show what namespaces, overlayfs, Landlock and seccomp take of it. New connections and requests
 go to servers on the host's loopback: directly from the host, from clawbox through DNS, steering, policy, two durable
 ledger records and a second connection. An unlisted program is in the image and not on the policy's list.
 
