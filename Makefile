@@ -6,7 +6,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -ldflags "$(LDFLAGS)"
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 
-.PHONY: help build setup test test-kernels attack lint generate demo bench bench-guard bench-bundle e2e e2e-host k3s clean
+.PHONY: help build setup test test-kernels attack lint generate demo bench bench-guard bench-bundle journey e2e e2e-host k3s clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,8 +56,12 @@ bench-bundle: setup build $(DIST)/openclaw/index.json ## Measure create, inspect
 $(DIST)/openclaw/index.json:
 	$(AS_ROOT) $(GO) run ./airgap-manifests/openclaw/cmd/openclaw-image -work $(DIST)/openclaw-work -o $(DIST)/openclaw
 
-e2e: setup ## Run the journey of a small release through the command line, with faults injected
+journey: setup ## Run the journey of a small release through the command line, with faults injected
 	$(AS_ROOT) $(GO) test -count=1 -timeout 30m -run 'TestJourney|TestComplete|TestPaced' -v ./cmd/clawbox
+
+e2e: setup ## Take an appliance through its life on fresh offline machines (QEMU, Debian 6.1 and 6.12); E2E="-kernel 6.12" for one
+	@$(AS_ROOT) sh internal/tools/setup.sh kernels
+	$(AS_ROOT) env "PATH=$$PATH" $(GO) run ./internal/vm/e2e -cache $(DIST)/vm $(E2E)
 
 e2e-host: k3s ## Take a real K3s on this machine, in namespaces without a way out, from 1.34 to 1.35 and through a power cut
 	$(AS_ROOT) env CLAWBOX_K3S="$(abspath $(DIST)/k3s)" $(GO) test -count=1 -timeout 20m -run 'TestHost$$|TestTwoNodes' -v ./internal/k3shost

@@ -26,6 +26,8 @@ import (
 //	                       paths, but operators move those in the configuration
 //	PrivateDevices         it makes the agents' /dev
 //	RestrictNamespaces, SystemCallFilter   see above
+//	ProtectHostname        it refuses the launcher, too, to name its sandbox's
+//	                       own UTS namespace
 //	NoNewPrivileges        the services and the launcher set it for themselves
 //	After=network-online.target   an appliance works without any network
 //
@@ -56,7 +58,6 @@ OOMScoreAdjust=-500
 ProtectSystem=yes
 ProtectHome=yes
 PrivateTmp=yes
-ProtectHostname=yes
 CapabilityBoundingSet=~CAP_SYS_MODULE CAP_SYS_RAWIO CAP_SYS_BOOT CAP_SYS_TIME CAP_SYS_PACCT CAP_SYS_TTY_CONFIG CAP_SYSLOG CAP_WAKE_ALARM
 CapabilityBoundingSet=~CAP_BLOCK_SUSPEND CAP_LEASE CAP_MAC_ADMIN CAP_MAC_OVERRIDE CAP_AUDIT_CONTROL CAP_AUDIT_READ
 LockPersonality=yes

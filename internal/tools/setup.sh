@@ -4,7 +4,7 @@
 #   setup.sh generate   what rebuilding the BPF objects needs
 #   setup.sh bench      the peers that the guard is measured beside
 #   setup.sh k3s        what building K3s and running it on this machine needs
-#   setup.sh kernels    what the virtual machines of test-kernels need; QEMU and the kernels come by themselves
+#   setup.sh kernels    what the virtual machines of test-kernels and e2e need; QEMU and the kernels come by themselves
 set -eu
 
 case "${1:-run}" in
@@ -12,7 +12,7 @@ run) want="build-essential ca-certificates iproute2 mmdebstrap nlohmann-json3-de
 generate) want="clang-14 llvm-14" ;;
 bench) want="bubblewrap busybox-static git runc" ;;
 k3s) want="build-essential busybox-static conntrack ipset iproute2 iptables libseccomp-dev pkg-config util-linux" ;;
-kernels) want="bash busybox-static ca-certificates curl e2fsprogs findutils git iproute2 mount xfsprogs xz-utils zstd" ;;
+kernels) want="bash busybox-static ca-certificates curl dosfstools e2fsprogs findutils git iproute2 mmdebstrap mount mtools xfsprogs xz-utils zstd" ;;
 *)
 	echo "setup.sh: got '$1', want nothing, 'generate', 'bench', 'k3s' or 'kernels'" >&2
 	exit 2

@@ -29,7 +29,7 @@ func Disk(ctx context.Context, to, root string, free int) error {
 		return err
 	}
 	mib := n>>20 + int64(free) + 32
-	_, err = tool(ctx, "", "mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-N", "65536", "-d", root, to, fmt.Sprintf("%dM", mib))
+	_, err = tool(ctx, "", "mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-N", "262144", "-d", root, to, fmt.Sprintf("%dM", mib))
 	return err
 }
 

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -23,13 +24,20 @@ type Config struct {
 	Kernel   Kernel
 	Init     string   // the guest's first program, static; see the folder guest
 	Modules  []string // beside those that a disk and the command channel need
-	Disk     string   // ext4 image for /; what the guest writes is not kept
+	Disk     string   // ext4 image for /
+	Keep     bool     // what the guest writes to Disk stays there; else it is lost when it ends
 	Cmdline  string   // added to the kernel's command line
 	CPUs     int      // 0: 2
 	Memory   int      // MiB; 0: 2048
 	// Boot is the time until the guest must be ready; 0: 3 minutes. A guest
 	// under TCG on a busy machine was seen to need 40 s.
 	Boot time.Duration
+	// Systemd hands the guest over to the disk's /sbin/init, where a unit has to
+	// start the program of the folder guest: see Cache.Debian.
+	Systemd bool
+	// Wire gives the guest one network card, eth0, on a wire that leads nowhere.
+	// Each frame that the guest sends is written to this file in the form of pcap.
+	Wire string
 }
 
 // base are the modules without which a guest has no disk and no channel.
@@ -42,6 +50,7 @@ type Machine struct {
 	conn   net.Conn
 	in     *bufio.Reader
 	mu     sync.Mutex // one command at a time
+	qmp    *monitor   // what Plug and Unplug speak to
 	exited chan struct{}
 }
 
@@ -68,7 +77,14 @@ func (m *Machine) boot(ctx context.Context, c Config) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.Boot)
 	defer cancel()
-	mods, err := c.Kernel.Modules(ctx, append(base, c.Modules...)...)
+	names := append(slices.Clone(base), c.Modules...)
+	if c.Systemd {
+		names = append(names, ofStick...)
+	}
+	if c.Wire != "" {
+		names = append(names, "virtio_net")
+	}
+	mods, err := c.Kernel.Modules(ctx, names...)
 	if err != nil {
 		return err
 	}
@@ -106,15 +122,27 @@ func (m *Machine) arguments(c Config) []string {
 		mem = 2048
 	}
 	line := "console=ttyS0 quiet loglevel=4 panic=-1 " + c.Cmdline
-	return append([]string{
+	if c.Systemd {
+		line += " " + Handover + " net.ifnames=0 systemd.show_status=0"
+	}
+	snapshot := "on"
+	if c.Keep {
+		snapshot = "off"
+	}
+	args := append([]string{
 		"-accel", "tcg,thread=multi,tb-size=1024", "-machine", "q35", "-cpu", "max,-avx2",
 		"-smp", strconv.Itoa(cpus), "-m", strconv.Itoa(mem), "-nodefaults", "-nic", "none", "-display", "none", "-no-reboot",
-		"-serial", "file:" + m.path("console"),
+		"-chardev", "socket,id=console,path=" + m.path("keys") + ",server=on,wait=off,logfile=" + m.path("console"), "-serial", "chardev:console",
+		"-qmp", "unix:" + m.path("qmp") + ",server=on,wait=off", "-device", "qemu-xhci,id=usb",
 		"-kernel", c.Kernel.Image, "-initrd", m.path("initrd"), "-append", line,
-		"-drive", "if=virtio,format=raw,snapshot=on,file=" + c.Disk,
+		"-drive", "if=virtio,format=raw,snapshot=" + snapshot + ",file=" + c.Disk,
 		"-device", "virtio-serial", "-chardev", "socket,id=commands,path=" + m.path("commands") + ",server=on,wait=off",
 		"-device", "virtserialport,chardev=commands,name=" + Port,
 	}, c.Emulator.Args...)
+	if c.Wire != "" {
+		args = append(args, "-netdev", "hubport,id=wire,hubid=0", "-device", "virtio-net-pci,netdev=wire,romfile=", "-object", "filter-dump,id=tap,netdev=wire,file="+c.Wire)
+	}
+	return args
 }
 
 // launch starts QEMU; it dies with this process.
@@ -247,6 +275,10 @@ func (m *Machine) Console() []byte {
 	return b
 }
 
+// Pull cuts the power at once: what the guest had not written to its disk is lost.
+// Close is still to be called.
+func (m *Machine) Pull() { m.cut() }
+
 // cut is the power cut.
 func (m *Machine) cut() {
 	if m.cmd != nil {
@@ -262,6 +294,9 @@ func (m *Machine) Close() error {
 	}
 	if m.conn != nil {
 		m.conn.Close()
+	}
+	if m.qmp != nil {
+		m.qmp.conn.Close()
 	}
 	return os.RemoveAll(m.dir)
 }

@@ -3,6 +3,10 @@ package vm
 // Port is the name of the virtio-serial port that carries the commands.
 const Port = "clawbox.vm"
 
+// Handover is the word on the kernel's command line by which the guest's first
+// program becomes the disk's /sbin/init as soon as the disk is the root.
+const Handover = "clawbox.handover"
+
 // Frame is one line of JSON on the command channel. The host sends one with
 // Args, the guest answers with frames of output and a last one with Done. The
 // guest's first frame, before any command, is Done alone: it is ready.

@@ -2,14 +2,18 @@
 // package vm. As the kernel's init it loads the modules of its initramfs,
 // makes the disk the root, mounts what a Debian host has mounted, and starts
 // itself once more to serve commands; then it only reaps. When the server ends
-// the machine does.
+// the machine does. With vm.Handover on the kernel's command line it becomes the
+// disk's /sbin/init instead, and a unit of systemd starts the server.
 package main
 
 import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
+	"strings"
 
+	"github.com/clawbox/clawbox/internal/vm"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,8 +36,16 @@ func initialise() error {
 	if err := early(); err != nil {
 		return err
 	}
+	line, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return err
+	}
+	handsOver := slices.Contains(strings.Fields(string(line)), vm.Handover)
 	if err := enterDisk(); err != nil {
 		return err
+	}
+	if handsOver {
+		return unix.Exec("/sbin/init", []string{"/sbin/init"}, []string{"TERM=linux"})
 	}
 	if err := prepare(); err != nil {
 		return err

@@ -1,0 +1,119 @@
+// Command e2e takes an appliance through its life on fresh offline machines, one
+// for each of Debian's kernels 6.1 and 6.12:
+//
+//	go run ./internal/vm/e2e -cache dist/vm
+//
+// It is `make e2e`. A machine is a QEMU guest with Debian and systemd and one
+// network card on a wire that leads nowhere. What comes to it comes on USB sticks
+// that are plugged in while it runs. An operator sits at its console: the wizard
+// is answered by keys. Then the agent attacks, a stick upgrades, a broken stick is
+// returned from, the operator goes back by hand, the power is cut at five points
+// of an upgrade, and the appliance is removed. No frame may leave the machine.
+//
+// The status is 1 when something is not as it should be, and 2 when the host
+// lacks a tool. Run it in the repository's root, as root.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/clawbox/clawbox/internal/vm"
+)
+
+// options are what the command line says.
+type options struct {
+	cache, kernel string
+	cuts          int
+	verbose       bool
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.cache, "cache", "dist/vm", "folder for downloads and built images")
+	flag.StringVar(&o.kernel, "kernel", "", "only this series of kernels, such as 6.12")
+	flag.IntVar(&o.cuts, "cuts", len(cutPoints), "at how many points of an upgrade the power is cut")
+	flag.BoolVar(&o.verbose, "v", false, "show what the console showed and the commands printed")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if m := missing(); m != nil {
+		fmt.Fprintf(os.Stderr, "e2e: the packages %s are missing: apt-get install them, or run `make e2e` as root, which does\n", strings.Join(m, ", "))
+		os.Exit(2)
+	}
+	if err := run(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+// needed are the host's tools, with the Debian package of each.
+var needed = map[string]string{
+	"apt-get": "apt", "dpkg-deb": "dpkg", "mke2fs": "e2fsprogs", "xz": "xz-utils", "zstd": "zstd", "busybox": "busybox-static",
+	"mmdebstrap": "mmdebstrap", "mcopy": "mtools", "mkfs.vfat": "dosfstools",
+}
+
+func missing() (out []string) {
+	for program, pkg := range needed {
+		if _, err := exec.LookPath(program); err != nil {
+			out = append(out, pkg)
+		}
+	}
+	return out
+}
+
+// run makes the sticks, and a machine for each kernel.
+func run(ctx context.Context, o options) error {
+	dir, err := os.MkdirTemp("/var/tmp", "clawbox-e2e-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	c := vm.Cache(o.cache)
+	start := time.Now()
+	conf := vm.Config{Init: filepath.Join(dir, "guest"), Modules: []string{"overlay", "loop"}, Keep: true, Systemd: true, Memory: 3072, Boot: 10 * time.Minute}
+	if conf.Emulator, err = c.Emulator(ctx); err != nil {
+		return err
+	}
+	debian, err := c.Debian(ctx)
+	if err != nil {
+		return err
+	}
+	sticks, err := makeSticks(ctx, dir, conf.Init)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("e2e: sticks and system made in %.0f s\n", time.Since(start).Seconds())
+	ran := 0
+	for _, s := range vm.Kernels {
+		if o.kernel != "" && o.kernel != s.Name {
+			continue
+		}
+		ran++
+		if conf.Kernel, err = c.Kernel(ctx, s); err != nil {
+			return err
+		}
+		conf.Disk, conf.Wire = filepath.Join(dir, "disk"), filepath.Join(dir, "wire.pcap")
+		if err := vm.Host(ctx, conf.Disk, debian, conf.Init, 3072); err != nil {
+			return err
+		}
+		l := &life{o: o, conf: conf, sticks: sticks, name: s.Name}
+		if err := errors.Join(l.live(ctx), l.end()); err != nil {
+			return fmt.Errorf("kernel %s: %w", conf.Kernel.Release, err)
+		}
+	}
+	if ran == 0 {
+		return fmt.Errorf("-kernel %q chooses nothing, want 6.1 or 6.12", o.kernel)
+	}
+	return nil
+}
