@@ -30,7 +30,7 @@ var Services = map[string]service.Role{
 }
 
 const (
-	startTime = 30 * time.Second // a service's start: proof, configuration, its own set-up
+	startTime = 90 * time.Second // a service's start: proof, configuration, its own set-up; the guard's programs are verified
 	callTime  = 10 * time.Second // a call that a healthy service answers at once
 	lookTime  = 2 * time.Second  // a call for what is only shown
 	endTime   = 10 * time.Second // its orderly end

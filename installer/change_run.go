@@ -231,7 +231,7 @@ func (c *changing) restart(ctx context.Context) error {
 	}
 	back := c.change
 	back.To = c.change.From
-	if err := (healthGate{c}).Pass(ctx, back); err != nil {
+	if err := (healthGate{c: c, patient: true}).Pass(ctx, back); err != nil { // on a slow host its first start may take too long
 		return err
 	}
 	if c.env.Agents == nil || len(c.change.Agents) == 0 {

@@ -158,7 +158,7 @@ func (c *changing) gates(ctx context.Context) (string, error) {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the deadline of %s has passed", limit))
 	defer cancel()
-	all := append([]Gate{healthGate{c}}, c.env.Gates...)
+	all := append([]Gate{healthGate{c: c}}, c.env.Gates...)
 	if c.env.Agents != nil {
 		all = append(all, agentsGate{c.env.Agents})
 	}
@@ -180,7 +180,12 @@ func (c *changing) gates(ctx context.Context) (string, error) {
 }
 
 // healthGate waits for the health socket, and not for a program that ended.
-type healthGate struct{ c *changing }
+type healthGate struct {
+	c *changing
+	// patient says that whoever looks after the service starts it again, so that
+	// its end is not the last word.
+	patient bool
+}
 
 func (healthGate) Name() string { return "health" }
 
@@ -194,7 +199,7 @@ func (g healthGate) Pass(ctx context.Context, c Change) error {
 		if last == nil || ctx.Err() == nil {
 			last = err
 		}
-		if err := g.c.env.Service.Alive(ctx); err != nil && ctx.Err() == nil {
+		if err := g.c.env.Service.Alive(ctx); err != nil && ctx.Err() == nil && !g.patient {
 			return err
 		}
 		select {

@@ -101,6 +101,7 @@ func TestReturn(t *testing.T) {
 		word string
 	}{
 		{"dies", func(p *played, _ *ChangeEnv) { p.dies = true }, "exit status 3"},
+		{"dies, and so does the first start after it", func(p *played, _ *ChangeEnv) { p.dies, p.stumbles = true, true }, "exit status 3"},
 		{"sick", func(p *played, e *ChangeEnv) { p.sick, e.Deadline = true, 300*time.Millisecond }, "no guard"},
 		{"gate", func(_ *played, e *ChangeEnv) { e.Gates = []Gate{bad("tier")} }, "gate tier"},
 		{"agents", func(_ *played, e *ChangeEnv) { e.Agents = &crew{names: []string{"ada"}, fail: 1} }, "ada does not start"},
@@ -119,6 +120,9 @@ func TestReturn(t *testing.T) {
 			var back *ReturnedError
 			if !errors.As(err, &back) || !strings.Contains(err.Error(), c.word) || !strings.Contains(back.From, "0.1.1") {
 				t.Fatalf("got %v", err)
+			}
+			if p.stumbles || p.looks > 0 {
+				t.Errorf("stumbles: %t, %d looks left", p.stumbles, p.looks)
 			}
 			if n := whole(t, root); n != 1 || p.entered[len(p.entered)-1] != 1 {
 				t.Errorf("got %d, entered %v", n, p.entered)

@@ -24,9 +24,13 @@ type played struct {
 	sick  bool // the release that is tried never gets healthy
 	dies  bool // it ends at once
 	stays bool
+	// stumbles: the release that is returned to ends at its first start, and is
+	// started again a little later, as systemd does.
+	stumbles bool
 
 	srv     *http.Server
 	ended   error
+	looks   int     // how often it is looked at until it is started again
 	entered []int64 // sequences that ran, in order
 }
 
@@ -52,6 +56,10 @@ func (p *played) Start(ctx context.Context) error {
 	trial := strings.Contains(file, "/next/")
 	if p.dies && trial {
 		p.ended = errors.New("exit status 3")
+		return nil
+	}
+	if p.stumbles && !trial && len(p.entered) > 2 {
+		p.stumbles, p.ended, p.looks = false, errors.New("it took too long to start"), 3
 		return nil
 	}
 	if err := p.work(c); err != nil {
@@ -99,8 +107,15 @@ func (p *played) work(c config.Config) error {
 }
 
 func (p *played) Running(context.Context) bool { return p.srv != nil }
-func (p *played) Alive(context.Context) error  { return p.ended }
 func (p *played) Stays() bool                  { return p.stays }
+func (p *played) Alive(ctx context.Context) error {
+	if p.looks > 0 {
+		if p.looks--; p.looks == 0 {
+			return p.Start(ctx)
+		}
+	}
+	return p.ended
+}
 func (p *played) Stop(context.Context) error {
 	if p.srv != nil {
 		p.srv.Close()

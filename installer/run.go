@@ -28,7 +28,7 @@ type Env struct {
 	Verify func(context.Context) error
 	// Systemctl runs systemctl with these arguments; nil runs the real one.
 	Systemctl func(ctx context.Context, args ...string) error
-	// Ready bounds the wait for the started appliance; 0 means one minute.
+	// Ready bounds the wait for the started appliance; 0 means three minutes.
 	Ready time.Duration
 	// Cluster speaks to the cluster once K3s runs; nil does it with the slot's
 	// own program (Layout.Cluster).

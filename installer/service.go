@@ -122,7 +122,7 @@ func systemctl(ctx context.Context, args ...string) error {
 func (r *run) wait(ctx context.Context) error {
 	limit := r.env.Ready
 	if limit == 0 {
-		limit = time.Minute
+		limit = 3 * time.Minute
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()

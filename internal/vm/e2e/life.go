@@ -56,11 +56,22 @@ func (l *life) live(ctx context.Context) error {
 		err := p.do(ctx)
 		fmt.Printf("%-5s %-45s %5.0f s  %s\n", l.name, p.name, time.Since(start).Seconds(), verdict(err))
 		if err != nil {
-			return fmt.Errorf("%s: %w", p.name, err)
+			return fmt.Errorf("%s: %w\nthe machine's journal:\n%s", p.name, err, l.journal(ctx))
 		}
 	}
 	fmt.Printf("%-5s %-45s %5.0f s\n", l.name, "all", time.Since(l.begun).Seconds())
 	return nil
+}
+
+// journal is the end of what the service said.
+func (l *life) journal(ctx context.Context) string {
+	if l.m == nil {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	out, _ := l.m.Output(ctx, "/bin/journalctl", "-u", "clawbox", "-n", "60", "--no-pager", "-o", "short-monotonic") // a machine that is off says nothing
+	return out
 }
 
 func verdict(err error) string {
