@@ -69,12 +69,32 @@ func (p *pool) open(h v1.Hash) (*os.File, error) {
 	return p.store.Open(h)
 }
 
+// pooled is a blob of the pool, open for one reading.
+type pooled struct {
+	io.ReaderAt
+	name  string
+	f     *os.File // nil when it lies in parts
+	close func() error
+}
+
+func (p *pooled) Close() error { return p.close() }
+
+// source opens a blob for one reading in order.
+func (p *pool) source(h v1.Hash) (*pooled, error) {
+	f, err := p.open(h)
+	if err != nil {
+		return nil, err
+	}
+	in := content.NewBulk(f)
+	return &pooled{in, f.Name(), f, in.Close}, nil
+}
+
 // same says whether f, opened for h, is a local file that was hashed and has not
 // been touched since: then it need not be hashed again. One that was touched is
 // an error.
 func (p *pool) same(h v1.Hash, f *os.File) (bool, error) {
 	l, ok := p.get(h)
-	if !ok || l.stamp == (stamp{}) {
+	if !ok || f == nil || l.stamp == (stamp{}) {
 		return false, nil
 	}
 	st, err := stampOf(f)

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/clawbox/clawbox/bundle/content"
 	"github.com/clawbox/clawbox/bundle/manifest"
 	"github.com/clawbox/clawbox/internal/durable"
 )
@@ -181,72 +181,34 @@ func (r *reading) read(ctx context.Context, f *os.File, size int64, task Task) (
 	if r.as == asRaw {
 		end = tensors(f, size)
 	}
-	l := newLooking(ctx, r.as, end)
-	h, err := r.chunks(ctx, f, size, l, task)
-	if err != nil {
-		l.stop()
-		return h, err
-	}
-	r.out, _, err = l.done()
-	return h, err
-}
-
-func (r *reading) chunks(ctx context.Context, f *os.File, size int64, l *looking, task Task) (v1.Hash, error) {
+	in := content.NewBulk(f)
+	defer in.Release()
 	x := manifest.Blob{Size: size}
-	s, small := newSummer(&x), hash.Hash(nil)
-	if s.known {
-		small = sha256.New()
+	p := pass{x: &x, in: in, look: newLooking(ctx, r.as, end)}
+	if r.sum {
+		p.sum = &summer{x: &x, at: content.StartState}
+	} else if end >= 0 {
+		p.skip = func(i int) bool { return int64(i)*manifest.ChunkSize >= end }
 	}
-	sum := func(i int, p []byte) error {
-		if small != nil {
-			small.Write(p)
-			return nil
-		}
-		return s.add(i, p)
+	if err := p.run(ctx, task); err != nil {
+		p.look.stop()
+		return v1.Hash{}, err
 	}
-	buf := make([]byte, min(size, manifest.ChunkSize))
-	for i := range chunkCount(x) {
-		if err := ctx.Err(); err != nil {
-			return v1.Hash{}, err
-		}
-		off := int64(i) * manifest.ChunkSize
-		if !r.sum && l.most >= 0 && off >= l.most {
-			break
-		}
-		p := buf[:min(size-off, manifest.ChunkSize)]
-		if err := readChunk(f, p, off); err != nil {
-			return v1.Hash{}, err
-		}
-		if err := r.both(l, p, func() error { return sum(i, p) }); err != nil {
-			return v1.Hash{}, err
-		}
-		task.Add(int64(len(p)))
-	}
-	if !r.sum {
-		return v1.Hash{}, nil
-	}
-	if small != nil {
-		return manifest.Sum(small.Sum(nil)).Digest(), nil
-	}
-	x.Digest = s.last.Digest()
-	if err := s.done(); err != nil {
-		return x.Digest, err
-	}
-	return x.Digest, r.pool.cache.putSums(x)
+	return x.Digest, r.end(&p)
 }
 
-// both sums and looks at the same time, where both have something to do.
-func (r *reading) both(l *looking, p []byte, sum func() error) (err error) {
-	see := func() error { _, err := l.Write(p); return err }
-	if !r.sum {
-		return see()
+// end takes what the pass showed.
+func (r *reading) end(p *pass) (err error) {
+	if r.out, _, err = p.look.done(); err != nil || p.sum == nil {
+		return err
 	}
-	if l.most >= 0 && l.n >= l.most {
-		return sum()
+	if err := p.sum.done(); err != nil {
+		return err
 	}
-	var serr, lerr error
-	parallel(func() { serr = sum() }, func() { lerr = see() })
-	return errors.Join(serr, lerr)
+	if p.x.Size <= manifest.ChunkSize {
+		return nil
+	}
+	return r.pool.cache.putSums(*p.x)
 }
 
 // measure fills in the sums of a blob's chunks, reading it when the cache
@@ -255,27 +217,17 @@ func (b *build) measure(ctx context.Context, x *manifest.Blob) error {
 	if b.cache.sums(x) {
 		return nil
 	}
-	f, err := b.pool.open(x.Digest)
+	in, err := b.pool.source(x.Digest)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	s, buf := newSummer(x), make([]byte, manifest.ChunkSize)
-	for i := range chunkCount(*x) {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		off := int64(i) * manifest.ChunkSize
-		p := buf[:min(x.Size-off, manifest.ChunkSize)]
-		if err := readChunk(f, p, off); err != nil {
-			return changed(f.Name(), *x, err)
-		}
-		if err := s.add(i, p); err != nil {
-			return err
-		}
+	defer in.Close()
+	p := pass{x: x, in: in, sum: newSummer(x)}
+	if err := p.run(ctx, quiet{}); err != nil {
+		return changed(in.name, *x, err)
 	}
-	if err := s.done(); err != nil {
-		return changed(f.Name(), *x, err)
+	if err := p.sum.done(); err != nil {
+		return changed(in.name, *x, err)
 	}
 	return b.cache.putSums(*x)
 }

@@ -84,8 +84,11 @@ func (w *writing) fill(ctx context.Context) (none manifest.Release, err error) {
 		return none, err
 	}
 	part := func(n int) string { return w.file(n-1, newDir, partsDir, manifest.PartName(n)) }
-	pw := &partWriter{path: part, lens: w.lens, recipients: w.recipients}
-	parts, err := w.writeParts(ctx, pw, w.blobs, func(i int) string { return w.entries[i].item })
+	var pw payload = &rawParts{path: part, lens: w.lens}
+	if len(w.recipients) > 0 {
+		pw = &partWriter{path: part, lens: w.lens, recipients: w.recipients}
+	}
+	parts, err := w.writeParts(ctx, pw, w.lens, w.blobs, func(i int) string { return w.entries[i].item })
 	if err != nil {
 		return none, err
 	}
