@@ -44,7 +44,8 @@ type BuildOptions struct {
 	Recipe string // path
 	Out    string // directory, created when absent; the bundle is Out/clawbox
 
-	// Store is the work store that keeps pulled blobs, so that an interrupted
+	// Store is the work store that keeps pulled blobs, but for layers that went
+	// straight to the media; what lies beside it tells where. So an interrupted
 	// build goes on. Default: clawbox/store in the user's cache directory.
 	Store string
 	// Lock is the lock's path. Default: bundle.lock beside the recipe.
@@ -69,10 +70,10 @@ type BuildOptions struct {
 }
 
 // Build makes a bundle and returns its release. It takes what the recipe
-// names, as the lock pins it, into the work store; then writes everything into
-// Out/.clawbox.new, release.note last, and puts that in the place of
-// Out/clawbox. Same lock, same keys: same bytes. An error leaves the bundle
-// that was there.
+// names, as the lock pins it, into the work store, and layers straight to their
+// places in Out/.clawbox.new; then writes all else there, release.note last, and
+// puts that in the place of Out/clawbox. Same lock, same keys: same bytes. An
+// error leaves the bundle that was there.
 func Build(ctx context.Context, o BuildOptions) (manifest.Release, error) {
 	b, err := newBuild(o)
 	if err != nil {
@@ -81,11 +82,27 @@ func Build(ctx context.Context, o BuildOptions) (manifest.Release, error) {
 	if err := b.fetch(ctx); err != nil {
 		return manifest.Release{}, err
 	}
-	if err := b.examine(ctx); err != nil {
-		return manifest.Release{}, err
+	r, err := b.finish(ctx)
+	if b.early != nil {
+		err = errors.Join(err, b.early.close(err))
+	}
+	return r, err
+}
+
+// finish looks into everything, pulls what was left for later, and writes.
+func (b *build) finish(ctx context.Context) (none manifest.Release, err error) {
+	all, err := b.lookInto(ctx)
+	if err != nil {
+		return none, err
+	}
+	if err := b.pullLate(ctx); err != nil {
+		return none, err
+	}
+	if err := b.refuseKeys(all); err != nil {
+		return none, errors.Join(err, b.drop())
 	}
 	if err := b.saveLock(); err != nil {
-		return manifest.Release{}, err
+		return none, err
 	}
 	return b.write(ctx)
 }
@@ -103,6 +120,7 @@ type build struct {
 	decided    bool // accepted has something new
 	recipients []age.Recipient
 	root       *manifest.Root // the last of Roots
+	early      *early         // nil: no layer was left for later
 }
 
 func newBuild(o BuildOptions) (*build, error) {
@@ -146,7 +164,8 @@ func newBuild(o BuildOptions) (*build, error) {
 		return nil, err
 	}
 	b.cache = &cache{dir: s.Dir() + ".cache", off: o.Rehash}
-	b.pool = &pool{store: s, cache: b.cache, looks: newLooks(b.cache), local: map[v1.Hash]localBlob{}}
+	b.pool = &pool{store: s, cache: b.cache, looks: newLooks(b.cache), local: map[v1.Hash]localBlob{}, late: map[v1.Hash]late{}, pullsLate: b.pullsLate()}
+	b.pool.rememberMedia()
 	return b, nil
 }
 
@@ -258,8 +277,14 @@ type entry struct {
 
 // describe makes the release's items: the recipe's, in its order, then the
 // lists of their software.
-func (b *build) describe(ctx context.Context) ([]manifest.Item, error) {
-	var items []manifest.Item
+func (b *build) describe() ([]manifest.Item, error) {
+	items := b.asked()
+	more, err := b.boms(items)
+	return append(items, more...), err
+}
+
+// asked are the recipe's items.
+func (b *build) asked() (items []manifest.Item) {
 	for i, it := range b.recipe.Items {
 		f := b.items[i]
 		items = append(items, manifest.Item{
@@ -268,9 +293,11 @@ func (b *build) describe(ctx context.Context) ([]manifest.Item, error) {
 			Model: f.model, Path: it.Path, Mode: it.Mode,
 		})
 	}
-	more, err := b.boms(ctx, items)
-	return append(items, more...), err
+	return items
 }
+
+// outs are the directories to write to.
+func (b *build) outs() []Output { return append([]Output{{Dir: b.Out, Size: b.OutSize}}, b.More...) }
 
 // plan orders the blobs as an installation needs them: by kind, then as in the
 // release, manifests before what they name, each blob once. It sets the items'
@@ -311,7 +338,7 @@ func (b *build) write(ctx context.Context) (r manifest.Release, err error) {
 		return r, err
 	}
 	defer release()
-	items, err := b.describe(ctx)
+	items, err := b.describe()
 	if err != nil {
 		return r, err
 	}
@@ -328,7 +355,11 @@ func (b *build) write(ctx context.Context) (r manifest.Release, err error) {
 	if err := b.against(ctx, w.blobs); err != nil {
 		return r, err
 	}
-	if w.outputs, err = openOutputs(append([]Output{{Dir: b.Out, Size: b.OutSize}}, b.More...)); err != nil {
+	if b.early != nil {
+		w.outputs = b.early.outputs
+		return w.run(ctx)
+	}
+	if w.outputs, err = openOutputs(b.outs()); err != nil {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, w.close(err)) }()

@@ -399,7 +399,7 @@ func TestReady(t *testing.T) {
 		}
 		return complete(&pool{store: st}, it)
 	}}))
-	want := []string{"clawbox", "rules", "app.cyclonedx", "app.spdx", "sbom.cyclonedx", "sbom.spdx", "app", "tiny"}
+	want := []string{"clawbox", "rules", "app", "app.cyclonedx", "app.spdx", "sbom.cyclonedx", "sbom.spdx", "tiny"}
 	if !slices.Equal(names, want) {
 		t.Errorf("announced %v, want %v", names, want)
 	}

@@ -72,7 +72,7 @@ func TestOrder(t *testing.T) {
 			}
 		}
 	}
-	if want := []string{"clawbox", "rules", "app.cyclonedx", "app.spdx", "sbom.cyclonedx", "sbom.spdx", "app", "tiny"}; !slices.Equal(order, want) {
+	if want := []string{"clawbox", "rules", "app", "app.cyclonedx", "app.spdx", "sbom.cyclonedx", "sbom.spdx", "tiny"}; !slices.Equal(order, want) {
 		t.Errorf("order %v, want %v", order, want)
 	}
 }

@@ -75,6 +75,10 @@ func (b *build) writeParts(ctx context.Context, w payload, lens []int64, blobs [
 	task := b.Progress.Start("write "+topDir, total)
 	for i := range blobs {
 		x := &blobs[i]
+		if b.early.has(*x) {
+			task.Add(x.Size)
+			continue
+		}
 		put := func(k int, p []byte) error {
 			return w.write(spansIn(func(p int) int64 { return lens[p-1] }, x.Source(k)), p)
 		}
@@ -176,6 +180,9 @@ func (s *summer) add(i int, p []byte) (err error) {
 	return err
 }
 
+// errDigest says that a blob has another digest than it should.
+var errDigest = errors.New("its digest is")
+
 // done sets the sums that were computed, when the digest is the right one.
 func (s *summer) done() error {
 	if s.known {
@@ -186,7 +193,7 @@ func (s *summer) done() error {
 		s.x.Digest = got
 	}
 	if got != s.x.Digest {
-		return fmt.Errorf("its digest is %s", got)
+		return fmt.Errorf("%w %s", errDigest, got)
 	}
 	if s.x.Size > manifest.ChunkSize {
 		s.x.Chunks, s.x.States = s.marks, s.mids
@@ -235,7 +242,7 @@ func (w *rawParts) file(n int) (*content.BulkFile, error) {
 		}
 		w.order = w.order[1:]
 	}
-	f, err := content.CreateBulk(w.path(n), 0o644, true)
+	f, err := content.CreateBulk(w.path(n), 0o644)
 	if err != nil {
 		return nil, err
 	}

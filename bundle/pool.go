@@ -22,17 +22,23 @@ import (
 // maxManifest bounds a manifest, in bytes, as registries do.
 const maxManifest = 4 << 20
 
-// pool is where a build has its blobs: pulled and made ones in the work store,
-// and local files where they are, so that a model is not written twice. The
-// bytes of a local file are checked when they are written into a part.
+// pool is where a build has its blobs: pulled and made ones in the work store or
+// on media that an earlier build wrote, and local files where they are, so that
+// neither a model nor a layer is written twice. The bytes of a local file are
+// checked when they are written into a part.
 type pool struct {
 	store  *content.Store
 	cache  *cache // nil: none
 	looks  *looks // of builds
 	flight singleflight.Group
 
+	pullsLate bool // layers may be left for later
+
 	mu    sync.Mutex
 	local map[v1.Hash]localBlob
+	made  map[v1.Hash][]byte // lists of software, which each build makes anew
+	late  map[v1.Hash]late
+	lain  map[v1.Hash]*media // on media that earlier builds wrote
 }
 
 type localBlob struct {
@@ -59,7 +65,41 @@ func (p *pool) stat(h v1.Hash) (int64, error) {
 	if b, ok := p.get(h); ok {
 		return b.size, nil
 	}
-	return p.store.Stat(h)
+	if b, ok := p.made[h]; ok {
+		return int64(len(b)), nil
+	}
+	n, err := p.store.Stat(h)
+	if err != nil {
+		if l, _, ok := p.onMedia(h); ok {
+			return l.Size, nil
+		}
+	}
+	return n, err
+}
+
+// make holds what was made for this build, and is not worth keeping.
+func (p *pool) make(b []byte) error {
+	h, _, err := v1.SHA256(bytes.NewReader(b))
+	if err == nil && p.made == nil {
+		p.made = map[v1.Hash][]byte{}
+	}
+	if err == nil {
+		p.made[h] = b
+	}
+	return err
+}
+
+// leave leaves a layer for later; false when it must be fetched now.
+func (p *pool) leave(l late) bool {
+	if !p.pullsLate || l.as != asLayer {
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, ok := p.late[l.d.Digest]; !ok {
+		p.late[l.d.Digest] = l
+	}
+	return true
 }
 
 func (p *pool) open(h v1.Hash) (*os.File, error) {
@@ -81,8 +121,15 @@ func (p *pooled) Close() error { return p.close() }
 
 // source opens a blob for one reading in order.
 func (p *pool) source(h v1.Hash) (*pooled, error) {
+	if b, ok := p.made[h]; ok {
+		return &pooled{bytes.NewReader(b), "a list of software", nil, func() error { return nil }}, nil
+	}
 	f, err := p.open(h)
 	if err != nil {
+		if l, m, ok := p.onMedia(h); ok {
+			in := &inParts{l, m, map[int]*content.BulkReader{}}
+			return &pooled{in, m.Files[l.Part-1], nil, in.Close}, nil
+		}
 		return nil, err
 	}
 	in := content.NewBulk(f)
@@ -122,6 +169,9 @@ func (p *pool) putJSON(ctx context.Context, mt types.MediaType, v any) (v1.Descr
 
 // manifest returns the bytes of a small blob, verified.
 func (p *pool) manifest(d v1.Descriptor) ([]byte, error) {
+	if b, ok := p.made[d.Digest]; ok {
+		return readManifest(bytes.NewReader(b), d)
+	}
 	f, err := p.open(d.Digest)
 	if err != nil {
 		return nil, err

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
 	"time"
@@ -67,15 +68,35 @@ func (c *cache) path(kind, key string) string {
 
 // get reads an entry; one that is damaged is none.
 func (c *cache) get(kind, key string, v any) bool {
-	if c == nil || c.off {
+	return c != nil && c.read(c.path(kind, key), v)
+}
+
+func (c *cache) read(path string, v any) bool {
+	if c.off {
 		return false
 	}
-	b, err := os.ReadFile(c.path(kind, key))
+	b, err := os.ReadFile(path)
 	if err != nil || len(b) < sha256.Size {
 		return false
 	}
 	sum := sha256.Sum256(b[sha256.Size:])
 	return bytes.Equal(sum[:], b[:sha256.Size]) && json.Unmarshal(b[sha256.Size:], v) == nil
+}
+
+// each gives the entries of a kind.
+func each[T any](c *cache, kind string) iter.Seq[T] {
+	return func(yield func(T) bool) {
+		if c == nil {
+			return
+		}
+		es, _ := os.ReadDir(filepath.Join(c.dir, kind)) // none: nothing is remembered
+		for _, e := range es {
+			var v T
+			if c.read(filepath.Join(c.dir, kind, e.Name()), &v) && !yield(v) {
+				return
+			}
+		}
+	}
 }
 
 func (c *cache) put(kind, key string, v any) error {

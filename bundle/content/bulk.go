@@ -167,7 +167,7 @@ func (a *Ahead) Close() error {
 	return nil
 }
 
-// BulkFile is a new file that is written once, stretch by stretch and past the
+// BulkFile is a file that is written once, stretch by stretch and past the
 // page cache where place, length and memory are multiples of 4096 bytes. WriteAt
 // is safe for concurrent use; a block that two stretches share goes through the
 // cache.
@@ -176,14 +176,9 @@ type BulkFile struct {
 	d direct
 }
 
-// CreateBulk makes path, which must not exist; with again it may, and keeps what
-// it has.
-func CreateBulk(path string, perm os.FileMode, again bool) (*BulkFile, error) {
-	flag := os.O_WRONLY | os.O_CREATE | os.O_EXCL
-	if again {
-		flag = os.O_WRONLY | os.O_CREATE | unix.O_NOFOLLOW
-	}
-	f, err := os.OpenFile(path, flag, perm)
+// CreateBulk opens path for writing, and makes it when it is absent.
+func CreateBulk(path string, perm os.FileMode) (*BulkFile, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, perm)
 	if err != nil {
 		return nil, err
 	}

@@ -15,7 +15,7 @@ func TestBulk(t *testing.T) {
 	for _, n := range []int{0, 1, aligned, aligned + 1, BulkSize - 1, BulkSize, 2*BulkSize + aligned + 13} {
 		b := noise(n)
 		path := filepath.Join(t.TempDir(), "f")
-		w, err := CreateBulk(path, 0o600, false)
+		w, err := CreateBulk(path, 0o600)
 		must(t, err)
 		buf := Buffers(1)[0]
 		for off := n; off > 0; { // from the end, by lengths that are whole blocks and not
@@ -53,8 +53,10 @@ func TestBulk(t *testing.T) {
 		}
 		must(t, r.Close())
 	}
-	if _, err := CreateBulk(os.Args[0], 0o600, false); !errors.Is(err, os.ErrExist) {
-		t.Errorf("got %v, want os.ErrExist", err)
+	link := filepath.Join(t.TempDir(), "link")
+	must(t, os.Symlink(os.Args[0], link))
+	if _, err := CreateBulk(link, 0o600); err == nil {
+		t.Error("it follows links")
 	}
 }
 
