@@ -75,14 +75,28 @@ type BuildOptions struct {
 // puts that in the place of Out/clawbox. Same lock, same keys: same bytes. An
 // error leaves the bundle that was there.
 func Build(ctx context.Context, o BuildOptions) (manifest.Release, error) {
+	r, err := buildOnce(ctx, o, true)
+	if errors.Is(err, errMoved) {
+		r, err = buildOnce(ctx, o, false)
+	}
+	return r, err
+}
+
+// buildOnce is Build; early says whether layers and large files may be written
+// before all is known that goes on the media.
+func buildOnce(ctx context.Context, o BuildOptions, early bool) (none manifest.Release, err error) {
 	b, err := newBuild(o)
 	if err != nil {
-		return manifest.Release{}, err
+		return none, err
 	}
+	b.pool.pullsLate = early && b.pullsLate()
 	if err := b.fetch(ctx); err != nil {
-		return manifest.Release{}, err
+		return none, err
 	}
 	r, err := b.finish(ctx)
+	if b.early != nil && err != nil {
+		err = errors.Join(err, b.leave(err))
+	}
 	if b.early != nil {
 		err = errors.Join(err, b.early.close(err))
 	}
@@ -97,6 +111,14 @@ func (b *build) finish(ctx context.Context) (none manifest.Release, err error) {
 	}
 	if err := b.pullLate(ctx); err != nil {
 		return none, err
+	}
+	if len(b.pool.unread) > 0 {
+		if err := b.again(ctx); err != nil {
+			return none, errors.Join(err, b.drop())
+		}
+		if all, err = b.lookInto(ctx); err != nil {
+			return none, err
+		}
 	}
 	if err := b.refuseKeys(all); err != nil {
 		return none, errors.Join(err, b.drop())
@@ -164,7 +186,7 @@ func newBuild(o BuildOptions) (*build, error) {
 		return nil, err
 	}
 	b.cache = &cache{dir: s.Dir() + ".cache", off: o.Rehash}
-	b.pool = &pool{store: s, cache: b.cache, looks: newLooks(b.cache), local: map[v1.Hash]localBlob{}, late: map[v1.Hash]late{}, pullsLate: b.pullsLate()}
+	b.pool = &pool{store: s, cache: b.cache, looks: newLooks(b.cache), local: map[v1.Hash]localBlob{}, late: map[v1.Hash]late{}, seen: map[string]hashed{}, unread: map[string]bool{}}
 	b.pool.rememberMedia()
 	return b, nil
 }
@@ -227,12 +249,15 @@ func (b *build) fetch(ctx context.Context) error {
 	g.SetLimit(fetchers)
 	for i, it := range b.recipe.Items {
 		g.Go(func() (err error) {
-			j := &job{recipe: b.recipe, item: it, pin: pins[i], lockPath: b.Lock, pool: b.pool, progress: b.Progress}
-			b.items[i], err = j.fetch(ctx)
+			b.items[i], err = b.job(it, pins[i]).fetch(ctx)
 			return err
 		})
 	}
 	return g.Wait()
+}
+
+func (b *build) job(it Item, pin *LockItem) *job {
+	return &job{recipe: b.recipe, item: it, pin: pin, lockPath: b.Lock, pool: b.pool, progress: b.Progress}
 }
 
 // turn waits until no other build or load fills the work store.

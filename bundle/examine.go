@@ -65,7 +65,7 @@ func (b *build) lookInto(ctx context.Context) (all [][]blobOf, err error) {
 			if _, ok := b.pool.looks.get(x.Digest, x.as); ok || x.as == asText || x.as == asImage || begun[key] {
 				continue
 			}
-			if l, ok := b.pool.late[x.Digest]; ok && l.as == x.as {
+			if l, ok := b.pool.late[x.Digest]; ok && l.as == x.as || b.pool.stands(x.Digest) {
 				continue
 			}
 			begun[key] = true

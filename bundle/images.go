@@ -68,7 +68,7 @@ func (o registryOrigin) blob(ctx context.Context, d v1.Descriptor) error {
 		return nil
 	}
 	open := func(ctx context.Context) (io.ReadCloser, error) { return o.get(ctx, d) }
-	if o.j.pool.leave(late{d, lookAs(o.j.item.Kind, d), o.j.item.Name, open}) {
+	if o.j.pool.leave(late{d: d, as: lookAs(o.j.item.Kind, d), item: o.j.item.Name, open: open}) {
 		return nil
 	}
 	return retry(ctx, func() error {

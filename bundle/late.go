@@ -1,7 +1,9 @@
 package bundle
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sync/errgroup"
@@ -27,6 +30,63 @@ type late struct {
 	as   string
 	item string
 	open func(ctx context.Context) (io.ReadCloser, error)
+
+	// A local file has these in the place of open, and a digest that stands for
+	// the one that nobody knows yet.
+	abs  string
+	file localBlob
+}
+
+// lateFile is the size from which a local file is read once only, straight to its
+// place: what stands in for its digest has the same length, so its manifest has.
+// Two such files with one content are found too late, and the build begins again.
+var lateFile int64 = 64 << 20
+
+// errMoved says that what is there belongs elsewhere.
+var errMoved = errors.New("bundle: what was written early lies elsewhere than it belongs")
+
+// leaveFile leaves a file for later, and returns what stands for its digest.
+func (p *pool) leaveFile(item, abs string, l localBlob) v1.Hash {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s: not read yet: %s %v", topDir, abs, l.stamp))
+	h := manifest.Sum(sum).Digest()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.unread[h.Hex] = true
+	p.late[h] = late{d: v1.Descriptor{Digest: h, Size: l.size}, as: asRaw, item: item, abs: abs, file: l}
+	return h
+}
+
+// sawFile returns the digest of a file that this build has read.
+func (p *pool) sawFile(abs string, st stamp) (v1.Hash, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	x, ok := p.seen[abs]
+	return x.Digest, ok && x.Stamp == st
+}
+
+func (p *pool) saw(abs string, x hashed) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.seen[abs] = x
+}
+
+// stands says whether a digest only stands for another one.
+func (p *pool) stands(h v1.Hash) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.unread[h.Hex]
+}
+
+// standsIn says whether made bytes name what only stands for something.
+func (p *pool) standsIn(b []byte) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for hex := range p.unread {
+		if bytes.Contains(b, []byte(hex)) {
+			return true
+		}
+	}
+	return false
 }
 
 // begun is what a build remembers of media that it has not finished.
@@ -34,6 +94,7 @@ type begun struct {
 	Lens  []int64
 	Files []inode // of the parts
 	Done  []lain  // blobs that are there, and safe
+	Kept  bool    // there are layers among them
 }
 
 // inode tells a file from another one of the same name.
@@ -64,8 +125,10 @@ type early struct {
 	key   string          // in the cache
 
 	mu    sync.Mutex
+	sums  map[v1.Hash]manifest.Blob // of what this build wrote
 	begun begun
 	fresh int64 // bytes since the last record
+	kept  bool  // layers came over the network: an error leaves them for the next build
 }
 
 // recordEvery is how many bytes of pulled layers an interruption may cost, beside
@@ -82,7 +145,7 @@ func (b *build) pullLate(ctx context.Context) (err error) {
 		return err
 	}
 	defer release()
-	e := &early{}
+	e := &early{sums: map[v1.Hash]manifest.Blob{}}
 	if e.blobs, err = b.foreseen(); err != nil {
 		return err
 	}
@@ -132,10 +195,14 @@ func (b *build) goOn(w *writing) error {
 	if err := w.makeFolders(); err != nil || !keep {
 		return err
 	}
-	e.begun = was
+	e.begun, e.kept = was, was.Kept
 	e.begun.Done = nil
 	for _, x := range e.blobs {
-		_, looked := b.pool.looks.get(x.Digest, b.pool.late[x.Digest].as)
+		as := b.pool.late[x.Digest].as
+		if _, ok := b.pool.get(x.Digest); ok {
+			as = asRaw
+		}
+		_, looked := b.pool.looks.get(x.Digest, as)
 		if slices.Contains(was.Done, lies(x)) && looked && (x.Size <= manifest.ChunkSize || len(x.Chunks) > 0) {
 			e.begun.Done = append(e.begun.Done, lies(x))
 		}
@@ -160,14 +227,17 @@ func inodeOf(path string) (inode, error) {
 	return inode{path, st.Dev, st.Ino}, nil
 }
 
-// has says whether the blob lies where it belongs.
-func (e *early) has(x manifest.Blob) bool {
+// has says whether the blob lies where it belongs, and fills in its sums.
+func (e *early) has(x *manifest.Blob) bool {
 	if e == nil {
 		return false
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return slices.Contains(e.begun.Done, lies(x))
+	if s, ok := e.sums[x.Digest]; ok {
+		x.Chunks, x.States = s.Chunks, s.States
+	}
+	return slices.Contains(e.begun.Done, lies(*x))
 }
 
 // pullAll pulls several layers at a time; one by one where a file can't be
@@ -178,20 +248,97 @@ func (b *build) pullAll(ctx context.Context) error {
 	if inOrder(b.Out) {
 		g.SetLimit(1)
 	}
+	var files []*manifest.Blob
 	for i := range b.early.blobs {
 		x := &b.early.blobs[i]
 		l, ok := b.pool.late[x.Digest]
-		if !ok || b.early.has(*x) {
+		if !ok || b.early.has(x) {
+			continue
+		}
+		if l.abs != "" {
+			files = append(files, x)
 			continue
 		}
 		g.Go(func() error {
 			if err := retry(ctx, func() error { return b.pullOne(ctx, l, x) }); err != nil {
 				return fmt.Errorf("item %s: layer %.12s: %w", l.item, x.Digest.Hex, err)
 			}
-			return b.early.add(b.cache, *x)
+			return b.early.addLayer(b.cache, *x)
 		})
 	}
+	g.Go(func() error { return b.readFiles(ctx, files) })
 	return g.Wait()
+}
+
+// readFiles reads local files to their places, one after the other.
+func (b *build) readFiles(ctx context.Context, xs []*manifest.Blob) error {
+	for _, x := range xs {
+		l := b.pool.late[x.Digest]
+		if err := b.readOne(ctx, l, x); err != nil {
+			return fmt.Errorf("item %s: %s: %w", l.item, l.file.path, err)
+		}
+	}
+	return nil
+}
+
+// readOne reads a file to its place. Its digest is known then.
+func (b *build) readOne(ctx context.Context, l late, x *manifest.Blob) (err error) {
+	f, err := os.Open(l.abs)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	st, err := stampOf(f)
+	if err != nil {
+		return err
+	}
+	settled := st.settled(time.Now())
+	task := b.Progress.Start("write "+l.item+"/"+filepath.Base(l.abs), x.Size)
+	defer func() { task.Done(err) }()
+	at := manifest.Blob{Size: x.Size, Part: x.Part, Offset: x.Offset}
+	r := reading{pool: b.pool, sum: true, as: asRaw, put: b.early.put(&at)}
+	h, err := r.readInto(ctx, f, &at, task)
+	if now, e := stampOf(f); err == nil && (e != nil || now != st || st != l.file.stamp) {
+		err = errors.Join(e, errors.New("it changed while it was read: build again when it is complete"))
+	}
+	if err != nil {
+		return err
+	}
+	b.pool.saw(l.abs, hashed{st, h})
+	if err := b.pool.looks.put(h, asRaw, r.out, settled); err != nil {
+		return err
+	}
+	if settled {
+		err = b.cache.put("files", l.abs, hashed{st, h})
+	}
+	return errors.Join(err, b.early.add(b.cache, at))
+}
+
+// put writes the chunks of x to where they belong.
+func (e *early) put(x *manifest.Blob) func(int, []byte) error {
+	return func(i int, data []byte) error {
+		return e.parts.write(spansIn(func(n int) int64 { return e.parts.lens[n-1] }, x.Source(i)), data)
+	}
+}
+
+// again fetches those items whose files were read meanwhile.
+func (b *build) again(ctx context.Context) error {
+	b.pool.pullsLate = false
+	was := b.pool.unread
+	b.pool.unread = map[string]bool{}
+	for i, it := range b.recipe.Items {
+		if !was[b.items[i].root.Digest.Hex] {
+			continue
+		}
+		pin, err := b.lock.find(b.Lock, it)
+		if err != nil {
+			return err
+		}
+		if b.items[i], err = b.job(it, pin).fetch(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // inOrder tells file systems that have no holes: FAT and exFAT write zeros where
@@ -211,9 +358,7 @@ func (b *build) pullOne(ctx context.Context, l late, x *manifest.Blob) (err erro
 	defer in.Close()
 	task := b.Progress.Start(fmt.Sprintf("pull %s %.12s", l.item, x.Digest.Hex), x.Size)
 	defer func() { task.Done(err) }()
-	p := pass{x: x, in: inTurn{in}, sum: newSummer(x), put: func(i int, data []byte) error {
-		return b.early.parts.write(spansIn(func(n int) int64 { return b.early.parts.lens[n-1] }, x.Source(i)), data)
-	}}
+	p := pass{x: x, in: inTurn{in}, sum: newSummer(x), put: b.early.put(x)}
 	if _, ok := b.pool.looks.get(x.Digest, l.as); !ok {
 		p.look = newLooking(ctx, l.as, -1)
 	}
@@ -270,6 +415,7 @@ func (s inTurn) ReadAt(p []byte, _ int64) (int, error) { return io.ReadFull(s.r,
 func (e *early) add(c *cache, x manifest.Blob) error {
 	e.mu.Lock()
 	e.begun.Done = append(e.begun.Done, lies(x))
+	e.sums[x.Digest] = x
 	e.fresh += x.Size
 	due := e.fresh >= recordEvery
 	e.mu.Unlock()
@@ -277,6 +423,13 @@ func (e *early) add(c *cache, x manifest.Blob) error {
 		return nil
 	}
 	return e.record(c)
+}
+
+func (e *early) addLayer(c *cache, x manifest.Blob) error {
+	e.mu.Lock()
+	e.kept = true
+	e.mu.Unlock()
+	return e.add(c, x)
 }
 
 // record makes what is there safe, and then says so.
@@ -289,7 +442,7 @@ func (e *early) record(c *cache) error {
 	if err := e.parts.flush(); err != nil {
 		return err
 	}
-	e.begun.Lens, e.begun.Files = e.parts.lens, nil
+	e.begun.Lens, e.begun.Files, e.begun.Kept = e.parts.lens, nil, e.kept
 	for i := range e.parts.lens {
 		if f, err := inodeOf(e.parts.path(i + 1)); err == nil {
 			e.begun.Files = append(e.begun.Files, f)
@@ -313,7 +466,16 @@ func (e *early) fits(w *writing) bool {
 	return len(w.lens) >= len(e.parts.lens)
 }
 
-// drop removes what was pulled: it must not stay.
+// leave decides about what is there after an error: layers stay, for the next
+// build to go on with, unless the disk is full.
+func (b *build) leave(err error) error {
+	if b.early.kept && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
+		return nil
+	}
+	return b.drop()
+}
+
+// drop removes what is there: it must not stay.
 func (b *build) drop() error {
 	if b.early == nil {
 		return nil

@@ -75,7 +75,7 @@ func (b *build) writeParts(ctx context.Context, w payload, lens []int64, blobs [
 	task := b.Progress.Start("write "+topDir, total)
 	for i := range blobs {
 		x := &blobs[i]
-		if b.early.has(*x) {
+		if b.early.has(x) {
 			task.Add(x.Size)
 			continue
 		}

@@ -38,7 +38,11 @@ type pool struct {
 	local map[v1.Hash]localBlob
 	made  map[v1.Hash][]byte // lists of software, which each build makes anew
 	late  map[v1.Hash]late
-	lain  map[v1.Hash]*media // on media that earlier builds wrote
+	seen  map[string]hashed // files that were read by this build, by absolute path
+	// unread are digests that stand for those of files which nobody has read yet,
+	// and of what names them: other bytes of the same length.
+	unread map[string]bool
+	lain   map[v1.Hash]*media // on media that earlier builds wrote
 }
 
 type localBlob struct {
@@ -65,7 +69,7 @@ func (p *pool) stat(h v1.Hash) (int64, error) {
 	if b, ok := p.get(h); ok {
 		return b.size, nil
 	}
-	if b, ok := p.made[h]; ok {
+	if b, ok := p.fresh(h); ok {
 		return int64(len(b)), nil
 	}
 	n, err := p.store.Stat(h)
@@ -80,13 +84,21 @@ func (p *pool) stat(h v1.Hash) (int64, error) {
 // make holds what was made for this build, and is not worth keeping.
 func (p *pool) make(b []byte) error {
 	h, _, err := v1.SHA256(bytes.NewReader(b))
-	if err == nil && p.made == nil {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.made == nil {
 		p.made = map[v1.Hash][]byte{}
 	}
-	if err == nil {
-		p.made[h] = b
-	}
+	p.made[h] = b
 	return err
+}
+
+// fresh returns what make holds.
+func (p *pool) fresh(h v1.Hash) ([]byte, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	b, ok := p.made[h]
+	return b, ok
 }
 
 // leave leaves a layer for later; false when it must be fetched now.
@@ -121,7 +133,7 @@ func (p *pooled) Close() error { return p.close() }
 
 // source opens a blob for one reading in order.
 func (p *pool) source(h v1.Hash) (*pooled, error) {
-	if b, ok := p.made[h]; ok {
+	if b, ok := p.fresh(h); ok {
 		return &pooled{bytes.NewReader(b), "a list of software", nil, func() error { return nil }}, nil
 	}
 	f, err := p.open(h)
@@ -155,6 +167,12 @@ func (p *pool) same(h v1.Hash, f *os.File) (bool, error) {
 func (p *pool) put(ctx context.Context, mt types.MediaType, b []byte) (v1.Descriptor, error) {
 	sum := sha256.Sum256(b)
 	d := v1.Descriptor{MediaType: mt, Size: int64(len(b)), Digest: v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum[:])}}
+	if p.standsIn(b) {
+		p.mu.Lock()
+		p.unread[d.Digest.Hex] = true
+		p.mu.Unlock()
+		return d, p.make(b)
+	}
 	return d, p.store.Put(ctx, d.Digest, d.Size, bytes.NewReader(b))
 }
 
@@ -169,7 +187,7 @@ func (p *pool) putJSON(ctx context.Context, mt types.MediaType, v any) (v1.Descr
 
 // manifest returns the bytes of a small blob, verified.
 func (p *pool) manifest(d v1.Descriptor) ([]byte, error) {
-	if b, ok := p.made[d.Digest]; ok {
+	if b, ok := p.fresh(d.Digest); ok {
 		return readManifest(bytes.NewReader(b), d)
 	}
 	f, err := p.open(d.Digest)

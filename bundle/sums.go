@@ -167,6 +167,12 @@ func (j *job) hash(ctx context.Context, f *os.File, what string) (localBlob, v1.
 			return l, known.Digest, nil
 		}
 	}
+	if h, ok := j.pool.sawFile(abs, st); ok {
+		return l, h, nil
+	}
+	if st.Size >= lateFile && j.pool.pullsLate {
+		return l, j.pool.leaveFile(j.item.Name, abs, l), nil
+	}
 	settled := st.settled(time.Now())
 	r := reading{pool: j.pool, sum: true, as: asRaw}
 	task := j.progress.Start("hash "+what, st.Size)
@@ -178,6 +184,7 @@ func (j *job) hash(ctx context.Context, f *os.File, what string) (localBlob, v1.
 	if err != nil {
 		return l, h, err
 	}
+	j.pool.saw(abs, hashed{st, h})
 	keep := settled && st.Size >= cachedFile
 	if err := j.pool.looks.put(h, asRaw, r.out, keep); err != nil || !keep {
 		return l, h, err
@@ -193,21 +200,26 @@ type reading struct {
 	pool *pool
 	sum  bool   // digest it, and remember the sums of the chunks
 	as   string // what it is looked at as
+	put  func(i int, p []byte) error
 	out  look
 }
 
 // read reads size bytes of f, sums and looks. The digest is zero without sum.
 func (r *reading) read(ctx context.Context, f *os.File, size int64, task Task) (v1.Hash, error) {
+	return r.readInto(ctx, f, &manifest.Blob{Size: size}, task)
+}
+
+// readInto is read that tells what it learns in x, too.
+func (r *reading) readInto(ctx context.Context, f *os.File, x *manifest.Blob, task Task) (v1.Hash, error) {
 	end := int64(-1) // of what is looked at
 	if r.as == asRaw {
-		end = tensors(f, size)
+		end = tensors(f, x.Size)
 	}
 	in := content.NewBulk(f)
 	defer in.Release()
-	x := manifest.Blob{Size: size}
-	p := pass{x: &x, in: in, look: newLooking(ctx, r.as, end)}
+	p := pass{x: x, in: in, look: newLooking(ctx, r.as, end), put: r.put}
 	if r.sum {
-		p.sum = &summer{x: &x, at: content.StartState}
+		p.sum = &summer{x: x, at: content.StartState}
 	} else if end >= 0 {
 		p.skip = func(i int) bool { return int64(i)*manifest.ChunkSize >= end }
 	}
@@ -215,7 +227,8 @@ func (r *reading) read(ctx context.Context, f *os.File, size int64, task Task) (
 		p.look.stop()
 		return v1.Hash{}, err
 	}
-	return x.Digest, r.end(&p)
+	err := r.end(&p)
+	return x.Digest, err
 }
 
 // end takes what the pass showed.

@@ -69,7 +69,7 @@ func (w *writing) place() error {
 		return w.spread(w.sizes(), smallFiles(w.blobs))
 	}
 	if !w.early.fits(w) {
-		return errors.New("bundle: the layers that were pulled lie elsewhere than they belong") // a fault of ours
+		return errMoved
 	}
 	w.dirs = w.dirs[:len(w.early.parts.lens)]
 	return w.spreadMore(w.sizes(), smallFiles(w.blobs))
@@ -360,7 +360,7 @@ func (w *writing) kept() (out []lain, files []string, err error) {
 	}
 	for _, x := range w.blobs {
 		_, local := w.pool.get(x.Digest)
-		_, made := w.pool.made[x.Digest]
+		_, made := w.pool.fresh(x.Digest)
 		if _, err := w.pool.store.Stat(x.Digest); err != nil && !local && !made {
 			out = append(out, lies(x))
 		}
