@@ -23,14 +23,15 @@ type pass struct {
 }
 
 // spare keeps buffers from pass to pass: an image set has hundreds of layers.
-var spare = sync.Pool{New: func() any { return content.Buffers(streamed) }}
+var spare = sync.Pool{New: func() any { b := content.Buffers(streamed); return &b }}
 
 // run makes the pass.
 func (p *pass) run(ctx context.Context, task Task) error {
 	bufs := [][]byte{nil}
 	if p.x.Size >= manifest.Large {
-		bufs = spare.Get().([][]byte)
-		defer spare.Put(bufs)
+		b := spare.Get().(*[][]byte)
+		defer spare.Put(b)
+		bufs = *b
 	} else {
 		bufs[0] = make([]byte, p.x.Size)
 	}

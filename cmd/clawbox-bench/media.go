@@ -82,6 +82,9 @@ func mediaBench(ctx context.Context, o mediaOptions) (err error) {
 		defer func() { err = errors.Join(err, os.RemoveAll(o.work)) }()
 	}
 	rep := mediaReport{machine: thisMachine(), version: peerVersion(ctx, o.theirs)}
+	if rep.floor, err = newFloor(o.work); err != nil {
+		return err
+	}
 	for round := range o.rounds {
 		for _, size := range o.sizes {
 			if err := bigFile(ctx, o, round, size, &rep); err != nil {
@@ -117,7 +120,9 @@ func bigFile(ctx context.Context, o mediaOptions, round int, size int64, rep *me
 	us, them := ourFile(o, dir, file), theirFile(o, dir, file)
 	turns := []tool{us, them}
 	if size > o.peer {
-		turns = turns[:1]
+		// Nobody else needs the file: two copies are enough room to ask for.
+		us.done = map[string]func() error{"create": func() error { return os.Remove(file) }}
+		turns = []tool{us}
 	} else if round%2 == 1 {
 		turns[0], turns[1] = them, us
 	}

@@ -14,6 +14,7 @@ import (
 // mediaReport is what one run of "clawbox-bench bundle" has found.
 type mediaReport struct {
 	machine, version string
+	floor            floor
 	loads            []load
 	samples          []sample
 }
@@ -105,7 +106,7 @@ func (r mediaReport) verdicts() (out [][]string) {
 
 func (r mediaReport) text() string {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "%s\npeer: zarf %s\n\n", r.machine, r.version)
+	fmt.Fprintf(&b, "%s\npeer: zarf %s\nfloor: %s\n\n", r.machine, r.version, r.floor)
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	for _, l := range append([][]string{mediaHead}, r.lines()...) {
 		fmt.Fprintln(w, strings.Join(l, "\t"))
@@ -132,12 +133,14 @@ disk traffic is not counted; its payload is each distinct layer once.
 create: from source to media · inspect: print what is in it · verify: hold all of it to its sums · install: for clawbox into the store
 that registry and engine serve from (` + "`clawbox load`" + `), for zarf the file to its place, or the images into a registry.
 
+Floor, measured in the same run: %s. Several threads at once cost each other more.
+
 `
 
 // write puts tables and plot into dir.
 func (r mediaReport) write(dir string) error {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, mediaIntro, time.Now().UTC().Format("2 January 2006"), r.machine, r.version)
+	fmt.Fprintf(&b, mediaIntro, time.Now().UTC().Format("2 January 2006"), r.machine, r.version, r.floor)
 	table(&b, mediaHead, r.lines())
 	b.WriteString("\n")
 	table(&b, []string{"target for clawbox, one big file", "result", "measured"}, r.verdicts())
