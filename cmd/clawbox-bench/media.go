@@ -81,7 +81,7 @@ func mediaBench(ctx context.Context, o mediaOptions) (err error) {
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(o.work)) }()
 	}
-	rep := mediaReport{machine: thisMachine(), version: peerVersion(ctx, o.theirs)}
+	rep := mediaReport{machine: thisMachine(), version: peerVersion(ctx, o.theirs), peer: o.peer}
 	if rep.floor, err = newFloor(o.work); err != nil {
 		return err
 	}

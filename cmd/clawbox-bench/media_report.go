@@ -15,6 +15,7 @@ import (
 type mediaReport struct {
 	machine, version string
 	floor            floor
+	peer             int64 // bytes of the largest file that the peer is given
 	loads            []load
 	samples          []sample
 }
@@ -128,7 +129,7 @@ Machine: %s. Peer: zarf %s, which builds from the module proxy.
 Both tools take turns with the same files on the same disk, each step with cold file caches. Bytes are what the process wrote to and
 read from the disk (` + "`write_bytes` and `read_bytes` of /proc/PID/io" + `), the pages of its program apart. Scratch is the most disk space in use
 at once beyond what was left at the end. The big file can't be compressed. The image set is served by a registry on loopback, whose own
-disk traffic is not counted; its payload is each distinct layer once.
+disk traffic is not counted; its payload is each distinct layer once. The peer is given files of up to %s: it needs several times the room.
 
 create: from source to media · inspect: print what is in it · verify: hold all of it to its sums · install: for clawbox into the store
 that registry and engine serve from (` + "`clawbox load`" + `), for zarf the file to its place, or the images into a registry.
@@ -140,7 +141,7 @@ Floor, measured in the same run: %s. Several threads at once cost each other mor
 // write puts tables and plot into dir.
 func (r mediaReport) write(dir string) error {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, mediaIntro, time.Now().UTC().Format("2 January 2006"), r.machine, r.version, r.floor)
+	fmt.Fprintf(&b, mediaIntro, time.Now().UTC().Format("2 January 2006"), r.machine, r.version, gigabytes(r.peer), r.floor)
 	table(&b, mediaHead, r.lines())
 	b.WriteString("\n")
 	table(&b, []string{"target for clawbox, one big file", "result", "measured"}, r.verdicts())
