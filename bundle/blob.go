@@ -73,7 +73,7 @@ func (b *Blob) load(i int) error {
 		return nil
 	}
 	if b.r == nil {
-		b.r, b.buf = b.m.reader(b.warn), make([]byte, min(b.b.Size, manifest.ChunkSize))
+		b.r, b.buf = b.m.reader(b.warn), chunkBuffer(b.b.Size)
 	}
 	b.now = -1
 	var p content.Piece
@@ -83,6 +83,15 @@ func (b *Blob) load(i int) error {
 	}
 	b.now, b.data = i, p.Data()
 	return nil
+}
+
+// chunkBuffer is for the chunks of a blob; for a large one it can go past the
+// page cache.
+func chunkBuffer(size int64) []byte {
+	if size < manifest.Large {
+		return make([]byte, size)
+	}
+	return content.Buffers(1)[0][:min(size, manifest.ChunkSize)]
 }
 
 // Seek is io.Seeker.

@@ -1,8 +1,6 @@
 package bundle
 
 import (
-	"bytes"
-	"context"
 	"fmt"
 	"strings"
 
@@ -28,7 +26,7 @@ const bomLicence = "CC0-1.0"
 // boms lists the software of each image and of the whole, from what was seen
 // while the layers were read. An image's lists refer to it (OCI referrers) and
 // lie in its repository; those of the whole stand alone, as sbom/NAME/FORM:VERSION.
-func (b *build) boms(ctx context.Context, items []manifest.Item) (out []manifest.Item, err error) {
+func (b *build) boms(items []manifest.Item) (out []manifest.Item, err error) {
 	when, err := created(b.recipe, b.lock)
 	if err != nil {
 		return nil, err
@@ -46,13 +44,13 @@ func (b *build) boms(ctx context.Context, items []manifest.Item) (out []manifest
 			return nil, fmt.Errorf("item %s: sbom: %w", it.Name, err)
 		}
 		whole.Parts = append(whole.Parts, doc.Parts...)
-		made, err := b.putBoms(ctx, doc, it.Name, &it.Descriptor, func(_ string, h v1.Hash) string { return repository(it.Ref) + "@" + h.String() })
+		made, err := b.putBoms(doc, it.Name, &it.Descriptor, func(_ string, h v1.Hash) string { return repository(it.Ref) + "@" + h.String() })
 		if err != nil {
 			return nil, fmt.Errorf("item %s: sbom: %w", it.Name, err)
 		}
 		out = append(out, made...)
 	}
-	made, err := b.putBoms(ctx, whole, "sbom", nil, func(form string, _ v1.Hash) string {
+	made, err := b.putBoms(whole, "sbom", nil, func(form string, _ v1.Hash) string {
 		return "sbom/" + whole.Name + "/" + form + ":" + strings.ReplaceAll(whole.Version, "+", "_") // tags have no "+"
 	})
 	if err != nil {
@@ -98,7 +96,7 @@ func debPackages(ps []LockPackage) (out []sbom.Package) {
 }
 
 // putBoms writes a document in both forms and describes them as items.
-func (b *build) putBoms(ctx context.Context, doc sbom.Document, item string, subject *v1.Descriptor, ref func(form string, h v1.Hash) string) (out []manifest.Item, err error) {
+func (b *build) putBoms(doc sbom.Document, item string, subject *v1.Descriptor, ref func(form string, h v1.Hash) string) (out []manifest.Item, err error) {
 	for _, f := range bomForms {
 		text, err := f.write(doc)
 		if err != nil {
@@ -109,11 +107,7 @@ func (b *build) putBoms(ctx context.Context, doc sbom.Document, item string, sub
 			return nil, err
 		}
 		for _, x := range [][]byte{raw, text, []byte("{}")} {
-			h, n, err := v1.SHA256(bytes.NewReader(x))
-			if err == nil {
-				err = b.pool.store.Put(ctx, h, n, bytes.NewReader(x))
-			}
-			if err != nil {
+			if err := b.pool.make(x); err != nil {
 				return nil, err
 			}
 		}

@@ -44,7 +44,8 @@ type BuildOptions struct {
 	Recipe string // path
 	Out    string // directory, created when absent; the bundle is Out/clawbox
 
-	// Store is the work store that keeps pulled blobs, so that an interrupted
+	// Store is the work store that keeps pulled blobs, but for layers that went
+	// straight to the media; what lies beside it tells where. So an interrupted
 	// build goes on. Default: clawbox/store in the user's cache directory.
 	Store string
 	// Lock is the lock's path. Default: bundle.lock beside the recipe.
@@ -69,23 +70,61 @@ type BuildOptions struct {
 }
 
 // Build makes a bundle and returns its release. It takes what the recipe
-// names, as the lock pins it, into the work store; then writes everything into
-// Out/.clawbox.new, release.note last, and puts that in the place of
-// Out/clawbox. Same lock, same keys: same bytes. An error leaves the bundle
-// that was there.
+// names, as the lock pins it, into the work store, and layers straight to their
+// places in Out/.clawbox.new; then writes all else there, release.note last, and
+// puts that in the place of Out/clawbox. Same lock, same keys: same bytes. An
+// error leaves the bundle that was there.
 func Build(ctx context.Context, o BuildOptions) (manifest.Release, error) {
+	r, err := buildOnce(ctx, o, true)
+	if errors.Is(err, errMoved) {
+		r, err = buildOnce(ctx, o, false)
+	}
+	return r, err
+}
+
+// buildOnce is Build; early says whether layers and large files may be written
+// before all is known that goes on the media.
+func buildOnce(ctx context.Context, o BuildOptions, early bool) (none manifest.Release, err error) {
 	b, err := newBuild(o)
 	if err != nil {
-		return manifest.Release{}, err
+		return none, err
 	}
+	b.pool.pullsLate = early && b.pullsLate()
 	if err := b.fetch(ctx); err != nil {
-		return manifest.Release{}, err
+		return none, err
 	}
-	if err := b.examine(ctx); err != nil {
-		return manifest.Release{}, err
+	r, err := b.finish(ctx)
+	if b.early != nil && err != nil {
+		err = errors.Join(err, b.leave(err))
+	}
+	if b.early != nil {
+		err = errors.Join(err, b.early.close(err))
+	}
+	return r, err
+}
+
+// finish looks into everything, pulls what was left for later, and writes.
+func (b *build) finish(ctx context.Context) (none manifest.Release, err error) {
+	all, err := b.lookInto(ctx)
+	if err != nil {
+		return none, err
+	}
+	if err := b.pullLate(ctx); err != nil {
+		return none, err
+	}
+	if len(b.pool.unread) > 0 {
+		if err := b.again(ctx); err != nil {
+			return none, errors.Join(err, b.drop())
+		}
+		if all, err = b.lookInto(ctx); err != nil {
+			return none, err
+		}
+	}
+	if err := b.refuseKeys(all); err != nil {
+		return none, errors.Join(err, b.drop())
 	}
 	if err := b.saveLock(); err != nil {
-		return manifest.Release{}, err
+		return none, err
 	}
 	return b.write(ctx)
 }
@@ -103,6 +142,7 @@ type build struct {
 	decided    bool // accepted has something new
 	recipients []age.Recipient
 	root       *manifest.Root // the last of Roots
+	early      *early         // nil: no layer was left for later
 }
 
 func newBuild(o BuildOptions) (*build, error) {
@@ -146,7 +186,8 @@ func newBuild(o BuildOptions) (*build, error) {
 		return nil, err
 	}
 	b.cache = &cache{dir: s.Dir() + ".cache", off: o.Rehash}
-	b.pool = &pool{store: s, cache: b.cache, looks: newLooks(b.cache), local: map[v1.Hash]localBlob{}}
+	b.pool = &pool{store: s, cache: b.cache, looks: newLooks(b.cache), local: map[v1.Hash]localBlob{}, late: map[v1.Hash]late{}, seen: map[string]hashed{}, unread: map[string]bool{}}
+	b.pool.rememberMedia()
 	return b, nil
 }
 
@@ -208,12 +249,15 @@ func (b *build) fetch(ctx context.Context) error {
 	g.SetLimit(fetchers)
 	for i, it := range b.recipe.Items {
 		g.Go(func() (err error) {
-			j := &job{recipe: b.recipe, item: it, pin: pins[i], lockPath: b.Lock, pool: b.pool, progress: b.Progress}
-			b.items[i], err = j.fetch(ctx)
+			b.items[i], err = b.job(it, pins[i]).fetch(ctx)
 			return err
 		})
 	}
 	return g.Wait()
+}
+
+func (b *build) job(it Item, pin *LockItem) *job {
+	return &job{recipe: b.recipe, item: it, pin: pin, lockPath: b.Lock, pool: b.pool, progress: b.Progress}
 }
 
 // turn waits until no other build or load fills the work store.
@@ -258,8 +302,14 @@ type entry struct {
 
 // describe makes the release's items: the recipe's, in its order, then the
 // lists of their software.
-func (b *build) describe(ctx context.Context) ([]manifest.Item, error) {
-	var items []manifest.Item
+func (b *build) describe() ([]manifest.Item, error) {
+	items := b.asked()
+	more, err := b.boms(items)
+	return append(items, more...), err
+}
+
+// asked are the recipe's items.
+func (b *build) asked() (items []manifest.Item) {
 	for i, it := range b.recipe.Items {
 		f := b.items[i]
 		items = append(items, manifest.Item{
@@ -268,9 +318,11 @@ func (b *build) describe(ctx context.Context) ([]manifest.Item, error) {
 			Model: f.model, Path: it.Path, Mode: it.Mode,
 		})
 	}
-	more, err := b.boms(ctx, items)
-	return append(items, more...), err
+	return items
 }
+
+// outs are the directories to write to.
+func (b *build) outs() []Output { return append([]Output{{Dir: b.Out, Size: b.OutSize}}, b.More...) }
 
 // plan orders the blobs as an installation needs them: by kind, then as in the
 // release, manifests before what they name, each blob once. It sets the items'
@@ -311,7 +363,7 @@ func (b *build) write(ctx context.Context) (r manifest.Release, err error) {
 		return r, err
 	}
 	defer release()
-	items, err := b.describe(ctx)
+	items, err := b.describe()
 	if err != nil {
 		return r, err
 	}
@@ -328,7 +380,11 @@ func (b *build) write(ctx context.Context) (r manifest.Release, err error) {
 	if err := b.against(ctx, w.blobs); err != nil {
 		return r, err
 	}
-	if w.outputs, err = openOutputs(append([]Output{{Dir: b.Out, Size: b.OutSize}}, b.More...)); err != nil {
+	if b.early != nil {
+		w.outputs = b.early.outputs
+		return w.run(ctx)
+	}
+	if w.outputs, err = openOutputs(b.outs()); err != nil {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, w.close(err)) }()

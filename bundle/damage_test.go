@@ -28,7 +28,7 @@ func TestEveryPartFlips(t *testing.T) {
 		path := filepath.Join(out, topDir, partsDir, p.Name)
 		offs := []int64{0, p.Size / 2, p.Size - 1}
 		for _, b := range m.index.Blobs {
-			if b.Part == i+1 && b.Offset < p.Size {
+			if b.Part == i+1 && b.Offset < p.Size && b.Size > 0 {
 				offs = append(offs, b.Offset) // the first byte of each blob
 			}
 		}
@@ -40,6 +40,56 @@ func TestEveryPartFlips(t *testing.T) {
 	}
 	if err := m.Verify(t.Context(), nil); err != nil {
 		t.Errorf("after all flips were undone: %v", err)
+	}
+}
+
+// between counts the bytes that lie between blobs.
+func between(t *testing.T, m *Media) (n int64) {
+	t.Helper()
+	gs, err := m.index.Gaps(m.release.Parts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range gs {
+		n += g.Length
+	}
+	return n
+}
+
+// TestGaps: large blobs begin at whole blocks; what lies before them is zero, and
+// Verify says where it isn't. A load doesn't use it.
+func TestGaps(t *testing.T) {
+	out, trust := demo(t)
+	m, err := OpenMedia(trust, out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	large := 0
+	for _, b := range m.index.Blobs {
+		if b.Size >= manifest.Large {
+			large++
+			if b.Offset%manifest.Block != 0 {
+				t.Errorf("%d bytes begin at %d", b.Size, b.Offset)
+			}
+		}
+	}
+	gs, err := m.index.Gaps(m.release.Parts)
+	if err != nil || large == 0 || len(gs) == 0 {
+		t.Fatalf("%d large blobs, gaps %v, %v", large, gs, err)
+	}
+	for _, g := range gs {
+		for _, off := range []int64{g.Offset, g.Offset + g.Length - 1} {
+			flip(t, m.parts[g.Part-1], off)
+			var te *manifest.TamperedError
+			if err := m.Verify(t.Context(), nil); !errors.As(err, &te) || te.Part != g.Part || te.Offset != g.Offset || !strings.Contains(te.What, manifest.PartName(g.Part)) {
+				t.Errorf("a byte at %d of %+v: Verify = %v", off, g, err)
+			}
+			s := newStore(t)
+			if err := m.Load(t.Context(), s, nil); err != nil {
+				t.Errorf("a byte at %d of %+v: Load = %v", off, g, err)
+			}
+			flip(t, m.parts[g.Part-1], off)
+		}
 	}
 }
 

@@ -26,9 +26,9 @@
 // be handed on are refused unless the lock says who decided otherwise (Consent).
 // docs/recipe.md has every field of a recipe and of a lock.
 //
-// What costs what: a build writes each byte of a local file once (into the
-// part) and of a pulled one twice (work store and part), and sums and searches it
-// once; a build of what has not changed reads no payload. A load reads each missing byte
+// What costs what: a build writes each byte of a local file and of a layer once,
+// into the part (what else is pulled twice: work store and part), and sums and
+// searches it once; a build of what has not changed reads no payload. A load reads each missing byte
 // once and writes it once. Inspect and the signature check read at most 16 MiB.
 //
 // On request a bundle is encrypted to recipients (age), has parity parts against

@@ -42,27 +42,30 @@ func (b *build) blobs(i int) (out []blobOf, err error) {
 	return out, err
 }
 
-// examine looks into what came without being looked into, such as the blobs of
-// a layout, and refuses key material. What was seen before is not read again.
-func (b *build) examine(ctx context.Context) error {
+// lookInto looks into what came without being looked into, such as the blobs of
+// a layout, and lists the blobs of each item. What was seen before is not read
+// again, and layers that come later are looked into then.
+func (b *build) lookInto(ctx context.Context) (all [][]blobOf, err error) {
 	release, err := b.pool.store.Hold() // what came must not be collected meanwhile
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer release()
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(fetchers)
-	var all [][]blobOf
 	begun := map[string]bool{}
 	for i, it := range b.recipe.Items {
 		bs, err := b.blobs(i)
 		if err != nil {
-			return fmt.Errorf("item %s: %w", it.Name, err)
+			return nil, fmt.Errorf("item %s: %w", it.Name, err)
 		}
 		all = append(all, bs)
 		for _, x := range bs {
 			key := lookKey(x.Digest, x.as)
 			if _, ok := b.pool.looks.get(x.Digest, x.as); ok || x.as == asText || x.as == asImage || begun[key] {
+				continue
+			}
+			if l, ok := b.pool.late[x.Digest]; ok && l.as == x.as || b.pool.stands(x.Digest) {
 				continue
 			}
 			begun[key] = true
@@ -74,10 +77,7 @@ func (b *build) examine(ctx context.Context) error {
 			})
 		}
 	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	return b.refuseKeys(all)
+	return all, g.Wait()
 }
 
 // refuseKeys gathers what was found and the recipe doesn't allow.

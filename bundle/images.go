@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,8 +24,8 @@ import (
 	"github.com/clawbox/clawbox/bundle/content"
 )
 
-// pulls is how many blobs of one item are fetched at a time.
-const pulls = 3
+// pulls is how many blobs of one item are fetched at a time, and how many layers.
+var pulls = 3
 
 // blobs brings leaves into the pool, several at a time; those of other items
 // that are the same are fetched once.
@@ -65,12 +67,12 @@ func (o registryOrigin) blob(ctx context.Context, d v1.Descriptor) error {
 	if n, err := o.j.pool.stat(d.Digest); err == nil && n == d.Size {
 		return nil
 	}
+	open := func(ctx context.Context) (io.ReadCloser, error) { return o.get(ctx, d) }
+	if o.j.pool.leave(late{d: d, as: lookAs(o.j.item.Kind, d), item: o.j.item.Name, open: open}) {
+		return nil
+	}
 	return retry(ctx, func() error {
-		l, err := remote.Layer(o.repo.Digest(d.Digest.String()), o.options(ctx)...)
-		if err != nil {
-			return err
-		}
-		rc, err := l.Compressed() // the raw blob, whatever it is
+		rc, err := open(ctx)
 		if err != nil {
 			return err
 		}
@@ -82,8 +84,35 @@ func (o registryOrigin) blob(ctx context.Context, d v1.Descriptor) error {
 	})
 }
 
+// get asks for the bytes of a blob. Whoever reads them holds them to the digest:
+// that the registry's client does the same would cost a second sum.
+func (o registryOrigin) get(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
+	reg := o.repo.Registry
+	auth, err := authn.Resolve(ctx, authn.DefaultKeychain, o.repo)
+	if err != nil {
+		return nil, err
+	}
+	t, err := transport.NewWithContext(ctx, reg, auth, transport.NewUserAgent(remote.DefaultTransport, "clawbox"), []string{o.repo.Scope(transport.PullScope)})
+	if err != nil {
+		return nil, err
+	}
+	url := fmt.Sprintf("%s://%s/v2/%s/blobs/%s", reg.Scheme(), reg.RegistryStr(), o.repo.RepositoryStr(), d.Digest)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := (&http.Client{Transport: t}).Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if err := transport.CheckError(resp, http.StatusOK); err != nil {
+		return nil, errors.Join(err, resp.Body.Close())
+	}
+	return resp.Body, nil
+}
+
 // registry pulls docker://REF. A pinned item is asked for by digest, and not
-// at all when the work store has it already.
+// at all when the pool has it already.
 func (j *job) registry(ctx context.Context) (fetched, error) {
 	ref, err := name.ParseReference(j.arg)
 	if err != nil {

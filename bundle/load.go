@@ -85,7 +85,7 @@ func (m *Media) run(ctx context.Context, s *content.Store, o LoadOptions, jobs [
 	r := m.reader(o.Warn)
 	err := h.next() // what the store has already
 	if err == nil {
-		err = stream(ctx, jobs, either(r, s), l.each)
+		err = stream(ctx, jobs, &either{r, s}, l.each)
 	}
 	r.close()
 	err = errors.Join(err, l.close())
@@ -96,28 +96,31 @@ func (m *Media) run(ctx context.Context, s *content.Store, o LoadOptions, jobs [
 
 // either reads what lies on the media from there, and what the base has from
 // the store.
-func either(r *reader, s *content.Store) source {
-	return func(ctx context.Context, b manifest.Blob, i int, buf []byte) (content.Piece, error) {
-		src := b.Source(i)
-		if src.OnMedia() {
-			return r.chunk(ctx, b, i, buf)
-		}
-		buf = buf[:src.Length]
-		f, err := s.Open(src.From)
-		if err != nil {
-			return content.Piece{}, err
-		}
-		defer f.Close()
-		if err := full(f, buf, src.Offset); err != nil {
-			return content.Piece{}, fmt.Errorf("read %s: %w", f.Name(), err)
-		}
-		p, err := prove(b, i, buf)
-		if err != nil {
-			err = fmt.Errorf("chunk %d of blob %s lies in the store, in blob %s at %d, and is damaged there: %w; load the full bundle, not the difference to %s",
-				i, b.Digest, src.From, src.Offset, err, r.m.release.Base)
-		}
-		return p, err
+type either struct {
+	*reader
+	s *content.Store
+}
+
+func (e *either) chunk(ctx context.Context, b manifest.Blob, i int, buf []byte) (content.Piece, error) {
+	src := b.Source(i)
+	if src.OnMedia() {
+		return e.reader.chunk(ctx, b, i, buf)
 	}
+	buf = buf[:src.Length]
+	f, err := e.s.Open(src.From)
+	if err != nil {
+		return content.Piece{}, err
+	}
+	defer f.Close()
+	if err := full(f, buf, src.Offset); err != nil {
+		return content.Piece{}, fmt.Errorf("read %s: %w", f.Name(), err)
+	}
+	p, err := prove(b, i, buf)
+	if err != nil {
+		err = fmt.Errorf("chunk %d of blob %s lies in the store, in blob %s at %d, and is damaged there: %w; load the full bundle, not the difference to %s",
+			i, b.Digest, src.From, src.Offset, err, e.m.release.Base)
+	}
+	return p, err
 }
 
 // settle ends blobs of which nothing was missing but the last step.

@@ -73,11 +73,22 @@ func (o *outputs) each(f func(dir string) error) error {
 // still has room. files are sizes in bytes; every directory also gets the small
 // files, of at most small bytes.
 func (o *outputs) spread(files []int64, small int64) error {
+	o.dirs = nil
+	return o.spreadMore(files, small)
+}
+
+// spreadMore is spread when the first of the files are in their places already.
+func (o *outputs) spreadMore(files []int64, small int64) error {
 	var room []int64
-	for _, d := range o.list {
+	for i, d := range o.list {
 		have, err := free(d.Dir)
 		if err != nil {
 			return fmt.Errorf("bundle: %w", err)
+		}
+		for k, at := range o.dirs {
+			if at == i {
+				d.Size = max(d.Size-files[k], min(d.Size, 1))
+			}
 		}
 		if d.Size > 0 {
 			have = min(have, d.Size)
@@ -85,8 +96,10 @@ func (o *outputs) spread(files []int64, small int64) error {
 		room = append(room, have-small)
 	}
 	at := 0
-	o.dirs = nil
-	for _, n := range files {
+	if n := len(o.dirs); n > 0 {
+		at = o.dirs[n-1]
+	}
+	for _, n := range files[len(o.dirs):] {
 		for at < len(room) && room[at] < n {
 			at++
 		}
@@ -145,15 +158,20 @@ func (o *outputs) file(n int, top, folder, name string) string {
 }
 
 // clear removes what an interrupted build left in dir. When it was cut off
-// between the two renames of swap, the old bundle is put back.
-func clearOut(dir string) error {
+// between the two renames of swap, the old bundle is put back. With keep, what was
+// being built stays.
+func clearOut(dir string, keep bool) error {
 	old, cur := filepath.Join(dir, oldDir), filepath.Join(dir, topDir)
 	if _, err := os.Lstat(cur); errors.Is(err, fs.ErrNotExist) {
 		if err := durable.Rename(old, cur); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("bundle: %w", err)
 		}
 	}
-	for _, n := range []string{newDir, oldDir} {
+	gone := []string{oldDir, newDir}
+	if keep {
+		gone = gone[:1]
+	}
+	for _, n := range gone {
 		if err := os.RemoveAll(filepath.Join(dir, n)); err != nil {
 			return fmt.Errorf("bundle: %w", err)
 		}

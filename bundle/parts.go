@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"filippo.io/age"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/clawbox/clawbox/bundle/content"
 	"github.com/clawbox/clawbox/bundle/manifest"
@@ -28,12 +29,10 @@ func parallel(fs ...func()) {
 // payload of each part.
 func (b *build) settle(blobs []manifest.Blob) (lens []int64, err error) {
 	var sizes []int64
-	var at []*manifest.Place
-	var total int64
 	for _, x := range blobs {
 		for _, s := range x.Sources() {
 			if s.OnMedia() {
-				sizes, total = append(sizes, s.Length), total+s.Length
+				sizes = append(sizes, s.Length)
 			}
 		}
 	}
@@ -41,14 +40,7 @@ func (b *build) settle(blobs []manifest.Blob) (lens []int64, err error) {
 	if err != nil {
 		return nil, err
 	}
-	lens = manifest.SplitParts(total, per)
-	places, err := manifest.Places(sizes, lens)
-	if err != nil {
-		return nil, err
-	}
-	for i := range places {
-		at = append(at, &places[i])
-	}
+	at, lens := manifest.Lay(sizes, per)
 	for i := range blobs {
 		x := &blobs[i]
 		if !x.Base && len(x.Segments) == 0 {
@@ -63,80 +55,88 @@ func (b *build) settle(blobs []manifest.Blob) (lens []int64, err error) {
 	return lens, nil
 }
 
+// payload is where the payload of a bundle is written to.
+type payload interface {
+	// write puts p where ss says.
+	write(ss []span, p []byte) error
+	// finish makes everything durable, and returns the parts.
+	finish() ([]manifest.Part, error)
+	close() error
+}
+
 // writeParts writes what lies on the media, one stretch after the other, and
 // returns the parts. Sums that blobs lack are filled in; bytes are checked
 // against the digests on the way.
-func (b *build) writeParts(ctx context.Context, w *partWriter, blobs []manifest.Blob, item func(int) string) ([]manifest.Part, error) {
+func (b *build) writeParts(ctx context.Context, w payload, lens []int64, blobs []manifest.Blob, item func(int) string) (parts []manifest.Part, err error) {
 	var total int64
-	for _, n := range w.lens {
+	for _, n := range lens {
 		total += n
 	}
 	task := b.Progress.Start("write "+topDir, total)
-	var err error
 	for i := range blobs {
-		if e := b.copyBlob(ctx, w, &blobs[i], task); e != nil {
+		x := &blobs[i]
+		if b.early.has(x) {
+			task.Add(x.Size)
+			continue
+		}
+		put := func(k int, p []byte) error {
+			return w.write(spansIn(func(p int) int64 { return lens[p-1] }, x.Source(k)), p)
+		}
+		if e := b.copyBlob(ctx, put, x, task); e != nil {
 			err = fmt.Errorf("item %s: %w", item(i), e)
 			break
 		}
 	}
+	if err == nil {
+		parts, err = w.finish()
+	}
 	err = errors.Join(err, w.close())
 	task.Done(err)
-	return w.parts, err
+	return parts, err
 }
 
-// copyBlob appends those chunks of a blob that go onto the media.
-func (b *build) copyBlob(ctx context.Context, w *partWriter, x *manifest.Blob, task Task) error {
+// copyBlob hands those chunks of a blob that go onto the media to put.
+func (b *build) copyBlob(ctx context.Context, put func(int, []byte) error, x *manifest.Blob, task Task) error {
 	if x.OnMedia() == 0 {
 		return nil
 	}
-	f, err := b.pool.open(x.Digest)
+	in, err := b.pool.source(x.Digest)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	raw, err := b.pool.same(x.Digest, f)
+	defer in.Close()
+	raw, err := b.pool.same(x.Digest, in.f)
 	if err != nil {
-		return changed(f.Name(), *x, err)
+		return changed(in.name, *x, err)
 	}
 	s := newSummer(x)
-	buf := make([]byte, min(x.Size, manifest.ChunkSize))
-	for i := range chunkCount(*x) {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if s.known && !x.Source(i).OnMedia() {
-			continue
-		}
-		p := buf[:min(x.Size-int64(i)*manifest.ChunkSize, manifest.ChunkSize)]
-		if err := readChunk(f, p, int64(i)*manifest.ChunkSize); err != nil {
-			return changed(f.Name(), *x, err)
-		}
-		var serr, werr error
-		if raw && s.known {
-			werr = w.write(p)
-		} else {
-			parallel(func() { serr = s.add(i, p) }, func() { werr = w.write(p) })
-		}
-		if serr != nil {
-			return changed(f.Name(), *x, serr)
-		} else if werr != nil {
-			return werr
-		}
-		task.Add(int64(len(p)))
+	var werr error
+	p := pass{x: x, in: in, put: func(i int, p []byte) error { werr = put(i, p); return werr }}
+	if !raw || !s.known {
+		p.sum = s
 	}
-	return b.finishBlob(f, s, x)
+	if s.known {
+		p.skip = func(i int) bool { return !x.Source(i).OnMedia() }
+	}
+	switch err := p.run(ctx, task); {
+	case werr != nil || ctx.Err() != nil:
+		return errors.Join(werr, ctx.Err())
+	case err != nil:
+		return changed(in.name, *x, err)
+	}
+	return b.finishBlob(in, s, x)
 }
 
 // finishBlob checks the end, and keeps sums that were computed.
-func (b *build) finishBlob(f *os.File, s *summer, x *manifest.Blob) error {
+func (b *build) finishBlob(in *pooled, s *summer, x *manifest.Blob) error {
 	if err := s.done(); err != nil {
-		return changed(f.Name(), *x, err)
+		return changed(in.name, *x, err)
 	}
-	if _, err := b.pool.same(x.Digest, f); err != nil {
-		return changed(f.Name(), *x, err)
+	if _, err := b.pool.same(x.Digest, in.f); err != nil {
+		return changed(in.name, *x, err)
 	}
-	if n, _ := f.ReadAt(make([]byte, 1), x.Size); n > 0 {
-		return changed(f.Name(), *x, errors.New("it has grown"))
+	if n, _ := in.ReadAt(make([]byte, 1), x.Size); in.f != nil && n > 0 {
+		return changed(in.name, *x, errors.New("it has grown"))
 	}
 	if s.known {
 		return nil
@@ -144,23 +144,12 @@ func (b *build) finishBlob(f *os.File, s *summer, x *manifest.Blob) error {
 	return b.cache.putSums(*x)
 }
 
-func readChunk(f io.ReaderAt, p []byte, off int64) error {
-	n, err := f.ReadAt(p, off)
-	if n == len(p) {
-		return nil
-	}
-	if err == io.EOF {
-		err = io.ErrUnexpectedEOF
-	}
-	return err
-}
-
 func changed(path string, x manifest.Blob, err error) error {
 	return fmt.Errorf("%s is not the blob %s of %d bytes that was resolved: %w: it was changed meanwhile or is damaged; build again", path, x.Digest, x.Size, err)
 }
 
 // summer computes the sums of a blob's chunks, or holds the chunks against the
-// sums that are known.
+// sums that are known. Of a blob without a digest it learns that, too.
 type summer struct {
 	x     *manifest.Blob
 	known bool
@@ -191,20 +180,123 @@ func (s *summer) add(i int, p []byte) (err error) {
 	return err
 }
 
+// errDigest says that a blob has another digest than it should.
+var errDigest = errors.New("its digest is")
+
 // done sets the sums that were computed, when the digest is the right one.
 func (s *summer) done() error {
 	if s.known {
 		return nil
 	}
-	if got := s.last.Digest(); got != s.x.Digest {
-		return fmt.Errorf("its digest is %s", got)
+	got := s.last.Digest()
+	if s.x.Digest == (v1.Hash{}) {
+		s.x.Digest = got
 	}
-	s.x.Chunks, s.x.States = s.marks, s.mids
+	if got != s.x.Digest {
+		return fmt.Errorf("%w %s", errDigest, got)
+	}
+	if s.x.Size > manifest.ChunkSize {
+		s.x.Chunks, s.x.States = s.marks, s.mids
+	}
 	return nil
 }
 
-// partWriter fills one part after the other, each encrypted when there are
-// recipients.
+// rawParts are parts whose bytes are the payload. Stretches are written in any
+// order, and by several goroutines.
+type rawParts struct {
+	path func(part int) string // of part n, from 1
+	lens []int64
+
+	mu    sync.Mutex
+	files map[int]*content.BulkFile
+	order []int // of files, the oldest first
+}
+
+// openParts bounds how many parts are open at the same time.
+const openParts = 64
+
+func (w *rawParts) write(ss []span, p []byte) error {
+	for _, s := range ss {
+		f, err := w.file(s.part)
+		if err != nil {
+			return err
+		}
+		if _, err := f.WriteAt(p[:s.n], s.offset); err != nil {
+			return err
+		}
+		p = p[s.n:]
+	}
+	return nil
+}
+
+// file opens part n.
+func (w *rawParts) file(n int) (*content.BulkFile, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if f, ok := w.files[n]; ok {
+		return f, nil
+	}
+	if len(w.order) == openParts {
+		if err := w.end(w.order[0]); err != nil {
+			return nil, err
+		}
+		w.order = w.order[1:]
+	}
+	f, err := content.CreateBulk(w.path(n), 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if w.files == nil {
+		w.files = map[int]*content.BulkFile{}
+	}
+	w.files[n], w.order = f, append(w.order, n)
+	return f, nil
+}
+
+// end makes part n durable and closes it.
+func (w *rawParts) end(n int) error {
+	f := w.files[n]
+	delete(w.files, n)
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// flush makes what was written durable.
+func (w *rawParts) flush() (err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, f := range w.files {
+		err = errors.Join(err, f.Sync())
+	}
+	return err
+}
+
+func (w *rawParts) finish() (out []manifest.Part, err error) {
+	if err := w.flush(); err != nil {
+		return nil, err
+	}
+	for i, want := range w.lens {
+		fi, err := os.Lstat(w.path(i + 1))
+		if err != nil {
+			return nil, err
+		}
+		if fi.Size() != want {
+			return nil, fmt.Errorf("%s has %d bytes, want %d", w.path(i+1), fi.Size(), want) // a fault of ours
+		}
+		out = append(out, manifest.Part{Name: manifest.PartName(i + 1), Size: want})
+	}
+	return out, nil
+}
+
+func (w *rawParts) close() (err error) {
+	for _, f := range w.files {
+		err = errors.Join(err, f.Close())
+	}
+	w.files = nil
+	return err
+}
+
+// partWriter fills one encrypted part after the other; what lies between the
+// stretches is zero.
 type partWriter struct {
 	path       func(part int) string // of part n, from 1
 	lens       []int64               // payload, planned
@@ -215,7 +307,26 @@ type partWriter struct {
 	n int64     // payload in it
 }
 
-func (w *partWriter) write(p []byte) error {
+func (w *partWriter) write(ss []span, p []byte) error {
+	for _, s := range ss {
+		for len(w.parts)+1 < s.part || w.n < s.offset {
+			gap := w.lens[len(w.parts)] - w.n // of a part that ends with one
+			if len(w.parts)+1 == s.part {
+				gap = s.offset - w.n
+			}
+			if err := w.add(make([]byte, gap)); err != nil {
+				return err
+			}
+		}
+		if err := w.add(p[:s.n]); err != nil {
+			return err
+		}
+		p = p[s.n:]
+	}
+	return nil
+}
+
+func (w *partWriter) add(p []byte) error {
 	for len(p) > 0 {
 		if w.f == nil {
 			f, err := createPart(w.path(len(w.parts)+1), w.recipients)
@@ -230,7 +341,7 @@ func (w *partWriter) write(p []byte) error {
 		}
 		w.n, p = w.n+int64(k), p[k:]
 		if w.n == w.lens[len(w.parts)] {
-			if err := w.finish(); err != nil {
+			if err := w.end(); err != nil {
 				return err
 			}
 		}
@@ -238,14 +349,14 @@ func (w *partWriter) write(p []byte) error {
 	return nil
 }
 
-// finish flushes the current part.
-func (w *partWriter) finish() error {
+func (w *partWriter) finish() ([]manifest.Part, error) { return w.parts, nil }
+
+// end flushes the current part.
+func (w *partWriter) end() error {
 	f := w.f
 	w.f = nil
 	p, err := f.finish(manifest.PartName(len(w.parts) + 1))
-	if len(w.recipients) > 0 {
-		p.Content = w.n
-	}
+	p.Content, w.n = w.n, 0
 	w.parts = append(w.parts, p)
 	return err
 }

@@ -22,17 +22,27 @@ import (
 // maxManifest bounds a manifest, in bytes, as registries do.
 const maxManifest = 4 << 20
 
-// pool is where a build has its blobs: pulled and made ones in the work store,
-// and local files where they are, so that a model is not written twice. The
-// bytes of a local file are checked when they are written into a part.
+// pool is where a build has its blobs: pulled and made ones in the work store or
+// on media that an earlier build wrote, and local files where they are, so that
+// neither a model nor a layer is written twice. The bytes of a local file are
+// checked when they are written into a part.
 type pool struct {
 	store  *content.Store
 	cache  *cache // nil: none
 	looks  *looks // of builds
 	flight singleflight.Group
 
+	pullsLate bool // layers may be left for later
+
 	mu    sync.Mutex
 	local map[v1.Hash]localBlob
+	made  map[v1.Hash][]byte // lists of software, which each build makes anew
+	late  map[v1.Hash]late
+	seen  map[string]hashed // files that were read by this build, by absolute path
+	// unread are digests that stand for those of files which nobody has read yet,
+	// and of what names them: other bytes of the same length.
+	unread map[string]bool
+	lain   map[v1.Hash]*media // on media that earlier builds wrote
 }
 
 type localBlob struct {
@@ -59,7 +69,49 @@ func (p *pool) stat(h v1.Hash) (int64, error) {
 	if b, ok := p.get(h); ok {
 		return b.size, nil
 	}
-	return p.store.Stat(h)
+	if b, ok := p.fresh(h); ok {
+		return int64(len(b)), nil
+	}
+	n, err := p.store.Stat(h)
+	if err != nil {
+		if l, _, ok := p.onMedia(h); ok {
+			return l.Size, nil
+		}
+	}
+	return n, err
+}
+
+// make holds what was made for this build, and is not worth keeping.
+func (p *pool) make(b []byte) error {
+	h, _, err := v1.SHA256(bytes.NewReader(b))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.made == nil {
+		p.made = map[v1.Hash][]byte{}
+	}
+	p.made[h] = b
+	return err
+}
+
+// fresh returns what make holds.
+func (p *pool) fresh(h v1.Hash) ([]byte, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	b, ok := p.made[h]
+	return b, ok
+}
+
+// leave leaves a layer for later; false when it must be fetched now.
+func (p *pool) leave(l late) bool {
+	if !p.pullsLate || l.as != asLayer {
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, ok := p.late[l.d.Digest]; !ok {
+		p.late[l.d.Digest] = l
+	}
+	return true
 }
 
 func (p *pool) open(h v1.Hash) (*os.File, error) {
@@ -69,12 +121,39 @@ func (p *pool) open(h v1.Hash) (*os.File, error) {
 	return p.store.Open(h)
 }
 
+// pooled is a blob of the pool, open for one reading.
+type pooled struct {
+	io.ReaderAt
+	name  string
+	f     *os.File // nil when it lies in parts
+	close func() error
+}
+
+func (p *pooled) Close() error { return p.close() }
+
+// source opens a blob for one reading in order.
+func (p *pool) source(h v1.Hash) (*pooled, error) {
+	if b, ok := p.fresh(h); ok {
+		return &pooled{bytes.NewReader(b), "a list of software", nil, func() error { return nil }}, nil
+	}
+	f, err := p.open(h)
+	if err != nil {
+		if l, m, ok := p.onMedia(h); ok {
+			in := &inParts{l, m, map[int]*content.BulkReader{}}
+			return &pooled{in, m.Files[l.Part-1], nil, in.Close}, nil
+		}
+		return nil, err
+	}
+	in := content.NewBulk(f)
+	return &pooled{in, f.Name(), f, in.Close}, nil
+}
+
 // same says whether f, opened for h, is a local file that was hashed and has not
 // been touched since: then it need not be hashed again. One that was touched is
 // an error.
 func (p *pool) same(h v1.Hash, f *os.File) (bool, error) {
 	l, ok := p.get(h)
-	if !ok || l.stamp == (stamp{}) {
+	if !ok || f == nil || l.stamp == (stamp{}) {
 		return false, nil
 	}
 	st, err := stampOf(f)
@@ -88,6 +167,12 @@ func (p *pool) same(h v1.Hash, f *os.File) (bool, error) {
 func (p *pool) put(ctx context.Context, mt types.MediaType, b []byte) (v1.Descriptor, error) {
 	sum := sha256.Sum256(b)
 	d := v1.Descriptor{MediaType: mt, Size: int64(len(b)), Digest: v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum[:])}}
+	if p.standsIn(b) {
+		p.mu.Lock()
+		p.unread[d.Digest.Hex] = true
+		p.mu.Unlock()
+		return d, p.make(b)
+	}
 	return d, p.store.Put(ctx, d.Digest, d.Size, bytes.NewReader(b))
 }
 
@@ -102,6 +187,9 @@ func (p *pool) putJSON(ctx context.Context, mt types.MediaType, v any) (v1.Descr
 
 // manifest returns the bytes of a small blob, verified.
 func (p *pool) manifest(d v1.Descriptor) ([]byte, error) {
+	if b, ok := p.fresh(d.Digest); ok {
+		return readManifest(bytes.NewReader(b), d)
+	}
 	f, err := p.open(d.Digest)
 	if err != nil {
 		return nil, err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"strings"
 	"time"
 
@@ -73,10 +74,10 @@ type reader struct {
 	views map[int]view
 	coder reedsolomon.Encoder // nil until it is needed
 	bufs  [][]byte
-	last  int // the part that was read last
+	next  ahead
 }
 
-// view is the payload of a part, decrypted, and read ahead.
+// view is the payload of an encrypted part, decrypted, and read ahead.
 type view struct {
 	io.ReaderAt
 	ahead *content.Ahead
@@ -90,6 +91,7 @@ func (m *Media) reader(warn func(error)) *reader {
 }
 
 func (r *reader) close() {
+	r.next.wait()
 	for i := range r.files {
 		r.forget(i)
 	}
@@ -98,6 +100,7 @@ func (r *reader) close() {
 // forget closes part i; what the kernel remembers of it may be as wrong as what
 // came over the cable, and goes, too.
 func (r *reader) forget(i int) {
+	r.next.wait() // it reads a file
 	if v, ok := r.views[i]; ok {
 		v.ahead.Close() // it reads the file
 		delete(r.views, i)
@@ -181,19 +184,64 @@ func (r *reader) payload(i int, w io.ReaderAt) (io.ReaderAt, error) {
 	return v, nil
 }
 
+// begin starts to read chunk i of b into buf. A chunk that is not on the media, or
+// encrypted, is left to chunk; and so is what can't be opened.
+func (r *reader) begin(b manifest.Blob, i int, buf []byte) {
+	r.next.wait()
+	if !b.Source(i).OnMedia() || r.m.release.Encryption != "" {
+		return
+	}
+	_, n := b.Chunk(i)
+	ss := spans(r.m.release, b.Source(i))
+	from, err := r.turn(ss)
+	if err != nil {
+		return
+	}
+	r.next.start(b.Digest, i, func() error {
+		return gather(ss, buf[:n], func(k int, p []byte) error { return full(from[k], p, ss[k].offset) })
+	})
+}
+
+// fetched waits for chunk i of b, which begin may have read already.
+func (r *reader) fetched(b manifest.Blob, i int, buf []byte) error {
+	if err, ok := r.next.take(b.Digest, i); ok {
+		return err
+	}
+	ss := spans(r.m.release, b.Source(i))
+	return gather(ss, buf, func(k int, p []byte) error { return r.at(ss[k], p) })
+}
+
+// turn opens the parts in which ss lie. But for the rebuilding no others stay
+// open.
+func (r *reader) turn(ss []span) (fs []mediaFile, err error) {
+	for i := range r.files {
+		if r.coder == nil && !slices.ContainsFunc(ss, func(s span) bool { return s.part-1 == i }) {
+			r.forget(i)
+		}
+	}
+	for _, s := range ss {
+		f, err := r.open(s.part - 1)
+		if err != nil {
+			return nil, err
+		}
+		fs = append(fs, f)
+	}
+	return fs, nil
+}
+
 // at reads the bytes of s.
 func (r *reader) at(s span, p []byte) error {
 	i := s.part - 1
-	if r.last != i && r.coder == nil { // one part open at a time
-		r.forget(r.last)
+	fs, err := r.turn([]span{s})
+	if err != nil {
+		return err
 	}
-	r.last = i
+	w := fs[0]
+	if r.m.release.Encryption == "" {
+		return full(w, p, s.offset)
+	}
 	v, ok := r.views[i]
 	if !ok {
-		w, err := r.open(i)
-		if err != nil {
-			return err
-		}
 		v.ahead = content.NewAhead(w, r.m.release.Parts[i].Size)
 		if v.ReaderAt, err = r.payload(i, v.ahead); err != nil {
 			v.ahead.Close()
@@ -204,14 +252,17 @@ func (r *reader) at(s span, p []byte) error {
 	return full(v, p, s.offset)
 }
 
-// afresh reads the bytes of s and nothing around them: after an error.
-func (r *reader) afresh(s span, p []byte) error {
-	r.forget(s.part - 1)
-	v, err := r.payload(s.part-1, raw{r, s.part - 1})
-	if err != nil {
-		return err
+// afresh reads the bytes of ss and nothing around them: after an error.
+func (r *reader) afresh(ss []span) func(k int, p []byte) error {
+	return func(k int, p []byte) error {
+		s := ss[k]
+		r.forget(s.part - 1)
+		v, err := r.payload(s.part-1, raw{r, s.part - 1})
+		if err != nil {
+			return err
+		}
+		return full(v, p, s.offset)
 	}
-	return full(v, p, s.offset)
 }
 
 // full fills p; unlike io.ReaderAt it knows no EOF beside all bytes.
@@ -259,13 +310,14 @@ func (r *reader) chunk(ctx context.Context, b manifest.Blob, i int, buf []byte) 
 	_, n := b.Chunk(i)
 	src, buf := b.Source(i), buf[:n]
 	ss := spans(r.m.release, src)
-	p, first := gather(r.at, b, i, ss, buf)
+	p, first := provedIf(r.fetched(b, i, buf), b, i, buf)
 	if first == nil {
 		return p, nil
 	}
+	r.next.drop() // from here on the files are this goroutine's alone
 	err := first
 	for try := 0; !errors.Is(err, errLost) && r.again(ctx, err, try); try++ {
-		if p, err = gather(r.afresh, b, i, ss, buf); err == nil {
+		if p, err = provedIf(gather(ss, buf, r.afresh(ss)), b, i, buf); err == nil {
 			r.warn(r.m.damage(b, fmt.Sprintf("%v; it could be read when it was read again", first), ss...))
 			return p, nil
 		}
@@ -317,14 +369,21 @@ func (r *reader) again(ctx context.Context, err error, try int) bool {
 	}
 }
 
-// gather reads the spans of chunk i of b with read, and proves them.
-func gather(read func(span, []byte) error, b manifest.Blob, i int, ss []span, buf []byte) (content.Piece, error) {
-	rest := buf
-	for _, s := range ss {
-		if err := read(s, rest[:s.n]); err != nil {
-			return content.Piece{}, &readError{s, err}
+// gather fills buf with the spans, each read by read.
+func gather(ss []span, buf []byte, read func(k int, p []byte) error) error {
+	for k, s := range ss {
+		if err := read(k, buf[:s.n]); err != nil {
+			return &readError{s, err}
 		}
-		rest = rest[s.n:]
+		buf = buf[s.n:]
+	}
+	return nil
+}
+
+// provedIf proves what was read without an error.
+func provedIf(err error, b manifest.Blob, i int, buf []byte) (content.Piece, error) {
+	if err != nil {
+		return content.Piece{}, err
 	}
 	return prove(b, i, buf)
 }
@@ -356,7 +415,8 @@ func (m *Media) readManifest(d v1.Descriptor) ([]byte, error) {
 	r := m.reader(nil)
 	defer r.close()
 	buf := make([]byte, b.Size)
-	if _, err := gather(r.afresh, b, 0, spans(m.release, b.Source(0)), buf); err != nil {
+	ss := spans(m.release, b.Source(0))
+	if _, err := provedIf(gather(ss, buf, r.afresh(ss)), b, 0, buf); err != nil {
 		return nil, err
 	}
 	return readManifest(bytes.NewReader(buf), d)
@@ -371,10 +431,14 @@ type span struct {
 
 // spans returns the stretches of the parts that hold s, none when it is empty.
 // Its Offset may lie behind the end of its part.
-func spans(r manifest.Release, s manifest.Segment) (out []span) {
+func spans(r manifest.Release, s manifest.Segment) []span {
+	return spansIn(func(p int) int64 { return r.Parts[p-1].Payload() }, s)
+}
+
+func spansIn(payload func(part int) int64, s manifest.Segment) (out []span) {
 	p, at, n := s.Part, s.Offset, s.Length
 	for n > 0 {
-		size := r.Parts[p-1].Payload()
+		size := payload(p)
 		if at >= size {
 			p, at = p+1, at-size
 			continue

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"log"
 	"maps"
 	"net"
@@ -25,6 +26,10 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/clawbox/clawbox/bundle/licence"
 )
 
 // hub is a registry that counts, and that can fail or be down.
@@ -205,6 +210,8 @@ func TestRegistryLock(t *testing.T) {
 // TestInterruptedPull: blobs that were pulled before a failure are not pulled
 // again, and each is pulled once although two items want it.
 func TestInterruptedPull(t *testing.T) {
+	defer func(n int) { pulls = n }(pulls)
+	pulls = 1 // the first layer is there when the second one fails
 	h := newHub(t)
 	img := image(t, 31, "amd64")
 	h.push("acme/web:1", map[string]v1.Image{"amd64": img})
@@ -230,19 +237,97 @@ func TestInterruptedPull(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(s.dir, "bundle.lock")); err == nil {
 		t.Error("a failed first build wrote a lock")
 	}
-	had := tree(t, filepath.Join(s.opt.Store, "blobs"))
+	var had []string
+	for g := range each[begun](&cache{dir: s.opt.Store + ".cache"}, "begun") {
+		for _, l := range g.Done {
+			had = append(had, l.Digest.Hex)
+		}
+	}
+	if len(had) == 0 {
+		t.Error("nothing of what was pulled was kept")
+	}
 	h.reset(nil)
 	s.mustBuild(t)
 	for p, n := range h.blobs {
-		hex := p[strings.LastIndex(p, ":")+1:]
-		if _, ok := had["sha256/"+hex]; ok || n > 1 {
-			t.Errorf("%s was pulled %d times; there before: %v", p, n, ok)
+		if hex := p[strings.LastIndex(p, ":")+1:]; n > 1 || slices.Contains(had, hex) {
+			t.Errorf("%s was pulled %d times; there before: %v", p, n, had)
 		}
 	}
-	if h.blobs["/v2/acme/web/blobs/"+bad.String()] != 1 {
-		t.Errorf("the missing layer was pulled %d times: %v", h.blobs["/v2/acme/web/blobs/"+bad.String()], h.blobs)
+	if n := h.blobs["/v2/acme/web/blobs/"+bad.String()]; n != 1 {
+		t.Errorf("the missing layer was pulled %d times: %v", n, h.blobs)
 	}
 	sound(t, newStoreAt(t, s.opt.Store), 0)
+	checkLayers(t, s.load(t), h.host+"/acme/web:1", img)
+}
+
+// TestPulledOnce: a layer is written once, to the media. A later build, of another
+// recipe too, takes it from there as long as nobody touched them.
+func TestPulledOnce(t *testing.T) {
+	h := newHub(t)
+	img := image(t, 37, "amd64")
+	h.push("acme/web:1", map[string]v1.Image{"amd64": img})
+	s := newSite(t)
+	s.recipe(t, webItem(h, ""))
+	s.mustBuild(t)
+	st := newStoreAt(t, s.opt.Store)
+	layers, err := img.Layers()
+	must(t, err)
+	for _, l := range layers {
+		d, err := l.Digest()
+		if must(t, err); st.Path(d) != "" {
+			if _, err := st.Stat(d); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("layer %s is in the work store, too: %v", d, err)
+			}
+		}
+	}
+	h.reset(nil)
+	s.recipe(t, webItem(h, ""), `{name: rules, kind: policy, source: "file:rules.yaml", redistributable: true}`)
+	s.opt.UpdateLock = true
+	first := s.opt.Out
+	s.opt.Out += "2"
+	s.mustBuild(t)
+	if len(h.blobs) > 0 {
+		t.Errorf("pulled again: %v", h.blobs)
+	}
+	checkLayers(t, s.load(t), h.host+"/acme/web:1", img)
+
+	must(t, os.RemoveAll(first), os.RemoveAll(s.opt.Out))
+	s.mustBuild(t)
+	if len(h.blobs) != len(layers) {
+		t.Errorf("without the media %v were pulled, want the %d layers", h.blobs, len(layers))
+	}
+	checkLayers(t, s.load(t), h.host+"/acme/web:1", img)
+	m := s.media(t)
+	for i := range m.release.Parts { // touched: no longer what was written
+		flip(t, m.parts[i], 1000)
+	}
+	h.reset(nil)
+	s.mustBuild(t)
+	must(t, s.media(t).Verify(t.Context(), nil))
+	if len(h.blobs) != len(layers) {
+		t.Errorf("from touched media %v were pulled, want the %d layers", h.blobs, len(layers))
+	}
+}
+
+// TestLateKey: a layer with key material is refused, and what was pulled of it
+// does not stay.
+func TestLateKey(t *testing.T) {
+	h := newHub(t)
+	img, err := mutate.AppendLayers(image(t, 39, "amd64"), static.NewLayer(layerOf(t, map[string]string{"etc/key": planted["NVIDIA API key"][1]}), types.OCILayer))
+	must(t, err)
+	h.push("acme/web:1", map[string]v1.Image{"amd64": img})
+	s := newSite(t)
+	s.recipe(t, webItem(h, ""))
+	var se *licence.SecretError
+	if _, err := s.build(t); !errors.As(err, &se) || len(se.Findings) != 1 {
+		t.Errorf("got %v, want a SecretError", err)
+	}
+	if es, err := os.ReadDir(s.opt.Out); err == nil && len(es) > 0 {
+		t.Errorf("left %v", es)
+	}
+	if _, err := s.build(t); !errors.As(err, &se) {
+		t.Errorf("the second time: %v", err)
+	}
 }
 
 // TestLyingRegistry: other bytes under a digest are refused and not kept.

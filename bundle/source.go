@@ -92,7 +92,7 @@ func (j *job) fetch(ctx context.Context) (fetched, error) {
 			return fetched{}, fmt.Errorf("item %s (%s): %w", j.item.Name, j.item.Source, err)
 		}
 	}
-	if p := j.pin; p != nil {
+	if p := j.pin; p != nil && !j.pool.stands(f.root.Digest) {
 		if got := f.resolved.String(); got != p.Resolved {
 			return fetched{}, &LockError{j.lockPath, j.item.Name, got, p.Resolved}
 		}

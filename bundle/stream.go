@@ -23,32 +23,46 @@ type chunk struct {
 }
 
 // source gives the proved bytes of chunk i of b, in buf.
-type source func(ctx context.Context, b manifest.Blob, i int, buf []byte) (content.Piece, error)
+type source interface {
+	// begin may read chunk i of b into buf, beside the caller: chunk will be asked
+	// for it next, or after the one that was begun before.
+	begin(b manifest.Blob, i int, buf []byte)
+	chunk(ctx context.Context, b manifest.Blob, i int, buf []byte) (content.Piece, error)
+}
 
-// stream reads blobs chunk by chunk and hands each chunk to each in order, the
-// next one being read and proved meanwhile. It holds three chunks at most. A
-// chunk's bytes are valid until each returns; each's error ends the stream.
-func stream(ctx context.Context, jobs []toRead, get source, each func(chunk) error) error {
+// stream reads blobs chunk by chunk and hands each chunk to each in order; the
+// next one is proved meanwhile, and the one after that is read. It holds four
+// chunks at most. A chunk's bytes are valid until each returns; each's error ends
+// the stream.
+func stream(ctx context.Context, jobs []toRead, from source, each func(chunk) error) error {
+	return streamIn(ctx, content.Buffers(streamed), jobs, from, each)
+}
+
+// streamed is how many buffers a stream needs.
+const streamed = 4
+
+// streamIn is stream for who has the buffers.
+func streamIn(ctx context.Context, bufs [][]byte, jobs []toRead, from source, each func(chunk) error) error {
 	ctx, cancel := context.WithCancel(ctx)
-	free, full := make(chan []byte, 3), make(chan chunk, 3)
-	for range cap(free) {
-		free <- make([]byte, manifest.ChunkSize)
+	p := producer{from: from, free: make(chan []byte, len(bufs)), full: make(chan chunk, len(bufs))}
+	for _, b := range bufs {
+		p.free <- b
 	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		defer close(full)
-		produce(ctx, jobs, get, free, full)
+		defer close(p.full)
+		p.run(ctx, jobs)
 	}()
 	var err error
-	for c := range full {
+	for c := range p.full {
 		if err = ctx.Err(); err != nil { // not the chunks that were read ahead either
 			break
 		}
 		if err = each(c); err != nil {
 			break
 		}
-		free <- c.buf
+		p.free <- c.buf
 	}
 	if err == nil {
 		err = ctx.Err()
@@ -58,20 +72,44 @@ func stream(ctx context.Context, jobs []toRead, get source, each func(chunk) err
 	return err
 }
 
-func produce(ctx context.Context, jobs []toRead, get source, free <-chan []byte, full chan<- chunk) {
+// producer reads and proves.
+type producer struct {
+	from source
+	free chan []byte
+	full chan chunk
+	next *chunk // begun, and not asked for yet
+}
+
+func (p *producer) run(ctx context.Context, jobs []toRead) {
 	for _, j := range jobs {
-		for i := j.from; i < j.blob.Len(); i++ {
-			var buf []byte
-			select {
-			case buf = <-free:
-			case <-ctx.Done():
+		for i := j.from; i < max(1, chunkCount(j.blob)); i++ {
+			if !p.begin(ctx, &chunk{blob: j.blob, i: i}) {
 				return
 			}
-			if ctx.Err() != nil { // select is free to choose when both are ready
-				return
-			}
-			p, err := get(ctx, j.blob, i, buf)
-			full <- chunk{j.blob, i, p, buf, err} // never blocks: as many places as buffers
 		}
 	}
+	p.begin(ctx, nil)
+}
+
+// begin takes a buffer for c and begins it, and then ends the one before; false
+// when the context has ended.
+func (p *producer) begin(ctx context.Context, c *chunk) bool {
+	if c != nil {
+		select {
+		case c.buf = <-p.free:
+		case <-ctx.Done():
+			return false
+		}
+		p.from.begin(c.blob, c.i, c.buf)
+	}
+	was := p.next
+	if p.next = c; was == nil {
+		return true
+	}
+	if ctx.Err() != nil { // select is free to choose when both are ready
+		return false
+	}
+	was.piece, was.err = p.from.chunk(ctx, was.blob, was.i, was.buf)
+	p.full <- *was // never blocks: as many places as buffers
+	return true
 }

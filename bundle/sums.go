@@ -8,8 +8,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
 	"time"
@@ -17,6 +17,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/clawbox/clawbox/bundle/content"
 	"github.com/clawbox/clawbox/bundle/manifest"
 	"github.com/clawbox/clawbox/internal/durable"
 )
@@ -67,15 +68,35 @@ func (c *cache) path(kind, key string) string {
 
 // get reads an entry; one that is damaged is none.
 func (c *cache) get(kind, key string, v any) bool {
-	if c == nil || c.off {
+	return c != nil && c.read(c.path(kind, key), v)
+}
+
+func (c *cache) read(path string, v any) bool {
+	if c.off {
 		return false
 	}
-	b, err := os.ReadFile(c.path(kind, key))
+	b, err := os.ReadFile(path)
 	if err != nil || len(b) < sha256.Size {
 		return false
 	}
 	sum := sha256.Sum256(b[sha256.Size:])
 	return bytes.Equal(sum[:], b[:sha256.Size]) && json.Unmarshal(b[sha256.Size:], v) == nil
+}
+
+// each gives the entries of a kind.
+func each[T any](c *cache, kind string) iter.Seq[T] {
+	return func(yield func(T) bool) {
+		if c == nil {
+			return
+		}
+		es, _ := os.ReadDir(filepath.Join(c.dir, kind)) // none: nothing is remembered
+		for _, e := range es {
+			var v T
+			if c.read(filepath.Join(c.dir, kind, e.Name()), &v) && !yield(v) {
+				return
+			}
+		}
+	}
 }
 
 func (c *cache) put(kind, key string, v any) error {
@@ -146,6 +167,12 @@ func (j *job) hash(ctx context.Context, f *os.File, what string) (localBlob, v1.
 			return l, known.Digest, nil
 		}
 	}
+	if h, ok := j.pool.sawFile(abs, st); ok {
+		return l, h, nil
+	}
+	if st.Size >= lateFile && j.pool.pullsLate {
+		return l, j.pool.leaveFile(j.item.Name, abs, l), nil
+	}
 	settled := st.settled(time.Now())
 	r := reading{pool: j.pool, sum: true, as: asRaw}
 	task := j.progress.Start("hash "+what, st.Size)
@@ -157,6 +184,7 @@ func (j *job) hash(ctx context.Context, f *os.File, what string) (localBlob, v1.
 	if err != nil {
 		return l, h, err
 	}
+	j.pool.saw(abs, hashed{st, h})
 	keep := settled && st.Size >= cachedFile
 	if err := j.pool.looks.put(h, asRaw, r.out, keep); err != nil || !keep {
 		return l, h, err
@@ -172,81 +200,49 @@ type reading struct {
 	pool *pool
 	sum  bool   // digest it, and remember the sums of the chunks
 	as   string // what it is looked at as
+	put  func(i int, p []byte) error
 	out  look
 }
 
 // read reads size bytes of f, sums and looks. The digest is zero without sum.
 func (r *reading) read(ctx context.Context, f *os.File, size int64, task Task) (v1.Hash, error) {
+	return r.readInto(ctx, f, &manifest.Blob{Size: size}, task)
+}
+
+// readInto is read that tells what it learns in x, too.
+func (r *reading) readInto(ctx context.Context, f *os.File, x *manifest.Blob, task Task) (v1.Hash, error) {
 	end := int64(-1) // of what is looked at
 	if r.as == asRaw {
-		end = tensors(f, size)
+		end = tensors(f, x.Size)
 	}
-	l := newLooking(ctx, r.as, end)
-	h, err := r.chunks(ctx, f, size, l, task)
-	if err != nil {
-		l.stop()
-		return h, err
+	in := content.NewBulk(f)
+	defer in.Release()
+	p := pass{x: x, in: in, look: newLooking(ctx, r.as, end), put: r.put}
+	if r.sum {
+		p.sum = &summer{x: x, at: content.StartState}
+	} else if end >= 0 {
+		p.skip = func(i int) bool { return int64(i)*manifest.ChunkSize >= end }
 	}
-	r.out, _, err = l.done()
-	return h, err
+	if err := p.run(ctx, task); err != nil {
+		p.look.stop()
+		return v1.Hash{}, err
+	}
+	err := r.end(&p)
+	return x.Digest, err
 }
 
-func (r *reading) chunks(ctx context.Context, f *os.File, size int64, l *looking, task Task) (v1.Hash, error) {
-	x := manifest.Blob{Size: size}
-	s, small := newSummer(&x), hash.Hash(nil)
-	if s.known {
-		small = sha256.New()
+// end takes what the pass showed.
+func (r *reading) end(p *pass) (err error) {
+	if r.out, _, err = p.look.done(); err != nil || p.sum == nil {
+		return err
 	}
-	sum := func(i int, p []byte) error {
-		if small != nil {
-			small.Write(p)
-			return nil
-		}
-		return s.add(i, p)
+	if err := p.sum.done(); err != nil {
+		return err
 	}
-	buf := make([]byte, min(size, manifest.ChunkSize))
-	for i := range chunkCount(x) {
-		if err := ctx.Err(); err != nil {
-			return v1.Hash{}, err
-		}
-		off := int64(i) * manifest.ChunkSize
-		if !r.sum && l.most >= 0 && off >= l.most {
-			break
-		}
-		p := buf[:min(size-off, manifest.ChunkSize)]
-		if err := readChunk(f, p, off); err != nil {
-			return v1.Hash{}, err
-		}
-		if err := r.both(l, p, func() error { return sum(i, p) }); err != nil {
-			return v1.Hash{}, err
-		}
-		task.Add(int64(len(p)))
+	if p.x.Size <= manifest.ChunkSize {
+		return nil
 	}
-	if !r.sum {
-		return v1.Hash{}, nil
-	}
-	if small != nil {
-		return manifest.Sum(small.Sum(nil)).Digest(), nil
-	}
-	x.Digest = s.last.Digest()
-	if err := s.done(); err != nil {
-		return x.Digest, err
-	}
-	return x.Digest, r.pool.cache.putSums(x)
-}
-
-// both sums and looks at the same time, where both have something to do.
-func (r *reading) both(l *looking, p []byte, sum func() error) (err error) {
-	see := func() error { _, err := l.Write(p); return err }
-	if !r.sum {
-		return see()
-	}
-	if l.most >= 0 && l.n >= l.most {
-		return sum()
-	}
-	var serr, lerr error
-	parallel(func() { serr = sum() }, func() { lerr = see() })
-	return errors.Join(serr, lerr)
+	return r.pool.cache.putSums(*p.x)
 }
 
 // measure fills in the sums of a blob's chunks, reading it when the cache
@@ -255,27 +251,17 @@ func (b *build) measure(ctx context.Context, x *manifest.Blob) error {
 	if b.cache.sums(x) {
 		return nil
 	}
-	f, err := b.pool.open(x.Digest)
+	in, err := b.pool.source(x.Digest)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	s, buf := newSummer(x), make([]byte, manifest.ChunkSize)
-	for i := range chunkCount(*x) {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		off := int64(i) * manifest.ChunkSize
-		p := buf[:min(x.Size-off, manifest.ChunkSize)]
-		if err := readChunk(f, p, off); err != nil {
-			return changed(f.Name(), *x, err)
-		}
-		if err := s.add(i, p); err != nil {
-			return err
-		}
+	defer in.Close()
+	p := pass{x: x, in: in, sum: newSummer(x)}
+	if err := p.run(ctx, quiet{}); err != nil {
+		return changed(in.name, *x, err)
 	}
-	if err := s.done(); err != nil {
-		return changed(f.Name(), *x, err)
+	if err := p.sum.done(); err != nil {
+		return changed(in.name, *x, err)
 	}
 	return b.cache.putSums(*x)
 }

@@ -1,6 +1,7 @@
 package bundle
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -21,8 +22,8 @@ const maxDamage = 20
 // doesn't name. It goes on after a damage and reports up to 20 of them, also
 // those that parity can repair, and says so.
 //
-// The sums of the parts are for other tools (sha256sum): every byte of a part
-// belongs to a chunk that was proved, and is hashed once.
+// Every byte of a part belongs to a chunk that was proved, and is hashed once, or
+// is a zero between blobs.
 func (m *Media) Verify(ctx context.Context, p Progress) error {
 	total := m.release.Size()
 	for _, p := range m.release.Parity {
@@ -39,8 +40,9 @@ func (m *Media) Verify(ctx context.Context, p Progress) error {
 		jobs = append(jobs, toRead{blob: b})
 	}
 	r := m.reader(func(err error) { v.warned = append(v.warned, err) })
-	err := stream(ctx, onMedia(jobs), r.onMedia, v.each)
+	err := stream(ctx, onMedia(jobs), mediaOnly{r}, v.each)
 	if err == nil {
+		v.found(r.gaps()...)
 		err = v.parity(ctx, m)
 	}
 	r.close()
@@ -61,12 +63,36 @@ func onMedia(jobs []toRead) (out []toRead) {
 	return out
 }
 
-// onMedia is chunk for those chunks that lie on the media.
-func (r *reader) onMedia(ctx context.Context, b manifest.Blob, i int, buf []byte) (content.Piece, error) {
+// gaps holds what lies between the blobs against zero. Nobody uses those bytes,
+// but a stick that has others is not the one that was written.
+func (r *reader) gaps() (errs []error) {
+	gs, err := r.m.index.Gaps(r.m.release.Parts)
+	if err != nil {
+		return []error{err}
+	}
+	for _, g := range gs {
+		p := make([]byte, g.Length)
+		path := or(r.m.parts[g.Part-1], manifest.PartName(g.Part))
+		err := r.at(span{g.Part, g.Offset, g.Length}, p)
+		switch {
+		case errors.Is(err, errLost): // reported already
+		case err != nil:
+			errs = append(errs, &manifest.TamperedError{What: path, Part: g.Part, Offset: g.Offset, Detail: err.Error() + "; copy it again"})
+		case bytes.Count(p, []byte{0}) != len(p):
+			errs = append(errs, &manifest.TamperedError{What: path, Part: g.Part, Offset: g.Offset, Detail: fmt.Sprintf("%d bytes between blobs are not zero; copy it again", g.Length)})
+		}
+	}
+	return errs
+}
+
+// mediaOnly gives those chunks that lie on the media.
+type mediaOnly struct{ *reader }
+
+func (r mediaOnly) chunk(ctx context.Context, b manifest.Blob, i int, buf []byte) (content.Piece, error) {
 	if !b.Source(i).OnMedia() {
 		return content.Piece{}, nil
 	}
-	return r.chunk(ctx, b, i, buf)
+	return r.reader.chunk(ctx, b, i, buf)
 }
 
 // strangers names what is in clawbox/ and not in the release, up to maxDamage

@@ -26,11 +26,14 @@ type writing struct {
 }
 
 func (w *writing) run(ctx context.Context) (manifest.Release, error) {
-	if err := w.each(clearOut); err != nil {
-		return manifest.Release{}, err
-	}
 	var err error
 	if w.lens, err = w.settle(w.blobs); err != nil {
+		return manifest.Release{}, err
+	}
+	if w.early != nil {
+		return w.replace(ctx)
+	}
+	if err := w.each(func(dir string) error { return clearOut(dir, false) }); err != nil {
 		return manifest.Release{}, err
 	}
 	if r, ok, err := w.unchanged(); ok || err != nil {
@@ -41,19 +44,44 @@ func (w *writing) run(ctx context.Context) (manifest.Release, error) {
 
 // replace puts a new bundle into the outputs, which are this build's alone.
 func (w *writing) replace(ctx context.Context) (none manifest.Release, err error) {
-	if err := w.spread(w.sizes(), smallFiles(w.blobs)); err != nil {
+	if err := w.place(); err != nil {
 		return none, err
 	}
 	r, err := w.fill(ctx)
 	if err != nil {
-		return none, errors.Join(err, w.each(func(dir string) error { return os.RemoveAll(filepath.Join(dir, newDir)) }))
+		return none, errors.Join(err, w.abandon())
 	}
 	for _, d := range w.list {
 		if err := swap(d.Dir); err != nil {
 			return none, fmt.Errorf("bundle: %w: the new bundle is complete in %s of each directory", err, newDir)
 		}
 	}
-	return r, w.remember(r)
+	blobs, files, err := w.kept()
+	if err != nil {
+		return r, err
+	}
+	return r, w.remember(r, blobs, files)
+}
+
+// place decides where the parts go. Those that layers were pulled to stay there.
+func (w *writing) place() error {
+	if w.early == nil {
+		return w.spread(w.sizes(), smallFiles(w.blobs))
+	}
+	if !w.early.fits(w) {
+		return errMoved
+	}
+	w.dirs = w.dirs[:len(w.early.parts.lens)]
+	return w.spreadMore(w.sizes(), smallFiles(w.blobs))
+}
+
+// abandon removes what is being built, unless layers were pulled to there: the
+// next build goes on with them.
+func (w *writing) abandon() error {
+	if w.early != nil {
+		return nil
+	}
+	return w.each(func(dir string) error { return os.RemoveAll(filepath.Join(dir, newDir)) })
 }
 
 // sizes are those of parts and parity parts on the media, rounded up.
@@ -73,19 +101,15 @@ func (w *writing) sizes() (out []int64) {
 
 // fill writes a whole bundle beside the old one.
 func (w *writing) fill(ctx context.Context) (none manifest.Release, err error) {
-	if err := w.each(func(dir string) error {
-		for _, n := range w.folders() {
-			if err := durable.MkdirAll(filepath.Join(dir, newDir, n), 0o755); err != nil {
-				return err
-			}
-		}
-		return nil
-	}); err != nil {
+	if err := w.makeFolders(); err != nil {
 		return none, err
 	}
 	part := func(n int) string { return w.file(n-1, newDir, partsDir, manifest.PartName(n)) }
-	pw := &partWriter{path: part, lens: w.lens, recipients: w.recipients}
-	parts, err := w.writeParts(ctx, pw, w.blobs, func(i int) string { return w.entries[i].item })
+	var pw payload = &rawParts{path: part, lens: w.lens}
+	if len(w.recipients) > 0 {
+		pw = &partWriter{path: part, lens: w.lens, recipients: w.recipients}
+	}
+	parts, err := w.writeParts(ctx, pw, w.lens, w.blobs, func(i int) string { return w.entries[i].item })
 	if err != nil {
 		return none, err
 	}
@@ -108,6 +132,17 @@ func (w *writing) folders() []string {
 		out = append(out, rootDir)
 	}
 	return out
+}
+
+func (w *writing) makeFolders() error {
+	return w.each(func(dir string) error {
+		for _, n := range w.folders() {
+			if err := durable.MkdirAll(filepath.Join(dir, newDir, n), 0o755); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // finish writes the small files, release.note last.
@@ -206,6 +241,10 @@ type memory struct {
 	Parts  []manifest.Part
 	Parity []manifest.Part
 	Stamps map[string]stamp // of every file on the media, by absolute path
+	// Blobs are those that no other place has, and Files the paths of the parts
+	// that they lie in.
+	Blobs []lain
+	Files []string
 }
 
 // key sums up what decides about the bytes of parts and index. ok is false
@@ -270,7 +309,7 @@ func (w *writing) unchanged() (r manifest.Release, ok bool, err error) {
 		fresh = true
 	}
 	if fresh {
-		err = w.remember(r)
+		err = w.remember(r, m.Blobs, m.Files)
 	}
 	return r, err == nil, err
 }
@@ -285,7 +324,7 @@ func (m memory) holds() bool {
 }
 
 // remember records what was written.
-func (w *writing) remember(r manifest.Release) error {
+func (w *writing) remember(r manifest.Release, blobs []lain, files []string) error {
 	key, ok, err := w.key()
 	if !ok || err != nil {
 		return err
@@ -294,7 +333,7 @@ func (w *writing) remember(r manifest.Release) error {
 	if err != nil {
 		return err
 	}
-	m := memory{Key: key, Index: r.Index, Parts: r.Parts, Parity: r.Parity, Stamps: map[string]stamp{}}
+	m := memory{Key: key, Index: r.Index, Parts: r.Parts, Parity: r.Parity, Stamps: map[string]stamp{}, Blobs: blobs, Files: files}
 	err = w.each(func(dir string) error {
 		return filepath.WalkDir(filepath.Join(dir, topDir), func(p string, e os.DirEntry, err error) error {
 			if err != nil || e.IsDir() {
@@ -312,4 +351,26 @@ func (w *writing) remember(r manifest.Release) error {
 		return fmt.Errorf("bundle: %w", err)
 	}
 	return w.cache.put("media", where, m)
+}
+
+// kept lists the blobs that lie on the media and nowhere else.
+func (w *writing) kept() (out []lain, files []string, err error) {
+	if len(w.recipients) > 0 || w.Since != nil {
+		return nil, nil, nil
+	}
+	for _, x := range w.blobs {
+		_, local := w.pool.get(x.Digest)
+		_, made := w.pool.fresh(x.Digest)
+		if _, err := w.pool.store.Stat(x.Digest); err != nil && !local && !made {
+			out = append(out, lies(x))
+		}
+	}
+	for i := range w.lens {
+		abs, err := filepath.Abs(w.file(i, topDir, partsDir, manifest.PartName(i+1)))
+		if err != nil {
+			return nil, nil, err
+		}
+		files = append(files, abs)
+	}
+	return out, files, nil
 }

@@ -2,8 +2,10 @@ package content
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -11,10 +13,25 @@ import (
 // BulkSize is the unit in which bulk files move, in bytes.
 const BulkSize = 4 << 20
 
+// hugePage is what a page table of amd64 and of arm64 can map at once, in bytes.
+const hugePage = 2 << 20
+
+// Buffers returns n buffers of BulkSize bytes that can go past the page cache.
+// They lie on huge pages where the kernel has some: a direct read or write then
+// pins two of them instead of 1024, and costs half.
+func Buffers(n int) (out [][]byte) {
+	slab := make([]byte, n*BulkSize+hugePage)
+	slab = slab[-uintptr(unsafe.Pointer(&slab[0]))&(hugePage-1):][:n*BulkSize]
+	unix.Madvise(slab, unix.MADV_HUGEPAGE) // advice: may fail
+	for i := range n {
+		out = append(out, slab[i*BulkSize:(i+1)*BulkSize:(i+1)*BulkSize])
+	}
+	return out
+}
+
 // BulkReader reads a large file that nobody will read again soon: past the page
 // cache where offset, length and memory are multiples of 4096 bytes, and
-// through it elsewhere. ReadAt is safe for concurrent use as long as no file
-// system changes its mind about direct reads.
+// through it elsewhere. ReadAt is safe for concurrent use.
 type BulkReader struct {
 	f *os.File
 	d direct
@@ -26,12 +43,18 @@ func OpenBulk(path string) (*BulkReader, error) {
 	if err != nil {
 		return nil, err
 	}
-	unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_SEQUENTIAL) // advice: may fail
+	return NewBulk(f), nil
+}
+
+// NewBulk reads an open file, which is closed with it.
+func NewBulk(f *os.File) *BulkReader {
+	unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_RANDOM) // advice: may fail. What is read ahead would be read twice
 	b := &BulkReader{f: f}
-	if d, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0); err == nil {
-		b.d = direct{d}
+	// Through /proc, so that it is the same file whatever its name now means.
+	if d, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), os.O_RDONLY|unix.O_DIRECT|unix.O_NONBLOCK, 0); err == nil {
+		b.d.f = d
 	}
-	return b, nil
+	return b
 }
 
 // Stat describes the file.
@@ -45,6 +68,9 @@ func (b *BulkReader) ReadAt(p []byte, off int64) (int, error) { return b.d.readA
 func (b *BulkReader) Forget() {
 	unix.Fadvise(int(b.f.Fd()), 0, 0, unix.FADV_DONTNEED) // advice: may fail
 }
+
+// Release closes what NewBulk opened, and leaves the file.
+func (b *BulkReader) Release() error { return b.d.close() }
 
 // Close closes the file.
 func (b *BulkReader) Close() error { return errors.Join(b.d.close(), b.f.Close()) }
@@ -68,7 +94,8 @@ type window struct {
 
 // NewAhead reads r, of size bytes, ahead.
 func NewAhead(r io.ReaderAt, size int64) *Ahead {
-	return &Ahead{r: r, size: size, now: window{off: -1, b: make([]byte, 0, BulkSize)}, free: make([]byte, BulkSize)}
+	b := Buffers(2)
+	return &Ahead{r: r, size: size, now: window{off: -1, b: b[0][:0]}, free: b[1]}
 }
 
 // ReadAt is io.ReaderAt. Behind the end it returns io.EOF, as a file does.
@@ -140,60 +167,36 @@ func (a *Ahead) Close() error {
 	return nil
 }
 
-// BulkWriter writes a large file once and in order, past the page cache. It
-// gathers BulkSize bytes; Sync writes what is gathered, through the cache once
-// the file has an odd length.
-type BulkWriter struct {
-	f   *os.File
-	d   direct
-	buf []byte
-	n   int64 // bytes written before buf
+// BulkFile is a file that is written once, stretch by stretch and past the
+// page cache where place, length and memory are multiples of 4096 bytes. WriteAt
+// is safe for concurrent use; a block that two stretches share goes through the
+// cache.
+type BulkFile struct {
+	f *os.File
+	d direct
 }
 
-// CreateBulk makes path, which must not exist.
-func CreateBulk(path string, perm os.FileMode) (*BulkWriter, error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
+// CreateBulk opens path for writing, and makes it when it is absent.
+func CreateBulk(path string, perm os.FileMode) (*BulkFile, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, perm)
 	if err != nil {
 		return nil, err
 	}
-	w := &BulkWriter{f: f, buf: make([]byte, 0, BulkSize)}
+	w := &BulkFile{f: f}
 	if d, err := os.OpenFile(path, os.O_WRONLY|unix.O_DIRECT|unix.O_NOFOLLOW, 0); err == nil {
-		w.d = direct{d}
+		w.d.f = d
 	}
 	return w, nil
 }
 
-// Write is io.Writer.
-func (w *BulkWriter) Write(p []byte) (n int, err error) {
-	for n < len(p) {
-		k := copy(w.buf[len(w.buf):cap(w.buf)], p[n:])
-		w.buf = w.buf[:len(w.buf)+k]
-		n += k
-		if len(w.buf) == cap(w.buf) {
-			if err := w.flush(); err != nil {
-				return n, err
-			}
-		}
-	}
-	return n, nil
-}
+// WriteAt is io.WriterAt.
+func (w *BulkFile) WriteAt(p []byte, off int64) (int, error) { return w.d.writeAt(w.f, p, off) }
 
-func (w *BulkWriter) flush() error {
-	n, err := w.d.writeAt(w.f, w.buf, w.n)
-	if err != nil {
-		return err
-	}
-	w.n, w.buf = w.n+int64(n), w.buf[:0]
-	return nil
-}
+// Sync makes the bytes of the file durable.
+func (w *BulkFile) Sync() error { return w.f.Sync() }
 
-// Sync writes what was gathered and makes the bytes of the file durable.
-func (w *BulkWriter) Sync() error {
-	if err := w.flush(); err != nil {
-		return err
-	}
-	return w.f.Sync()
-}
+// Stat describes the file.
+func (w *BulkFile) Stat() (os.FileInfo, error) { return w.f.Stat() }
 
-// Close closes the file; what was not flushed by Sync is lost.
-func (w *BulkWriter) Close() error { return errors.Join(w.d.close(), w.f.Close()) }
+// Close closes the file.
+func (w *BulkFile) Close() error { return errors.Join(w.d.close(), w.f.Close()) }

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// TestBulk: what a BulkWriter writes is what a BulkReader reads, by itself and
+// TestBulk: what a BulkFile takes is what a BulkReader reads, by itself and
 // ahead, whatever the alignment.
 func TestBulk(t *testing.T) {
 	for _, n := range []int{0, 1, aligned, aligned + 1, BulkSize - 1, BulkSize, 2*BulkSize + aligned + 13} {
@@ -17,11 +17,15 @@ func TestBulk(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "f")
 		w, err := CreateBulk(path, 0o600)
 		must(t, err)
-		for rest := b; len(rest) > 0; {
-			k := min(len(rest), 1<<20+7)
-			_, err := w.Write(rest[:k])
+		buf := Buffers(1)[0]
+		for off := n; off > 0; { // from the end, by lengths that are whole blocks and not
+			k := min(off, 1<<20)
+			if off%aligned != 0 {
+				k = off % aligned
+			}
+			off -= k
+			_, err := w.WriteAt(buf[:copy(buf, b[off:off+k])], int64(off))
 			must(t, err)
-			rest = rest[k:]
 		}
 		must(t, w.Sync(), w.Close())
 		if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, b) {
@@ -49,8 +53,10 @@ func TestBulk(t *testing.T) {
 		}
 		must(t, r.Close())
 	}
-	if _, err := CreateBulk(os.Args[0], 0o600); !errors.Is(err, os.ErrExist) {
-		t.Errorf("got %v, want os.ErrExist", err)
+	link := filepath.Join(t.TempDir(), "link")
+	must(t, os.Symlink(os.Args[0], link))
+	if _, err := CreateBulk(link, 0o600); err == nil {
+		t.Error("it follows links")
 	}
 }
 

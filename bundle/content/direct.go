@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -20,21 +21,22 @@ const aligned = 4096
 // measured, and 0.2 past it. A file system that can't do it (some overlays,
 // FUSE) gets plain reads and writes.
 type direct struct {
-	f file // the same file, opened with O_DIRECT; nil when that can't be had
+	f   file // the same file, opened with O_DIRECT; nil when that can't be had
+	off atomic.Bool
 }
 
 // openDirect opens path once more. That it fails is no error.
-func (s *Store) openDirect(path string) direct {
+func (s *Store) openDirect(path string) file {
 	f, err := s.disk.open(path, os.O_WRONLY|unix.O_DIRECT|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return direct{}
+		return nil
 	}
-	return direct{f}
+	return f
 }
 
 // part returns how many bytes from the beginning of b may go past the cache.
 func (d *direct) part(b []byte, off int64) int {
-	if d.f == nil || len(b) < aligned || off%aligned != 0 || uintptr(unsafe.Pointer(&b[0]))%aligned != 0 {
+	if d.f == nil || d.off.Load() || len(b) < aligned || off%aligned != 0 || uintptr(unsafe.Pointer(&b[0]))%aligned != 0 {
 		return 0
 	}
 	return len(b) &^ (aligned - 1)
@@ -45,7 +47,8 @@ func (d *direct) writeAt(plain io.WriterAt, b []byte, off int64) (n int, err err
 	if k := d.part(b, off); k > 0 {
 		n, err = d.f.WriteAt(b[:k], off)
 		if errors.Is(err, unix.EINVAL) && n == 0 { // a larger block size, or a change of mind
-			err = d.close()
+			d.off.Store(true)
+			err = nil
 		}
 		if err != nil || n == len(b) {
 			return n, err
@@ -60,7 +63,8 @@ func (d *direct) readAt(plain io.ReaderAt, b []byte, off int64) (n int, err erro
 	if k := d.part(b, off); k > 0 {
 		n, err = d.f.ReadAt(b[:k], off)
 		if errors.Is(err, unix.EINVAL) && n == 0 {
-			err = d.close()
+			d.off.Store(true)
+			err = nil
 		}
 		if err != nil || n == len(b) {
 			return n, err

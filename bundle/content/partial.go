@@ -105,7 +105,7 @@ func (p *Partial) start(create int) error {
 		return errors.Join(err, p.shut())
 	}
 	if p.size < 0 || p.size >= 1<<20 {
-		p.big = p.s.openDirect(p.path)
+		p.big.f = p.s.openDirect(p.path)
 	}
 	return nil
 }

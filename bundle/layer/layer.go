@@ -140,7 +140,8 @@ func unpack(r io.Reader) (io.Reader, func(), error) {
 		z, err := gzip.NewReader(b)
 		return z, func() {}, err
 	case bytes.Equal(head, []byte{0x28, 0xb5, 0x2f, 0xfd}), len(head) == 4 && head[0]&0xf0 == 0x50 && bytes.Equal(head[1:], []byte{0x2a, 0x4d, 0x18}):
-		z, err := zstd.NewReader(b, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
+		z, err := zstd.NewReader(b, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow),
+			zstd.IgnoreChecksum(true)) // whoever uses a layer holds it to its digest
 		if err != nil {
 			return nil, nil, err
 		}

@@ -230,6 +230,30 @@ func TestScannerAtEveryBoundary(t *testing.T) {
 	}
 }
 
+// TestScannerAtEveryAlignment: each kind of secret is found wherever it stands to
+// the positions that are looked at, to the end of what is scanned of a buffer,
+// and to the buffer's end.
+func TestScannerAtEveryAlignment(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 8))
+	pad := bytes.Repeat([]byte{'\n'}, bufSize+window)
+	for rule, secret := range secrets(r) {
+		reach := len(secret) + furthest
+		for _, border := range []int{reach, bufSize - window, bufSize} {
+			for lead := border - reach; lead <= border+furthest; lead++ {
+				got := find(append(pad[:lead:lead], secret+"\n"...), bufSize-lead%7)
+				if len(got) != 1 || got[0].Rule != rule {
+					t.Fatalf("%s at %d: got %v", rule, lead, got)
+				}
+			}
+		}
+	}
+	for i := range rules {
+		if a, k := rules[i].anchor, rarest(rules[i].anchor); k+3 > len(a) || k+3 > furthest {
+			t.Errorf("%s is looked for by 3 bytes from %d on", a, k)
+		}
+	}
+}
+
 // TestPlaceholders: what documentation and code hold is no secret.
 func TestPlaceholders(t *testing.T) {
 	for _, s := range []string{

@@ -101,43 +101,71 @@ func (s *Scanner) keep() {
 	s.buf = s.buf[:copy(s.buf, s.buf[cut:])]
 }
 
-// pairs marks the first two and the second two bytes of each anchor, so that a
-// look at every second position finds every anchor of three bytes or more.
-// A bit each: 8 KiB stay in the nearest cache.
-var pairs, byFirst = func() (t [1 << 10]uint64, first [256][]*rule) {
-	mark := func(a, b byte) { n := uint(a) | uint(b)<<8; t[n>>6] |= 1 << (n & 63) }
+// at is where in each anchor the three bytes stand that are looked for, at most
+// furthest bytes from its beginning; they are those that other text has least.
+const furthest = 8
+
+// common are pairs that text and code are full of.
+const common = "in im mi io ho gh ig th he au ut or rg pa at ap pi an nt ro st te to lp np pm " + "_a _t s_ -- \"a n e  e d k"
+
+// pairs marks the first two and the last two of the three bytes of each anchor,
+// so that a look at every second position finds every anchor. A bit each: 8 KiB
+// stay in the nearest cache. byPair are the rules by these pairs, and where the
+// anchor begins before them.
+var pairs, byPair = func() (t [1 << 10]uint64, by [][]mark) {
+	by = make([][]mark, 1<<16)
 	for i := range rules {
 		a := rules[i].anchor
-		mark(a[0], a[1])
-		mark(a[1], a[2])
-		first[a[0]] = append(first[a[0]], &rules[i])
+		k := rarest(a)
+		for j := k; j < k+2; j++ {
+			n := uint16(a[j]) | uint16(a[j+1])<<8
+			t[n>>6] |= 1 << (n & 63)
+			by[n] = append(by[n], mark{&rules[i], j})
+		}
 	}
-	return t, first
+	return t, by
 }()
 
-// scan looks at the positions from start up to end.
+type mark struct {
+	rule *rule
+	back int // from the pair to the anchor's beginning
+}
+
+// rarest chooses the three bytes.
+func rarest(a string) (at int) {
+	best := 3
+	for k := range min(len(a)-2, furthest-2) {
+		n := 0
+		for j := k; j < k+2; j++ {
+			if strings.Contains(common, a[j:j+2]) {
+				n++
+			}
+		}
+		if n < best {
+			at, best = k, n
+		}
+	}
+	return at
+}
+
+// scan tries the rules whose anchors begin at the positions from start up to end.
 func (s *Scanner) scan(end int) {
-	b := s.buf[:min(len(s.buf), end+2)]
+	b := s.buf[:min(len(s.buf), end+furthest)]
 	for i := s.start; i < len(b)-1; i += 2 {
 		n := uint16(b[i]) | uint16(b[i+1])<<8
-		if pairs[n>>6]>>(n&63)&1 == 0 {
-			continue
-		}
-		if i > s.start {
-			s.try(i - 1)
-		}
-		if i < end {
-			s.try(i)
+		if pairs[n>>6]>>(n&63)&1 != 0 {
+			s.try(n, i, end)
 		}
 	}
 	s.start = max(s.start, end)
 }
 
-// try tries the rules whose anchor may begin at i.
-func (s *Scanner) try(i int) {
-	for _, r := range byFirst[s.buf[i]] {
-		if bytes.HasPrefix(s.buf[i:], []byte(r.anchor)) {
-			s.rule(r, i)
+// try tries the rules that have the pair n, which stands at i.
+func (s *Scanner) try(n uint16, i, end int) {
+	for _, m := range byPair[n] {
+		at := i - m.back
+		if at >= s.start && at < end && bytes.HasPrefix(s.buf[at:], []byte(m.rule.anchor)) {
+			s.rule(m.rule, at)
 		}
 	}
 }

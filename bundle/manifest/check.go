@@ -32,9 +32,9 @@ var Kinds = map[string]Kind{
 	"file":   {Placed: true, Order: 1},
 	"policy": {Placed: true, Order: 2},
 	"debs":   {Placed: true, Order: 3}, // a folder of packages
-	"sbom":   {Made: true, Order: 4},
-	"image":  {Order: 5},
-	"model":  {Order: 6}, // by far the largest: last
+	"image":  {Order: 4},
+	"model":  {Order: 6},             // by far the largest: last
+	"sbom":   {Made: true, Order: 5}, // known when the images have been read
 }
 
 var (

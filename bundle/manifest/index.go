@@ -159,43 +159,110 @@ type Place struct {
 	Offset int64
 }
 
-// Places lays blobs of the given sizes one after the other into parts. A blob
-// begins in the next part when the current one is full.
-func Places(sizes, parts []int64) ([]Place, error) {
+// Stretches of Large bytes or more begin at a multiple of Block bytes of their
+// part: so a whole chunk goes from a disk's blocks to memory and on to other
+// blocks, past the page cache and without being moved. The bytes that are passed
+// over, less than Block, are zero.
+const (
+	Large = 1 << 20
+	Block = 4096
+)
+
+// Gap is a stretch of a part's payload that belongs to no blob.
+type Gap struct {
+	Part   int // from 1
+	Offset int64
+	Length int64
+}
+
+// layout walks through parts whose payload lens gives.
+type layout struct {
+	lens func(part int) int64 // of part p, from 0; 0 behind the last one
+	p    int
+	off  int64
+	gaps []Gap
+}
+
+// turn goes on to the next part.
+func (l *layout) turn() { l.p, l.off = l.p+1, 0 }
+
+// gap passes over what is left of a block.
+func (l *layout) gap() {
+	n := min((l.off+Block-1)/Block*Block, l.lens(l.p)) - l.off
+	if n > 0 {
+		l.gaps = append(l.gaps, Gap{l.p + 1, l.off, n})
+		l.off += n
+	}
+}
+
+// place puts n bytes where the walk has come to, and says how many have no room.
+func (l *layout) place(n int64) (at Place, short int64) {
+	if n >= Large {
+		l.gap()
+	}
+	if l.off == l.lens(l.p) && l.lens(l.p+1) > 0 {
+		l.turn()
+	}
+	at = Place{l.p + 1, l.off}
+	for l.off+n > l.lens(l.p) {
+		n -= l.lens(l.p) - l.off
+		if l.turn(); l.lens(l.p) == 0 {
+			return at, n
+		}
+	}
+	l.off += n
+	return at, 0
+}
+
+// Lay lays blobs of the given sizes one after the other into parts of size bytes,
+// and returns where each begins and the payload of each part: none for nothing. A
+// blob begins in the next part when the current one is full.
+func Lay(sizes []int64, size int64) (at []Place, parts []int64) {
+	l := layout{lens: func(int) int64 { return size }}
+	for _, n := range sizes {
+		p, _ := l.place(n)
+		at = append(at, p)
+	}
+	for range l.p {
+		parts = append(parts, size)
+	}
+	if l.off > 0 {
+		parts = append(parts, l.off)
+	}
+	// Without bytes behind them, blobs of none stand at the end of the last part.
+	for i := range at {
+		if at[i].Part > len(parts) && len(parts) > 0 {
+			at[i] = Place{len(parts), size}
+		}
+	}
+	return at, parts
+}
+
+// Places is Lay for parts that are there: it returns where each blob must begin,
+// and what lies between them. It is an error when the blobs don't end where the
+// parts do.
+func Places(sizes, parts []int64) ([]Place, []Gap, error) {
 	at := make([]Place, len(sizes))
 	if len(parts) == 0 {
 		parts = []int64{0} // nothing but the base's blobs
 	}
-	p, off := 0, int64(0)
+	l := layout{lens: func(p int) int64 {
+		if p >= len(parts) {
+			return 0
+		}
+		return parts[p]
+	}}
 	for i, n := range sizes {
-		if p < len(parts)-1 && off == parts[p] {
-			p, off = p+1, 0
+		p, short := l.place(n)
+		if short > 0 {
+			return nil, nil, fmt.Errorf("index: blob %d does not fit: the parts are %d bytes short", i, short)
 		}
-		at[i] = Place{p + 1, off}
-		for off+n > parts[p] {
-			n -= parts[p] - off
-			p, off = p+1, 0
-			if p == len(parts) {
-				return nil, fmt.Errorf("index: blob %d does not fit: the parts are %d bytes short", i, n)
-			}
-		}
-		off += n
+		at[i] = p
 	}
-	if p != len(parts)-1 || off != parts[p] {
-		return nil, fmt.Errorf("index: the blobs end in %s at %d, want the end of %s", PartName(p+1), off, PartName(len(parts)))
+	if l.p != len(parts)-1 || l.off != parts[l.p] {
+		return nil, nil, fmt.Errorf("index: the blobs end in %s at %d, want the end of %s", PartName(l.p+1), l.off, PartName(len(parts)))
 	}
-	return at, nil
-}
-
-// SplitParts returns the sizes of the parts that hold total bytes: none for 0.
-func SplitParts(total, size int64) (parts []int64) {
-	if total == 0 {
-		return nil
-	}
-	for ; total > size; total -= size {
-		parts = append(parts, size)
-	}
-	return append(parts, total)
+	return at, l.gaps, nil
 }
 
 // EncodeIndex returns the canonical bytes of an index: compact JSON and a
@@ -317,6 +384,13 @@ func (x Index) checkItems(r Release, bySum map[v1.Hash]int64, total int64) error
 
 // checkPlaces: what lies on the media lies there one after the other.
 func (x Index) checkPlaces(parts []Part) error {
+	_, err := x.Gaps(parts)
+	return err
+}
+
+// Gaps returns what lies between the blobs, and holds their places against those
+// that the sizes give.
+func (x Index) Gaps(parts []Part) ([]Gap, error) {
 	var lens, sizes []int64
 	var got []Place
 	for _, p := range parts {
@@ -329,16 +403,16 @@ func (x Index) checkPlaces(parts []Part) error {
 			}
 		}
 	}
-	at, err := Places(sizes, lens)
+	at, gaps, err := Places(sizes, lens)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for i, p := range got {
 		if p != at[i] {
-			return fmt.Errorf("index: stretch %d of the payload: part %d offset %d, want part %d offset %d", i, p.Part, p.Offset, at[i].Part, at[i].Offset)
+			return nil, fmt.Errorf("index: stretch %d of the payload: part %d offset %d, want part %d offset %d", i, p.Part, p.Offset, at[i].Part, at[i].Offset)
 		}
 	}
-	return nil
+	return gaps, nil
 }
 
 func (b Blob) check(hasBase bool) error {

@@ -57,11 +57,7 @@ func sample(t testing.TB) (Release, []byte) {
 		{Digest: digest("layer"), Size: ChunkSize + 1, Chunks: make([]Mark, 2), States: make([]content.State, 1)},
 		{Digest: digest(""), Size: 0},
 	}
-	parts := SplitParts(400+ChunkSize+1, 3<<20)
-	at, err := Places([]int64{400, ChunkSize + 1, 0}, parts)
-	if err != nil {
-		t.Fatal(err)
-	}
+	at, parts := Lay([]int64{400, ChunkSize + 1, 0}, 3<<20)
 	for i := range blobs {
 		blobs[i].Part, blobs[i].Offset = at[i].Part, at[i].Offset
 	}
@@ -345,7 +341,8 @@ func TestIndexBytes(t *testing.T) {
 	}
 }
 
-// TestPlaces holds the layout against a byte-by-byte walk.
+// TestPlaces holds the layout against a walk block by block, and what a writer
+// lays against what a reader wants.
 func TestPlaces(t *testing.T) {
 	for _, c := range []struct {
 		sizes []int64
@@ -358,17 +355,22 @@ func TestPlaces(t *testing.T) {
 		{[]int64{1, 10, 1}, 4},
 		{[]int64{4, 4}, 100},
 		{[]int64{7, 0, 0}, 7},
+		{[]int64{5, Large, 7, Large - 1, 1, Large + 1, 0}, 5 * Large},
+		{[]int64{5, Large, Large + 3, 9}, Large},             // a part ends where a block does
+		{[]int64{5, Large, Large + 3, Large, 9}, Large + 99}, // and within one
+		{[]int64{Large + 90, Large, 2}, Large + 99},          // the gap ends with the part
+		{[]int64{Large + 99, 0, Large}, Large + 99},
 	} {
-		var total int64
-		for _, n := range c.sizes {
-			total += n
+		at, parts := Lay(c.sizes, c.part)
+		want, gaps, err := Places(c.sizes, parts)
+		if err != nil || !slices.Equal(at, want) {
+			t.Fatalf("%v: laid at %v, want %v, %v", c, at, want, err)
 		}
-		at, err := Places(c.sizes, SplitParts(total, c.part))
-		if err != nil {
-			t.Fatalf("%v: %v", c, err)
-		}
-		pos := int64(0)
+		pos, between := int64(0), int64(0)
 		for i, n := range c.sizes {
+			for n >= Large && pos%c.part%Block != 0 {
+				pos, between = pos+1, between+1
+			}
 			if got := int64(at[i].Part-1)*c.part + at[i].Offset; got != pos {
 				t.Errorf("%v: blob %d at %+v, want byte %d", c, i, at[i], pos)
 			}
@@ -376,6 +378,21 @@ func TestPlaces(t *testing.T) {
 				t.Errorf("%v: blob %d begins behind the end of a part", c, i)
 			}
 			pos += n
+		}
+		for _, n := range parts {
+			pos -= n
+		}
+		for _, g := range gaps {
+			if between -= g.Length; g.Length >= Block || g.Offset+g.Length > parts[g.Part-1] {
+				t.Errorf("%v: gap %+v", c, g)
+			}
+		}
+		if pos != 0 || between != 0 {
+			t.Errorf("%v: parts %v are %d bytes off, gaps %v %d bytes", c, parts, pos, gaps, between)
+		}
+		parts[len(parts)-1]++
+		if _, _, err := Places(c.sizes, parts); err == nil {
+			t.Errorf("%v: a part may be longer than its blobs", c)
 		}
 	}
 }

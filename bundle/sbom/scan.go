@@ -140,11 +140,26 @@ var sources = []where{
 
 var goProgram = where{stream: true, read: goBuild}
 
+// byEnd are the rows by the last byte that a path needs to match them; 0: those
+// that any path may match. Most of an image's files match none.
+var byEnd = func() (t [256][]*where) {
+	for i := range sources {
+		c := sources[i].pattern[len(sources[i].pattern)-1]
+		if c == '*' {
+			c = 0
+		}
+		t[c] = append(t[c], &sources[i])
+	}
+	return t
+}()
+
 // source finds the row for an entry. Any executable may be a Go program.
 func source(e layer.Entry) *where {
-	for i := range sources {
-		if match(sources[i].pattern, e.Path) {
-			return &sources[i]
+	for _, rows := range [][]*where{byEnd[e.Path[len(e.Path)-1]], byEnd[0]} {
+		for _, w := range rows {
+			if match(w.pattern, e.Path) {
+				return w
+			}
 		}
 	}
 	if e.Mode&0o111 != 0 && e.Size > 4096 {
@@ -154,6 +169,9 @@ func source(e layer.Entry) *where {
 }
 
 func match(pattern, p string) bool {
+	if i := strings.IndexByte(pattern, '*'); i < 0 || !strings.HasPrefix(p, pattern[:i]) {
+		return p == pattern
+	}
 	if tail, ok := strings.CutPrefix(pattern, "**/"); ok {
 		parts, n := strings.Split(p, "/"), strings.Count(tail, "/")+1
 		if len(parts) < n {

@@ -2,7 +2,7 @@
 // noisy machine disturbs all of them alike.
 //
 //	clawbox-bench guard [-rounds 10] [-o docs]
-//	clawbox-bench bundle [-sizes 1,2,4] [-o docs]
+//	clawbox-bench bundle [-sizes 1,4,16] [-peer-up-to 4] [-images=false] [-o docs]
 //
 // guard is the same work on the host itself, in bubblewrap, in runc and in a
 // clawbox sandbox with full audit; bundle is the same files through clawbox and

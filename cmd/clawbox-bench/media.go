@@ -15,6 +15,7 @@ import (
 type mediaOptions struct {
 	sizes  []int64 // bytes of the one big file
 	peer   int64   // largest size that the peer gets too
+	images bool
 	rounds int
 	dir    string // results
 	work   string // scratch folder
@@ -25,10 +26,11 @@ type mediaOptions struct {
 
 func parseMedia(args []string) (o mediaOptions, err error) {
 	f := flag.NewFlagSet("bundle", flag.ContinueOnError)
-	sizes := f.String("sizes", "1,2,4", "sizes of the one big file in GB (10^9 bytes), rising")
-	peer := f.Float64("peer-up-to", 4, "the largest of them that the peer is given, in GB: it needs several times the room")
+	sizes := f.String("sizes", "1,4,16", "sizes of the one big file in GB (10^9 bytes), rising; none: no such file")
+	peer := f.Float64("peer-up-to", 4, "the largest of them that the peer is given, in GB: it needs several times the room; 0: no peer at all")
+	f.BoolVar(&o.images, "images", true, "take the image set through the steps, too")
 	f.IntVar(&o.rounds, "rounds", 1, "how often each has its turn")
-	f.StringVar(&o.dir, "o", "docs", "folder for bench-bundle.md and bench-bundle.svg")
+	f.StringVar(&o.dir, "o", "docs", "folder for bench-bundle.md and bench-bundle.svg; none: nothing is written")
 	f.StringVar(&o.work, "work", "", "scratch folder on a disk (default: a new one in /var/tmp)")
 	f.StringVar(&o.ours, "clawbox", "dist/clawbox", "our program")
 	f.StringVar(&o.theirs, "zarf", "dist/peers/zarf", "the peer's program")
@@ -41,6 +43,9 @@ func parseMedia(args []string) (o mediaOptions, err error) {
 	}
 	o.peer = int64(*peer * 1e9)
 	for s := range strings.SplitSeq(*sizes, ",") {
+		if *sizes == "" {
+			break
+		}
 		n, err := strconv.ParseFloat(s, 64)
 		if err != nil || n <= 0 {
 			return o, fmt.Errorf("-sizes: got %q, want gigabytes such as 0.5,1,4", s)
@@ -76,18 +81,27 @@ func mediaBench(ctx context.Context, o mediaOptions) (err error) {
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(o.work)) }()
 	}
-	rep := mediaReport{machine: thisMachine(), version: peerVersion(ctx, o.theirs)}
+	rep := mediaReport{machine: thisMachine(), version: peerVersion(ctx, o.theirs), peer: o.peer}
+	if rep.floor, err = newFloor(o.work); err != nil {
+		return err
+	}
 	for round := range o.rounds {
 		for _, size := range o.sizes {
 			if err := bigFile(ctx, o, round, size, &rep); err != nil {
 				return err
 			}
 		}
+		if !o.images {
+			continue
+		}
 		if err := imageSet(ctx, o, round, &rep); err != nil {
 			return err
 		}
 	}
 	fmt.Print(rep.text())
+	if o.dir == "" {
+		return nil
+	}
 	return rep.write(o.dir)
 }
 
@@ -106,7 +120,9 @@ func bigFile(ctx context.Context, o mediaOptions, round int, size int64, rep *me
 	us, them := ourFile(o, dir, file), theirFile(o, dir, file)
 	turns := []tool{us, them}
 	if size > o.peer {
-		turns = turns[:1]
+		// Nobody else needs the file: two copies are enough room to ask for.
+		us.done = map[string]func() error{"create": func() error { return os.Remove(file) }}
+		turns = []tool{us}
 	} else if round%2 == 1 {
 		turns[0], turns[1] = them, us
 	}
@@ -128,7 +144,9 @@ func imageSet(ctx context.Context, o mediaOptions, round int, rep *mediaReport) 
 	}
 	them := theirImages(o, dir, set)
 	turns := []tool{us, them}
-	if round%2 == 1 {
+	if o.peer == 0 {
+		turns = turns[:1]
+	} else if round%2 == 1 {
 		turns[0], turns[1] = them, us
 	}
 	name := fmt.Sprintf("%d images of %s together, %s with each layer once", len(set.refs), gigabytes(set.named), gigabytes(set.unique))

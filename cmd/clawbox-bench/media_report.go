@@ -14,6 +14,8 @@ import (
 // mediaReport is what one run of "clawbox-bench bundle" has found.
 type mediaReport struct {
 	machine, version string
+	floor            floor
+	peer             int64 // bytes of the largest file that the peer is given
 	loads            []load
 	samples          []sample
 }
@@ -105,7 +107,7 @@ func (r mediaReport) verdicts() (out [][]string) {
 
 func (r mediaReport) text() string {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "%s\npeer: zarf %s\n\n", r.machine, r.version)
+	fmt.Fprintf(&b, "%s\npeer: zarf %s\nfloor: %s\n\n", r.machine, r.version, r.floor)
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	for _, l := range append([][]string{mediaHead}, r.lines()...) {
 		fmt.Fprintln(w, strings.Join(l, "\t"))
@@ -127,17 +129,19 @@ Machine: %s. Peer: zarf %s, which builds from the module proxy.
 Both tools take turns with the same files on the same disk, each step with cold file caches. Bytes are what the process wrote to and
 read from the disk (` + "`write_bytes` and `read_bytes` of /proc/PID/io" + `), the pages of its program apart. Scratch is the most disk space in use
 at once beyond what was left at the end. The big file can't be compressed. The image set is served by a registry on loopback, whose own
-disk traffic is not counted; its payload is each distinct layer once.
+disk traffic is not counted; its payload is each distinct layer once. The peer is given files of up to %s: it needs several times the room.
 
 create: from source to media · inspect: print what is in it · verify: hold all of it to its sums · install: for clawbox into the store
 that registry and engine serve from (` + "`clawbox load`" + `), for zarf the file to its place, or the images into a registry.
+
+Floor, measured in the same run: %s. Several threads at once cost each other more.
 
 `
 
 // write puts tables and plot into dir.
 func (r mediaReport) write(dir string) error {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, mediaIntro, time.Now().UTC().Format("2 January 2006"), r.machine, r.version)
+	fmt.Fprintf(&b, mediaIntro, time.Now().UTC().Format("2 January 2006"), r.machine, r.version, gigabytes(r.peer), r.floor)
 	table(&b, mediaHead, r.lines())
 	b.WriteString("\n")
 	table(&b, []string{"target for clawbox, one big file", "result", "measured"}, r.verdicts())

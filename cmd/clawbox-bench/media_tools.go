@@ -30,6 +30,7 @@ type tool struct {
 	env  []string
 	prep func(context.Context) error // what is not measured
 	args map[string][]string         // step → command line; a step may be missing
+	done map[string]func() error     // step → what follows it, not measured; may be missing
 }
 
 // load is what they all carry.
@@ -62,6 +63,11 @@ func (rep *mediaReport) take(ctx context.Context, room string, l load, turns []t
 				return fmt.Errorf("%s, %s: %w", l.name, step, err)
 			}
 			rep.samples = append(rep.samples, sample{tool: t.name, step: step, load: l.name, payload: l.bytes, spent: s})
+			if f := t.done[step]; f != nil {
+				if err := f(); err != nil {
+					return err
+				}
+			}
 		}
 		if err := os.RemoveAll(t.dir); err != nil {
 			return err

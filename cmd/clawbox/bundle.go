@@ -32,8 +32,8 @@ func bundleCmd(a *app) *cobra.Command {
 
 Tags and files are pinned in bundle.lock beside the recipe; with the same lock
 the bundle is the same, byte for byte (unless it is encrypted). What was fetched
-stays in the work store, so that an interrupted run goes on where it was, and
-what has not changed since the last build is not read again. Registry
+lies on the media or stays in the work store, so that an interrupted run goes on
+where it was, and what has not changed since the last build is not read again. Registry
 credentials come from the usual keychain and are written nowhere.
 
 What the recipe doesn't mark as redistributable, and what has terms, is refused
