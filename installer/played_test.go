@@ -116,6 +116,7 @@ func (p *played) Alive(ctx context.Context) error {
 	}
 	return p.ended
 }
+
 func (p *played) Stop(context.Context) error {
 	if p.srv != nil {
 		p.srv.Close()
