@@ -25,7 +25,8 @@ type life struct {
 	begun time.Time
 }
 
-// cutPoints are the steps of an upgrade in whose midst the power is cut.
+// cutPoints are the steps of an upgrade, in the words that it says when they are
+// done: that is when the power is cut.
 var cutPoints = []string{"Fill the other slot", "Keep the state", "Carry agents over", "Start the release", "Prove that it works"}
 
 // versions of the releases.
@@ -335,15 +336,15 @@ func (l *life) rollback(ctx context.Context) error {
 	return l.whole(ctx, first, "32")
 }
 
-// cuts cuts the power at each point of an upgrade, and finds one of the two
+// cuts cuts the power after each of these steps of an upgrade, and finds one of the two
 // releases, whole.
 func (l *life) cuts(ctx context.Context) error {
 	for _, point := range cutPoints[:min(l.o.cuts, len(cutPoints))] {
 		start := time.Now()
 		now, err := l.cut(ctx, point)
-		fmt.Printf("%-5s   %-43s %5.0f s  %s\n", l.name, "in "+fmt.Sprintf("%q", point), time.Since(start).Seconds(), now)
+		fmt.Printf("%-5s   %-43s %5.0f s  %s\n", l.name, fmt.Sprintf("after %q", point), time.Since(start).Seconds(), now)
 		if err != nil {
-			return fmt.Errorf("in %q: %w", point, err)
+			return fmt.Errorf("after %q: %w", point, err)
 		}
 	}
 	return nil
