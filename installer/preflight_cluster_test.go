@@ -85,6 +85,7 @@ var clusterRows = []row{
 	{"node-programs", Refusal, func(w world) { w.r.Items[7].Path = "bin/other" }},
 	{"node-programs", Refusal, func(w world) { w.r.Items[8].Mode = 0o644 }},
 	{"node-programs", Refusal, func(w world) { w.r.Items[len(w.r.Items)-1].Path = "bin/runc" }},
+	{"k3s-version", Refusal, func(w world) { w.r.Components = nil }},
 	{"node-images", Refusal, func(w world) { w.r.Items[9].Name = "other" }},
 	{"chart-images", Refusal, func(w world) { w.a.Cluster.Models[0].Image = "other" }},
 	{"serving", Refusal, func(w world) { w.a.Cluster.Models[0].Model = "other" }},

@@ -84,12 +84,16 @@ func (Client) Ready(ctx context.Context, kubeconfig, name string) error {
 	}
 }
 
-func ready(ctx context.Context, kubeconfig, name string) error {
+func clientset(kubeconfig string) (*kubernetes.Clientset, error) {
 	cfg, err := flags(kubeconfig, "").ToRESTConfig()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	cs, err := kubernetes.NewForConfig(cfg)
+	return kubernetes.NewForConfig(cfg)
+}
+
+func ready(ctx context.Context, kubeconfig, name string) error {
+	cs, err := clientset(kubeconfig)
 	if err != nil {
 		return err
 	}
@@ -99,6 +103,10 @@ func ready(ctx context.Context, kubeconfig, name string) error {
 	if err != nil {
 		return err
 	}
+	return nodeReady(n)
+}
+
+func nodeReady(n *corev1.Node) error {
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady {
 			if c.Status == corev1.ConditionTrue {
@@ -127,11 +135,7 @@ func (Client) Account(ctx context.Context, kubeconfig, namespace, secret string)
 }
 
 func account(ctx context.Context, kubeconfig, namespace, secret string) (a installer.Account, err error) {
-	cfg, err := flags(kubeconfig, "").ToRESTConfig()
-	if err != nil {
-		return a, err
-	}
-	cs, err := kubernetes.NewForConfig(cfg)
+	cs, err := clientset(kubeconfig)
 	if err != nil {
 		return a, err
 	}
