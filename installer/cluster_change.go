@@ -104,6 +104,31 @@ func (g clusterGate) Pass(ctx context.Context, c Change) error {
 	return cl.Settled(ctx, g.c.l.Kubeconfig(), w)
 }
 
+// LookNode says what is wrong with the node below root now, nil when all of the
+// appliance's own on it works; node is false where there is none.
+func LookNode(ctx context.Context, root string) (node bool, err error) {
+	l := Layout{root}
+	if !l.hasNode() {
+		return false, nil
+	}
+	run, err := LoadRunning(root)
+	if err != nil && !there(l.Charts()) { // one that joined
+		return true, kubeletHealthy(ctx)
+	}
+	if err != nil {
+		return true, err
+	}
+	_, r, err := l.installed()
+	if err != nil {
+		return true, err
+	}
+	w := Settled{Node: run.Node, Version: r.k3sVersion(), Namespaces: settledNamespaces}
+	if w.Addons, err = l.addons(); err != nil {
+		return true, err
+	}
+	return true, l.Cluster(nil).Settled(ctx, l.Kubeconfig(), w)
+}
+
 // clusterDeadline is the gates' where K3s has to start and images are pulled.
 const clusterDeadline = 15 * time.Minute
 

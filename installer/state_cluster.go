@@ -182,7 +182,7 @@ func lockBytes(ctx context.Context, path string, r byteRange) (unlock func(), er
 		select {
 		case <-ctx.Done():
 			return nil, errors.Join(unix.EAGAIN, f.Close())
-		case <-time.After(50 * time.Millisecond):
+		case <-time.After(2 * time.Millisecond): // a busy writer lets go for moments only
 		}
 	}
 }

@@ -107,6 +107,11 @@ func ready(ctx context.Context, kubeconfig, name string) error {
 }
 
 func nodeReady(n *corev1.Node) error {
+	for _, c := range n.Status.Conditions { // under pressure it may be ready, and runs nothing new
+		if c.Status == corev1.ConditionTrue && (c.Type == corev1.NodeDiskPressure || c.Type == corev1.NodeMemoryPressure || c.Type == corev1.NodePIDPressure) {
+			return fmt.Errorf("%s: %s", c.Type, c.Message)
+		}
+	}
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady {
 			if c.Status == corev1.ConditionTrue {
