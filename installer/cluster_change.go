@@ -42,6 +42,12 @@ type Settled struct {
 // theirs, and agents start by the gate for agents.
 var settledNamespaces = []string{"kube-system", systemNamespace, gpuNamespace, modelNamespace}
 
+// wanted is what a cluster whose server is node looks like with a release.
+func (l Layout) wanted(node string, r Release) (Settled, error) {
+	addons, err := l.addons()
+	return Settled{node, r.k3sVersion(), addons, settledNamespaces}, err
+}
+
 // carryNode puts what the release's K3s reads in its place, and where K3s goes
 // down, the datastore of when that K3s ran last.
 func (c *changing) carryNode(ctx context.Context) (string, error) {
@@ -91,8 +97,8 @@ func (g clusterGate) Pass(ctx context.Context, c Change) error {
 	if err := cl.Ready(ctx, g.c.l.Kubeconfig(), run.Node); err != nil {
 		return err
 	}
-	w := Settled{Node: run.Node, Version: r.k3sVersion(), Namespaces: settledNamespaces}
-	if w.Addons, err = g.c.l.addons(); err != nil {
+	w, err := g.c.l.wanted(run.Node, r)
+	if err != nil {
 		return err
 	}
 	if _, err := cl.Apply(ctx, g.c.l.Kubeconfig(), run.Charts); err != nil {
@@ -122,8 +128,8 @@ func LookNode(ctx context.Context, root string) (node bool, err error) {
 	if err != nil {
 		return true, err
 	}
-	w := Settled{Node: run.Node, Version: r.k3sVersion(), Namespaces: settledNamespaces}
-	if w.Addons, err = l.addons(); err != nil {
+	w, err := l.wanted(run.Node, r)
+	if err != nil {
 		return true, err
 	}
 	return true, l.Cluster(nil).Settled(ctx, l.Kubeconfig(), w)

@@ -106,6 +106,12 @@ func TestPreflightOfCluster(t *testing.T) {
 	if bad := Refused(Preflight(f, a, r)); len(bad) > 0 {
 		t.Errorf("without GPUs: %v", bad)
 	}
+	// So is one on which the cluster runs, whose bridge has an address, too.
+	f, a, r = goodCluster()
+	f.Addresses, f.Networks = append([]string{"10.42.0.1"}, f.Addresses...), append(f.Networks, host.Network{Prefix: "10.42.0.0/24", Iface: "cni0"})
+	if bad := Refused(Preflight(f, a, r)); len(bad) > 0 || a.Cluster.address(f) != "10.0.2.7" {
+		t.Errorf("a running node: %v", bad)
+	}
 	// And so is one that joins.
 	if bad := Refused(Preflight(nodeFacts("/"), agentAnswers("/", r), r)); len(bad) > 0 {
 		t.Errorf("an agent: %v", bad)
