@@ -98,7 +98,8 @@ func (l Layout) alone(ctx context.Context, c changes) (Start, error) {
 		if err := idle(ctx, cfg.Paths.State, stopTime); err != nil {
 			return Start{}, err
 		}
-		return Start{Said: "taken back: " + c.open.String() + ": " + cutOff}, l.giveBack(ctx, *c.open, c.returning, cutOff, all, j)
+		err = l.withoutNode(ctx, c.open.Profile, func() error { return l.giveBack(ctx, *c.open, c.returning, cutOff, all, j) })
+		return Start{Said: "taken back: " + c.open.String() + ": " + cutOff}, err
 	case there(l.Try()):
 		return Start{}, gone(l.Try())
 	}

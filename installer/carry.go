@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,6 +21,7 @@ type carrier struct {
 	from, to Release
 	refs     map[string]string // store names
 	notes    []string          // what could not be carried, for the operator
+	lost     []string          // models that the cluster served
 }
 
 func newCarrier(l Layout, from, to Release) *carrier {
@@ -66,6 +68,10 @@ func (c *carrier) answers(a Answers) Answers {
 	if _, ok := c.to.program(enginePath); !ok {
 		a.Engine = EngineAnswers{}
 	}
+	a.Cluster.Models, c.lost = c.to.serving(a.Cluster.Models)
+	for _, m := range c.lost {
+		c.note("the cluster serves %s no longer: the release %s has no such model", m, c.to)
+	}
 	a.Engine.Models = slices.DeleteFunc(slices.Clone(a.Engine.Models), func(m string) bool { return !slices.Contains(names, m) })
 	return a
 }
@@ -76,6 +82,17 @@ func (c *carrier) config(have config.Config, a Answers) config.Config {
 	want := a.Config(c.to)
 	have.Release, have.Paths.Slot = want.Release, want.Paths.Slot
 	have.Agents, _ = c.agents(have.Agents)
+	if len(c.lost)+len(a.Cluster.Models) > 0 { // a model's address is its place among them
+		if have.Upstreams = maps.Clone(have.Upstreams); have.Upstreams == nil {
+			have.Upstreams = map[string]config.Upstream{}
+		}
+		for _, m := range c.lost {
+			delete(have.Upstreams, m)
+		}
+		for _, m := range a.Cluster.Models {
+			have.Upstreams[m.Model] = want.Upstreams[m.Model]
+		}
+	}
 	if have.Engine.Binary == "" {
 		return have
 	}

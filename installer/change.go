@@ -41,11 +41,12 @@ type ChangeEnv struct {
 	Service Service       // nil: ServiceOf
 	State   []Snapshotter // nil: StateOf
 	Agents  Agents        // nil: none are known
+	Cluster Cluster       // of a server; nil: the program of the slot that runs
 	Gates   []Gate        // after health, before agents
 	// Tell tells a running appliance that there are events for its ledger; nil
 	// leaves that to its next start.
 	Tell     func(context.Context) error
-	Deadline time.Duration // for all gates together; 0: three minutes
+	Deadline time.Duration // for all gates together; 0: three minutes, fifteen on a cluster
 	Remark   string        // goes on the ledger with the beginning
 	Progress func(Event)
 
@@ -63,9 +64,10 @@ type ChangePlan struct {
 	Plan     Plan          `json:"plan"` // the other release's, as if installed
 	Config   config.Config `json:"-"`
 
-	change Change
-	carry  *carrier
-	was    config.Config
+	change    Change
+	carry     *carrier
+	was       config.Config
+	datastore string // folder of the state whose K3s is put back; "": the present one goes on
 }
 
 // ErrInstalled says that what is offered is what runs already.
@@ -126,7 +128,12 @@ func NewRollback(f host.Facts, root, operator string, old bool) (ChangePlan, err
 	if old {
 		c.Put = k.State
 	}
-	return l.change(f, c, from, to)
+	p, err := l.change(f, c, from, to)
+	if err == nil && p.change.Profile == "cluster" && !old && goesDown(from, to) {
+		p.datastore = k.State
+		p.Notes = append(p.Notes, fmt.Sprintf("K3s goes from %s to %s, which can't read what the later one wrote: the cluster's objects are put back to what they were when %s was left; what was made on the cluster since is not in it, tenants' volumes stay on the disk", from.k3sVersion(), to.k3sVersion(), k.Release))
+	}
+	return p, err
 }
 
 // installed is the release that was committed last.

@@ -200,7 +200,7 @@ func (c *changing) tell(s changeStep, what, detail string) {
 
 // failed goes back, also when ctx has ended, and starts what ran before.
 func (c *changing) failed(ctx context.Context, s changeStep, cause error) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Minute)
 	defer cancel()
 	_ = c.write(changeLine{Event: "fail", Step: s.id, Text: cause.Error()}) // the journal may be what failed
 	if c.down.IsZero() {
@@ -231,8 +231,14 @@ func (c *changing) restart(ctx context.Context) error {
 	}
 	back := c.change
 	back.To = c.change.From
-	if err := (healthGate{c: c, patient: true}).Pass(ctx, back); err != nil { // on a slow host its first start may take too long
-		return err
+	gates := []Gate{healthGate{c: c, patient: true}} // on a slow host its first start may take too long
+	if c.change.Profile == "cluster" {
+		gates = append(gates, clusterGate{c, true})
+	}
+	for _, g := range gates {
+		if err := g.Pass(ctx, back); err != nil {
+			return err
+		}
 	}
 	if c.env.Agents == nil || len(c.change.Agents) == 0 {
 		return nil

@@ -39,10 +39,10 @@ func init() {
 		{"next", "Write what takes effect later", "configuration, keys and receipt, not in their places yet", nil, (*changing).next},
 		{stopping, "Stop the appliance", "agents end in order; what they wrote stays", nil, (*changing).stop},
 		{"state", "Keep the state", "what is put back if the release does not hold; of the ledger its head, to prove later that it only grew", nil, (*changing).state},
-		{touching, "Carry agents over", "to the release's images, and to its policies where nobody changed theirs", nil, (*changing).carryOver},
+		{touching, "Carry agents over", "to the release's images, and to its policies where nobody changed theirs; on a cluster also what K3s reads", nil, (*changing).carryOver},
 		{"arm", "Arm one try", "the next start enters the release once; the start after that is the present one again, unless all gates have passed", nil, (*changing).arm},
 		{"try", "Start the release", "the marker is used up before it is entered", nil, (*changing).try},
-		{"gates", "Prove that it works", "health, protection, the ledger, the agents that ran, all before the deadline", nil, (*changing).gates},
+		{"gates", "Prove that it works", "health, the cluster, protection, the ledger, the agents that ran, all before the deadline", nil, (*changing).gates},
 	}
 }
 
@@ -60,7 +60,12 @@ func (c *changing) slot(ctx context.Context) (string, error) {
 	if err := c.run.refs(s); err != nil {
 		return "", err
 	}
-	return c.run.slot(ctx)
+	did, err := c.run.slot(ctx)
+	if err != nil || !isServer(c.run.Answers) {
+		return did, err
+	}
+	models, err := c.run.models(ctx)
+	return joined([]string{did, models}), err
 }
 
 // The files of Next and where they go with the commit.
@@ -122,7 +127,11 @@ func (c *changing) carryOver(ctx context.Context) (string, error) {
 		return "the state of " + c.change.To.String(), restoreState(ctx, c.env.State, c.change.Put)
 	}
 	did, err := c.plan.carry.records(c.plan.was.Paths.State)
-	return strings.Join(did, ", "), err
+	if err != nil {
+		return "", err
+	}
+	node, err := c.carryNode(ctx)
+	return joined(append(did, node)), err
 }
 
 // arm writes the marker that Boot uses up.
@@ -155,10 +164,17 @@ func (c *changing) gates(ctx context.Context) (string, error) {
 	limit := c.env.Deadline
 	if limit == 0 {
 		limit = 3 * time.Minute
+		if c.change.Profile == "cluster" {
+			limit = clusterDeadline
+		}
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the deadline of %s has passed", limit))
 	defer cancel()
-	all := append([]Gate{healthGate{c: c}}, c.env.Gates...)
+	all := []Gate{healthGate{c: c}}
+	if c.change.Profile == "cluster" {
+		all = append(all, clusterGate{c: c})
+	}
+	all = append(all, c.env.Gates...)
 	if c.env.Agents != nil {
 		all = append(all, agentsGate{c.env.Agents})
 	}

@@ -58,6 +58,7 @@ type changes struct {
 	open      *Change // begun and not ended
 	stopped   bool    // the appliance was stopped for it
 	touched   bool    // state was changed since: it must be put back
+	failed    bool    // a step failed: nothing of the release starts any more
 	returning string  // why, once that was decided
 	committed bool
 	size      int64
@@ -93,7 +94,9 @@ func (c *changes) apply(b []byte) error {
 		c.committed = true
 	case "end":
 		*c = changes{count: c.count}
-	case "done", "fail":
+	case "fail":
+		c.failed = true
+	case "done":
 	default:
 		return fmt.Errorf("got the event %q; was it written by a newer installer?", l.Event)
 	}
@@ -153,4 +156,28 @@ func (l Layout) tellLedger(c Change, what, reason string) error {
 		return err
 	}
 	return writeJSON(path, event{EventFormat, time.Now().UTC(), what, c.Kind, c.From, c.To, c.Operator, reason})
+}
+
+// Turn is the last thing that became of an upgrade, a rollback or a restore, as
+// the ledger is told of it.
+type Turn struct {
+	Time   time.Time `json:"time"`
+	Event  string    `json:"event"` // begun, tried, committed, returned, restored
+	Kind   string    `json:"kind"`
+	From   string    `json:"from"`
+	To     string    `json:"to"`
+	Reason string    `json:"reason,omitempty"`
+}
+
+// LastTurn is the last turn below root; nil where there was none.
+func LastTurn(root string) (*Turn, error) {
+	found, err := filepath.Glob(filepath.Join(Layout{root}.Events(), "*.json"))
+	if err != nil || len(found) == 0 {
+		return nil, err
+	}
+	var e event
+	if err := readJSON(found[len(found)-1], &e); err != nil { // sorted: their names count
+		return nil, err
+	}
+	return &Turn{e.Time, e.Event, e.Kind, e.From.String(), e.To.String(), e.Reason}, nil
 }

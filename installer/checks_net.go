@@ -149,6 +149,10 @@ var clusterChecks = []check{
 		}
 		return lacking("missing or not executable:", miss, "file items with path "+list([]string{k3sPath, clusterPath, runtimePath})+", mode 0755", "rebuild the bundle with them, or choose the profile solo")
 	}},
+	{"k3s-version", "", "", func(q question) Finding {
+		v := q.r.k3sVersion()
+		return verdict(v != "", Refusal, "a release that does not say which K3s it has", "components: [{name: k3s, version: 1.35.0+k3s1}] in the recipe", "rebuild the bundle with it: which release may follow on which is decided by it")
+	}},
 	{"node-images", "", "", func(q question) Finding {
 		var names, miss []string
 		for _, i := range nodeImages {

@@ -188,12 +188,20 @@ func (c ClusterAnswers) name(f host.Facts) string {
 	return strings.ToLower(f.Hostname)
 }
 
-// address is the node's address: the answered one, or the only one there is.
+// address is the node's address: the answered one, or the only one there is
+// besides those that a cluster which runs has given it.
 func (c ClusterAnswers) address(f host.Facts) string {
-	if c.Address == "" && len(f.Addresses) == 1 {
-		return f.Addresses[0]
+	if c.Address != "" {
+		return c.Address
 	}
-	return c.Address
+	own := slices.DeleteFunc(slices.Clone(f.Addresses), func(s string) bool {
+		a, err := netip.ParseAddr(s)
+		return err == nil && slices.ContainsFunc(clusterRanges, func(r string) bool { return netip.MustParsePrefix(r).Contains(a) })
+	})
+	if len(own) == 1 {
+		return own[0]
+	}
+	return ""
 }
 
 // iface is the interface whose network holds the node's address.

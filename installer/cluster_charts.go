@@ -184,7 +184,7 @@ func (a Answers) servingPart(i int, f host.Facts, r Release) part {
 		Chart: Chart{Name: s.Model, Namespace: modelNamespace, Wait: true, Values: map[string]any{
 			"node": a.Cluster.name(f), "address": serviceAddress(i), "port": servePort, "uid": cmp.Or(c.UID, 1000), "gpus": s.GPUs,
 			"args": args, "env": env, "ready": ready,
-			"model":     map[string]any{"path": a.layout().model(s), "mount": dir, "writable": c.Writable, "bytes": fmt.Sprintf("%dMi", it.Size>>20+1)},
+			"model":     map[string]any{"path": a.layout().model(s, it), "mount": dir, "writable": c.Writable, "bytes": fmt.Sprintf("%dMi", it.Size>>20+1)},
 			"resources": map[string]any{"cpu": strconv.Itoa(max(f.CPUs/2, 1)), "memory": fmt.Sprintf("%dMi", servingMemory(s, it, f)>>20)},
 		}},
 	}

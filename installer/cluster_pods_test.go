@@ -188,12 +188,18 @@ func TestUninstallNode(t *testing.T) {
 	if err := Remove(t.Context(), r, RemoveEnv{Operator: "Ann", Service: &played{root: l.Prefix}}); err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range []string{l.Access(), l.Runtime(), l.ContainerdTemplate()} {
+	for _, p := range []string{l.Access(), l.Runtime(), l.ContainerdTemplate(), l.at("etc/rancher/k3s/registries.yaml"), l.at("etc/sysctl.d/90-clawbox-k3s.conf"), l.at("usr/local/bin/kubectl"), l.at("var/lib/rancher/k3s/agent")} {
 		if there(p) {
 			t.Errorf("%s stays", p)
 		}
 	}
-	if !there(l.LedgerS()) {
-		t.Error("the ledger's key is gone")
+	if !there(l.LedgerS()) || !there(l.at("var/lib/rancher/k3s/server/manifests")) || !l.hasNode() {
+		t.Error("the ledger's key, the cluster or what says whose it is is gone")
+	}
+	if r, err = NewRemoval(l.Prefix, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := Remove(t.Context(), r, RemoveEnv{Operator: "Ann", Service: &played{root: l.Prefix}}); err != nil || there(l.at("var/lib/rancher")) || there(l.at("etc/rancher")) {
+		t.Errorf("with purge K3s's folders stay, %v", err)
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
+	"time"
 )
 
 // clusterProgram is a Cluster by the slot's own program clawbox-cluster, so
@@ -37,6 +39,14 @@ func (c clusterProgram) Apply(ctx context.Context, kubeconfig string, charts []C
 	return c.run(ctx, bytes.NewReader(b), "apply", kubeconfig)
 }
 
+func (c clusterProgram) Settled(ctx context.Context, kubeconfig string, w Settled) error {
+	b, err := json.Marshal(w)
+	if err == nil {
+		_, err = c.run(ctx, bytes.NewReader(b), "settled", kubeconfig)
+	}
+	return err
+}
+
 func (c clusterProgram) Account(ctx context.Context, kubeconfig, namespace, secret string) (Account, error) {
 	var a Account
 	out, err := c.run(ctx, nil, "account", kubeconfig, namespace, secret)
@@ -50,6 +60,9 @@ func (c clusterProgram) Account(ctx context.Context, kubeconfig, namespace, secr
 // become the error.
 func (c clusterProgram) run(ctx context.Context, in io.Reader, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, c.path, args...)
+	// It is told to end, and then says what it was waiting for.
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 5 * time.Second
 	cmd.Stdin = in
 	var out strings.Builder
 	errs := &lines{say: c.say}
@@ -57,7 +70,7 @@ func (c clusterProgram) run(ctx context.Context, in io.Reader, args ...string) (
 	// Helm reads HELM_* and KUBECONFIG: nothing of ours.
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"}
 	if err := cmd.Run(); err != nil {
-		if ctx.Err() != nil {
+		if ctx.Err() != nil && errs.last == "" {
 			err = context.Cause(ctx)
 		}
 		return "", fmt.Errorf("%s: %w: %s", filepath.Base(c.path), err, strings.TrimSpace(errs.last))

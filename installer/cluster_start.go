@@ -86,11 +86,22 @@ func kubeletHealthy(ctx context.Context) error {
 	return nil
 }
 
-// charts installs what the cluster is to run.
+// charts installs what the cluster is to run, and waits until all of the
+// appliance's own on it is ready: an upgrade will want as much.
 func (r *run) charts(ctx context.Context) (string, error) {
 	c, err := LoadRunning(r.Answers.Root)
 	if err != nil {
 		return "", err
 	}
-	return r.cluster().Apply(ctx, r.l.Kubeconfig(), c.Charts)
+	did, err := r.cluster().Apply(ctx, r.l.Kubeconfig(), c.Charts)
+	if err != nil {
+		return "", err
+	}
+	w, err := r.l.wanted(c.Node, r.Release)
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	defer cancel()
+	return did, r.cluster().Settled(ctx, r.l.Kubeconfig(), w)
 }

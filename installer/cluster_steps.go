@@ -25,6 +25,9 @@ type Cluster interface {
 	// so. It says what it changed; "" is nothing. Calling it again with the
 	// same charts changes nothing.
 	Apply(ctx context.Context, kubeconfig string, charts []Chart) (string, error)
+	// Settled waits until the cluster looks as w says, or ctx ends; its error
+	// then names what does not.
+	Settled(ctx context.Context, kubeconfig string, w Settled) error
 	// Account reads a service account's secret, once the cluster has filled it.
 	Account(ctx context.Context, kubeconfig, namespace, secret string) (Account, error)
 }
@@ -50,20 +53,24 @@ func (l Layout) k3sWants() string {
 // models is the folder of all laid-out models.
 func (l Layout) models() string { return l.at("var/lib/clawbox/models") }
 
+// modelFolder is the name of a model's folder: the model and its bytes, so that
+// those of two releases lie beside each other while one of them is tried.
+func modelFolder(it Item) string { return fmt.Sprintf("%s-%.12s", it.Name, it.Digest.Hex) }
+
 // model is the folder that an engine mounts. The embedded engine's layout is
 // one folder further down.
-func (l Layout) model(s ServingAnswers) string {
-	d := filepath.Join(l.models(), s.Model)
+func (l Layout) model(s ServingAnswers, it Item) string {
+	d := filepath.Join(l.models(), modelFolder(it))
 	if s.Engine == "ollama" {
 		return filepath.Join(d, "models")
 	}
 	return d
 }
 
-// k3sUnitText starts K3s from the slot that is active, so that an upgrade of
-// the slot is one of K3s. It comes after the appliance, whose registry has the
-// images. What an upstream unit has and this one lacks: waiting for a network
-// that leads somewhere.
+// k3sUnitText has the installed clawbox decide which release's K3s runs, and
+// become it: an upgrade of the slot is one of K3s. It comes after the appliance,
+// whose registry has the images. What an upstream unit has and this one lacks:
+// waiting for a network that leads somewhere.
 const k3sUnitText = `# Written by clawbox install.
 [Unit]
 Description=K3s, the cluster of clawbox
@@ -73,10 +80,10 @@ ConditionPathExists=%[1]s
 
 [Service]
 Type=notify
-Environment=PATH=%[2]s:%[2]s/cni:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+Environment=PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 ExecStartPre=-/usr/lib/systemd/systemd-modules-load /etc/modules-load.d/clawbox-k3s.conf
 ExecStartPre=-/usr/lib/systemd/systemd-sysctl /etc/sysctl.d/90-clawbox-k3s.conf
-ExecStart=%[1]s %[3]s
+ExecStart=%[2]s cluster serve %[3]s
 KillMode=process
 Delegate=yes
 LimitNOFILE=1048576
@@ -104,9 +111,15 @@ func (r *run) node(context.Context) (string, error) {
 		return "", err
 	}
 	files = append(files, k3s.File{Path: "/etc/modules-load.d/clawbox-k3s.conf", Mode: 0o644, Data: []byte(modulesText)})
+	if isServer(r.Answers) {
+		own, err := r.manifests()
+		if err != nil {
+			return "", err
+		}
+		files = append(files, own...)
+	}
 	if withSystemd(r.Answers) {
-		bin := filepath.Join(r.l.Current(), "bin")
-		text := fmt.Sprintf(k3sUnitText, filepath.Join(r.l.Current(), k3sPath), bin, n.Role)
+		text := fmt.Sprintf(k3sUnitText, filepath.Join(r.l.Current(), k3sPath), filepath.Join(r.l.Current(), mainPath), n.Role)
 		files = append(files, k3s.File{Path: "/etc/systemd/system/k3s.service", Mode: 0o644, Data: []byte(text)})
 	}
 	var did []string
@@ -130,6 +143,26 @@ func (r *run) node(context.Context) (string, error) {
 		did = append(did, what)
 	}
 	return joined(did), nil
+}
+
+// manifestsPath is the folder of a slot with the manifests that a K3s from source
+// lacks; its release binary has them inside.
+const manifestsPath = "k3s/manifests/"
+
+// manifests are those.
+func (r *run) manifests() (out []k3s.File, err error) {
+	for _, it := range r.Release.kind("file") {
+		name, ok := strings.CutPrefix(it.place(), manifestsPath)
+		if !ok || strings.Contains(name, "/") {
+			continue
+		}
+		b, err := os.ReadFile(filepath.Join(r.l.Slot(r.Release.Version, r.Release.Sequence), it.place()))
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, k3s.File{Path: k3s.Manifests + "/" + name, Mode: 0o600, Data: b})
+	}
+	return out, nil
 }
 
 // joined lists what was done, leaving out what was nothing.
@@ -266,7 +299,7 @@ func (r *run) models(context.Context) (string, error) {
 	var did []string
 	for _, m := range r.Answers.Cluster.Models {
 		it, _ := r.Release.item("model", m.Model)
-		what, err := r.layOut(s, m, it.Ref)
+		what, err := r.layOut(s, m, it)
 		if err != nil {
 			return "", err
 		}
@@ -277,12 +310,12 @@ func (r *run) models(context.Context) (string, error) {
 
 // layOut makes one model's folder, unless it is right already: pods may have
 // it mounted, and a new folder in its place would not reach them.
-func (r *run) layOut(s *content.Store, a ServingAnswers, ref string) (string, error) {
-	m, err := model.Open(s, ref)
+func (r *run) layOut(s *content.Store, a ServingAnswers, it Item) (string, error) {
+	m, err := model.Open(s, it.Ref)
 	if err != nil {
 		return "", err
 	}
-	dir := filepath.Join(r.l.models(), a.Model)
+	dir := filepath.Join(r.l.models(), modelFolder(it))
 	if a.Engine == "ollama" {
 		return "", engine.Prepare(dir, []engine.Model{engineModel(s, a.Model, m)})
 	}
@@ -318,7 +351,7 @@ func engineModel(s *content.Store, name string, m model.Model) engine.Model {
 // nextOfCluster says what to do after an installation of the profile cluster.
 func nextOfCluster(a Answers) string {
 	if !withSystemd(a) {
-		s := "start the appliance with: " + serveCommand(a) + "\nthen K3s with: " + filepath.Join(a.layout().Current(), k3sPath) + " " + a.Cluster.Role
+		s := "start the appliance with: " + serveCommand(a) + "\nthen K3s with: clawbox cluster serve " + a.Cluster.Role
 		if a.Cluster.Role == RoleServer {
 			s += "\nthen: clawbox cluster apply, and start the appliance again: it runs agents as pods from then on"
 		}

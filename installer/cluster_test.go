@@ -14,13 +14,18 @@ import (
 	"testing"
 
 	"github.com/clawbox/clawbox/appliance/config"
+	"github.com/clawbox/clawbox/bundle/manifest"
 	"github.com/clawbox/clawbox/installer/host"
 )
 
 // makeUpCluster is a release with what a cluster needs.
-func makeUpCluster() *madeUp {
-	m := makeUp(1, goodPolicy)
-	m.add(Item{Name: "k3s", Kind: "file", Path: k3sPath, Mode: 0o755}, "\x7fELF k3s")
+func makeUpCluster() *madeUp { return clusterRelease(1, "1.34.0+k3s1") }
+
+// clusterRelease is one with that K3s.
+func clusterRelease(sequence int64, version string) *madeUp {
+	m := makeUp(sequence, policyOf(sequence))
+	m.Components = []manifest.Component{{Name: k3sComponent, Version: version}}
+	m.add(Item{Name: "k3s", Kind: "file", Path: k3sPath, Mode: 0o755}, "\x7fELF k3s "+version)
 	m.add(Item{Name: "clawbox-cluster", Kind: "file", Path: clusterPath, Mode: 0o755}, standInProgram)
 	for _, n := range []string{"pause", "coredns", "local-path-provisioner", "busybox", "vllm", "nim", "nvidia-device-plugin", "victoria-metrics", "dcgm-exporter"} {
 		m.add(Item{Name: n, Kind: "image", Platforms: []string{"linux/amd64"}}, n)
@@ -139,12 +144,23 @@ type standIn struct {
 	charts        []Chart
 	account       Account
 	err           error
+	wanted        Settled
+	sick          error  // of Settled
+	sickWith      string // only with that K3s
 }
 
 func (s *standIn) Ready(_ context.Context, _, name string) error { s.waited = name; return s.err }
 func (s *standIn) Account(_ context.Context, kubeconfig, namespace, secret string) (Account, error) {
 	s.asked = kubeconfig + " " + namespace + " " + secret
 	return s.account, s.err
+}
+
+func (s *standIn) Settled(_ context.Context, _ string, w Settled) error {
+	s.wanted = w
+	if s.sickWith != "" && w.Version != s.sickWith {
+		return nil
+	}
+	return s.sick
 }
 
 func (s *standIn) Apply(_ context.Context, _ string, cs []Chart) (string, error) {
@@ -306,7 +322,7 @@ func TestStartCluster(t *testing.T) {
 		t.Errorf("got %q, %v, %d charts", did, err, len(c.charts))
 	}
 	unit, err := os.ReadFile(r.l.k3sUnit())
-	if err != nil || !strings.Contains(string(unit), "ExecStart="+r.l.Current()+"/bin/k3s server\n") {
+	if err != nil || !strings.Contains(string(unit), "ExecStart="+r.l.Current()+"/bin/clawbox cluster serve server\n") {
 		t.Errorf("unit: %s, %v", unit, err)
 	}
 }
@@ -314,12 +330,14 @@ func TestStartCluster(t *testing.T) {
 // Each engine gets its own contract; what is served is the router's upstream.
 func TestServing(t *testing.T) {
 	r := makeUpCluster().Release
+	tiny, _ := r.item("model", "tiny")
+	folder := modelFolder(tiny)
 	for engine, want := range map[string][]string{
 		"vllm":       {"--model /models/tiny --served-model-name tiny --port 8000 --tensor-parallel-size 2", "HF_HUB_OFFLINE=1", "VLLM_NO_USAGE_STATS=1", "mount=/models/tiny"},
 		"nim-cache":  {"NIM_CACHE_PATH=/opt/nim/.cache", "NIM_MODEL_PROFILE=p1", "writable=true", "mount=/opt/nim/.cache", "helper=clawbox.internal/busybox"},
 		"nim-path":   {"NIM_MODEL_PATH=/opt/nim/models/tiny", "writable=false"},
 		"nim-native": {"NIM_ENGINE_MODEL_PATH=/opt/nim/models/tiny"},
-		"ollama":     {"serve", "OLLAMA_MODELS=/models", "path=/var/lib/clawbox/models/tiny/models"},
+		"ollama":     {"serve", "OLLAMA_MODELS=/models", "path=/var/lib/clawbox/models/" + folder + "/models"},
 	} {
 		a := clusterAnswers("/", r)
 		a.Cluster.Models = []ServingAnswers{{Model: "tiny", Engine: engine, Image: "nim", GPUs: 2, Profile: "p1"}}

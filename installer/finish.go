@@ -117,7 +117,20 @@ func (l Layout) prune(c Change) error {
 	if err := l.untag(c); err != nil {
 		return fmt.Errorf("prune: %w", err)
 	}
+	from, err := l.ReleaseOf(c.From.Sequence)
+	if err != nil {
+		return fmt.Errorf("prune: %w", err)
+	}
+	to, err := l.ReleaseOf(c.To.Sequence)
+	if err != nil {
+		return fmt.Errorf("prune: %w", err)
+	}
+	var models []string
+	for _, m := range modelFolders(from, to) {
+		models = append(models, filepath.Join(l.models(), m))
+	}
 	for dir, keep := range map[string][]string{
+		l.models():   models,
 		l.Slots():    {l.slotOf(c.From), l.slotOf(c.To)},
 		l.States():   {c.state(l)},
 		l.Releases(): {l.release(c.From.Sequence), l.release(c.To.Sequence)},

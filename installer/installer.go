@@ -48,11 +48,13 @@
 // With the profile "cluster" the same steps place K3s beside the appliance:
 // k3s.Node says which files, the local registry has the images (containerd
 // pulls straight from the store's blobs), and Charts says, as data, what the
-// cluster runs; Env.Cluster installs that.
+// cluster runs; Env.Cluster installs that. A change takes K3s along: its
+// datastore and keys are state, BootNode decides whose K3s a start enters, and a
+// gate asks the cluster itself.
 //
-// Limits today: upgrade and rollback do not keep K3s's datastore. Agents' own
-// files are not part of the kept state. The systemd unit stays as it was installed: run
-// `clawbox install` with the new media where a release brings another.
+// Limits today: agents' own files are not part of the kept state. The appliance's
+// systemd unit stays as it was installed: run `clawbox install` with the new media
+// where a release brings another.
 package installer
 
 import (

@@ -85,6 +85,7 @@ var clusterRows = []row{
 	{"node-programs", Refusal, func(w world) { w.r.Items[7].Path = "bin/other" }},
 	{"node-programs", Refusal, func(w world) { w.r.Items[8].Mode = 0o644 }},
 	{"node-programs", Refusal, func(w world) { w.r.Items[len(w.r.Items)-1].Path = "bin/runc" }},
+	{"k3s-version", Refusal, func(w world) { w.r.Components = nil }},
 	{"node-images", Refusal, func(w world) { w.r.Items[9].Name = "other" }},
 	{"chart-images", Refusal, func(w world) { w.a.Cluster.Models[0].Image = "other" }},
 	{"serving", Refusal, func(w world) { w.a.Cluster.Models[0].Model = "other" }},
@@ -104,6 +105,12 @@ func TestPreflightOfCluster(t *testing.T) {
 	f.GPUs, f.NVIDIA, a.Cluster.Models = nil, "", nil
 	if bad := Refused(Preflight(f, a, r)); len(bad) > 0 {
 		t.Errorf("without GPUs: %v", bad)
+	}
+	// So is one on which the cluster runs, whose bridge has an address, too.
+	f, a, r = goodCluster()
+	f.Addresses, f.Networks = append([]string{"10.42.0.1"}, f.Addresses...), append(f.Networks, host.Network{Prefix: "10.42.0.0/24", Iface: "cni0"})
+	if bad := Refused(Preflight(f, a, r)); len(bad) > 0 || a.Cluster.address(f) != "10.0.2.7" {
+		t.Errorf("a running node: %v", bad)
 	}
 	// And so is one that joins.
 	if bad := Refused(Preflight(nodeFacts("/"), agentAnswers("/", r), r)); len(bad) > 0 {

@@ -31,7 +31,8 @@ type Snapshotter interface {
 // stateOf is what each profile keeps. Boot puts it back without asking anybody,
 // so a profile that keeps more adds a row here.
 var stateOf = map[string]func(config.Config, Layout) []Snapshotter{
-	"solo": SoloState,
+	"solo":    SoloState,
+	"cluster": ClusterState,
 }
 
 // StateOf is what a profile keeps.

@@ -2,6 +2,7 @@ package installer
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,15 +36,20 @@ type Service interface {
 // ServiceOf is the service of an installation: systemd's, or with start: none
 // one in the foreground.
 func ServiceOf(a Answers) Service {
+	var s Service = &Foreground{Layout: a.layout()}
 	if a.Start == "systemd" {
-		return Systemd{}
+		s = Systemd{}
 	}
-	return &Foreground{Layout: a.layout()}
+	if isCluster(a) {
+		return withNode{s, nodeService(a)}
+	}
+	return s
 }
 
-// Systemd is the unit clawbox.service. Ctl runs systemctl; nil: the real one.
+// Systemd is a unit. Ctl runs systemctl; nil: the real one.
 type Systemd struct {
-	Ctl func(ctx context.Context, args ...string) error
+	Ctl  func(ctx context.Context, args ...string) error
+	Unit string // "": clawbox.service
 }
 
 const unitName = "clawbox.service"
@@ -55,25 +61,34 @@ func (s Systemd) ctl(ctx context.Context, args ...string) error {
 	return s.Ctl(ctx, args...)
 }
 
+func (s Systemd) unit() string { return cmp.Or(s.Unit, unitName) }
+
 func (s Systemd) Running(ctx context.Context) bool {
-	return s.ctl(ctx, "is-active", "--quiet", unitName) == nil
+	return s.ctl(ctx, "is-active", "--quiet", s.unit()) == nil
 }
 
 // Start forgets earlier failures first: a release that was tried may have used
-// up the starts that systemd allows.
+// up the starts that systemd allows. K3s's unit is a release's own, and is
+// started once K3s says that it is ready, which is the gates' to wait for.
 func (s Systemd) Start(ctx context.Context) error {
-	_ = s.ctl(ctx, "reset-failed", unitName) // there may be none
-	return s.ctl(ctx, "start", unitName)
+	_ = s.ctl(ctx, "reset-failed", s.unit()) // there may be none
+	if s.Unit != nodeUnit {
+		return s.ctl(ctx, "start", s.unit())
+	}
+	if err := s.ctl(ctx, "daemon-reload"); err != nil {
+		return err
+	}
+	return s.ctl(ctx, "start", "--no-block", s.unit())
 }
 
 func (s Systemd) Alive(ctx context.Context) error {
-	if err := s.ctl(ctx, "is-active", "--quiet", unitName); err != nil {
-		return fmt.Errorf("the service has ended: %w; look at: journalctl -u clawbox", err)
+	if err := s.ctl(ctx, "is-active", "--quiet", s.unit()); err != nil {
+		return fmt.Errorf("the service has ended: %w; look at: journalctl -u %s", err, strings.TrimSuffix(s.unit(), ".service"))
 	}
 	return nil
 }
 
-func (s Systemd) Stop(ctx context.Context) error { return s.ctl(ctx, "stop", unitName) }
+func (s Systemd) Stop(ctx context.Context) error { return s.ctl(ctx, "stop", s.unit()) }
 func (s Systemd) Stays() bool                    { return true }
 
 // stateLock is what a running appliance holds below its state folder, by flock.
@@ -107,10 +122,14 @@ func idle(ctx context.Context, state string, limit time.Duration) error {
 	}
 }
 
-// Foreground is an appliance without systemd: a child of this process, for as
-// long as a release is tried.
+// Foreground is an appliance, or its K3s, without systemd: a child of this
+// process, for as long as a release is tried.
 type Foreground struct {
 	Layout Layout
+
+	args  []string                      // of the installed command; nil: serve
+	log   string                        // what it prints; "": Layout.TrialLog
+	other func(ctx context.Context) int // process of one that somebody else started; nil: who has the control socket
 
 	cmd   *exec.Cmd
 	ended chan struct{} // closed when cmd has ended
@@ -119,8 +138,12 @@ type Foreground struct {
 // stopTime is how long an appliance may take to stop its agents in order.
 const stopTime = time.Minute
 
-// Running asks whether somebody listens on the control socket.
+// Running says whether one runs, whoever started it: whether somebody listens
+// on the control socket, as a rule.
 func (f *Foreground) Running(ctx context.Context) bool {
+	if f.other != nil {
+		return f.other(ctx) != 0
+	}
 	c, err := f.dial(ctx)
 	if err != nil {
 		return false
@@ -129,18 +152,31 @@ func (f *Foreground) Running(ctx context.Context) bool {
 	return true
 }
 
+func (f *Foreground) process(ctx context.Context) int {
+	if f.other != nil {
+		return f.other(ctx)
+	}
+	return f.peer(ctx)
+}
+
+func (f *Foreground) logFile() string { return cmp.Or(f.log, f.Layout.TrialLog()) }
+
 func (f *Foreground) dial(ctx context.Context) (net.Conn, error) {
 	return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(f.Layout.Run(), "control.sock"))
 }
 
 // Start runs the installed command. It ends with this process.
 func (f *Foreground) Start(context.Context) error {
-	log, err := os.OpenFile(f.Layout.TrialLog(), os.O_CREATE|os.O_TRUNC|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
+	log, err := os.OpenFile(f.logFile(), os.O_CREATE|os.O_TRUNC|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(f.Layout.Command(), "serve", "--config", f.Layout.Config())
+	args := f.args
+	if args == nil {
+		args = []string{"serve", "--config", f.Layout.Config()}
+	}
+	cmd := exec.Command(f.Layout.Command(), args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	started := make(chan error, 1)
@@ -170,7 +206,7 @@ func (f *Foreground) Alive(context.Context) error {
 
 // said is the end of what the program printed.
 func (f *Foreground) said() string {
-	b, err := os.ReadFile(f.Layout.TrialLog())
+	b, err := os.ReadFile(f.logFile())
 	if err != nil {
 		return err.Error()
 	}
@@ -181,8 +217,8 @@ func (f *Foreground) said() string {
 	return s
 }
 
-// Stop ends the child, and whatever else answers on the control socket: a
-// 'clawbox serve' that somebody started. Who looks after that one may start it
+// Stop ends the child, and whatever else runs: a 'clawbox serve' that answers on
+// the control socket, or a K3s, which somebody else started. Who looks after that one may start it
 // again; Boot makes it wait until the change has ended.
 func (f *Foreground) Stop(ctx context.Context) error {
 	if f.cmd != nil {
@@ -196,15 +232,15 @@ func (f *Foreground) Stop(ctx context.Context) error {
 		f.cmd = nil
 	}
 	for end := time.Now().Add(stopTime); ; time.Sleep(50 * time.Millisecond) {
-		pid := f.peer(ctx)
+		pid := f.process(ctx)
 		if pid == 0 {
 			return nil
 		}
 		if time.Now().After(end) {
-			return fmt.Errorf("the appliance of process %d does not end within %s; end it, then give the same command again", pid, stopTime)
+			return fmt.Errorf("process %d does not end within %s; end it, then give the same command again", pid, stopTime)
 		}
 		if err := unix.Kill(pid, unix.SIGTERM); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("stop the appliance of process %d: %w", pid, err)
+			return fmt.Errorf("stop process %d: %w", pid, err)
 		}
 		f.gone(pid, end)
 	}

@@ -47,7 +47,15 @@ func (l Layout) belongings() []struct {
 	}
 	goes := func(p, what string) row { return row{Place{p, what}, false} }
 	stays := func(p, what string) row { return row{Place{p, what}, true} }
-	return []row{
+	var first, last []row
+	take, leave := l.nodeBelongings()
+	for _, p := range take {
+		first = append(first, row{p, false})
+	}
+	for _, p := range leave {
+		last = append(last, row{p, true})
+	}
+	return append(append(first, []row{
 		goes(l.Wants(), "start at boot"), goes(l.Unit(), "the systemd unit"),
 		goes(l.Command(), "the command"), goes(l.Current(), "the active release"), goes(l.Opt(), "programs and policies of all releases"),
 		goes(l.at("var/lib/clawbox/layers"), "unpacked images"), goes(l.at("var/lib/clawbox/engine"), "the model engine's files"),
@@ -60,7 +68,7 @@ func (l Layout) belongings() []struct {
 		stays(l.Trust(), "the publisher's keys"), stays(l.Root(), "the publisher's root"),
 		goes(l.Access(), "the appliance's account on the cluster"), goes(l.ContainerdTemplate(), "what named the runtime of agents' pods to K3s"),
 		goes(l.Install(), "the installer's journals and kept states"), goes(l.Config(), "the configuration"),
-	}
+	}...), last...)
 }
 
 // NewRemoval says what an uninstallation below root would do.
@@ -166,7 +174,11 @@ func Remove(ctx context.Context, r Removal, e RemoveEnv) error {
 	}
 	svc := e.Service
 	if svc == nil {
-		svc = ServiceOf(Answers{Root: r.l.Prefix, Start: r.start})
+		a := Answers{Root: r.l.Prefix, Start: r.start}
+		if r.l.hasNode() {
+			a.Profile = "cluster"
+		}
+		svc = ServiceOf(a)
 	}
 	if there(r.l.Install()) {
 		unlock, err := lock(r.l.Lock())
@@ -179,6 +191,9 @@ func Remove(ctx context.Context, r Removal, e RemoveEnv) error {
 		return err
 	}
 	if err := svc.Stop(ctx); err != nil {
+		return err
+	}
+	if err := r.l.endNode(ctx); err != nil {
 		return err
 	}
 	if e.Free != nil {
@@ -196,6 +211,10 @@ func Remove(ctx context.Context, r Removal, e RemoveEnv) error {
 	}
 	for _, d := range []string{r.l.Receipts(), r.l.State(), r.l.Etc()} {
 		os.Remove(d) // only where it is empty
+	}
+	r.l.emptyParents()
+	if n, ok := svc.(withNode); ok {
+		svc = n.Service
 	}
 	if s, ok := svc.(Systemd); ok {
 		return s.ctl(ctx, "daemon-reload")

@@ -24,6 +24,7 @@ const recipe = `apiVersion: clawbox.io/v1
 kind: Recipe
 metadata: {name: cluster, version: 0.1.0}
 sequence: 1
+components: [{name: k3s, version: 1.35.0+k3s1}]
 items:
   - {name: clawbox, kind: file, source: "file:clawbox", path: bin/clawbox, mode: "0755", licence: MIT, redistributable: true}
   - {name: clawbox-launch, kind: file, source: "file:clawbox-launch", path: bin/clawbox-launch, mode: "0755", licence: MIT, redistributable: true}

@@ -3,6 +3,7 @@
 //
 //	clawbox-cluster ready KUBECONFIG NODE
 //	clawbox-cluster apply KUBECONFIG < charts.json    # what it changed, on standard output
+//	clawbox-cluster settled KUBECONFIG < settled.json # waits, until it is ended
 //	clawbox-cluster account KUBECONFIG NAMESPACE SECRET    # a service account's token and certificates, likewise
 //
 // It is a program of its own because Helm brings all of Kubernetes' client
@@ -27,7 +28,7 @@ import (
 	"github.com/clawbox/clawbox/installer/charts"
 )
 
-const usage = "usage: clawbox-cluster ready KUBECONFIG NODE | clawbox-cluster apply KUBECONFIG < charts.json | clawbox-cluster account KUBECONFIG NAMESPACE SECRET"
+const usage = "usage: clawbox-cluster ready KUBECONFIG NODE | clawbox-cluster apply KUBECONFIG < charts.json | clawbox-cluster settled KUBECONFIG < settled.json | clawbox-cluster account KUBECONFIG NAMESPACE SECRET"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -50,16 +51,29 @@ func run(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) 
 			return err
 		}
 		return json.NewEncoder(out).Encode(a)
+	case len(args) == 2 && args[0] == "settled":
+		var w installer.Settled
+		if err := decode(in, &w); err != nil {
+			return err
+		}
+		return c.Settled(ctx, args[1], w)
 	case len(args) == 2 && args[0] == "apply":
 		var cs []installer.Chart
-		d := json.NewDecoder(in)
-		d.DisallowUnknownFields()
-		if err := d.Decode(&cs); err != nil {
-			return fmt.Errorf("charts: %w; %s", err, usage)
+		if err := decode(in, &cs); err != nil {
+			return err
 		}
 		did, err := c.Apply(ctx, args[1], cs)
 		fmt.Fprint(out, did)
 		return err
 	}
 	return fmt.Errorf("got %q; %s", args, usage)
+}
+
+func decode(in io.Reader, v any) error {
+	d := json.NewDecoder(in)
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return fmt.Errorf("standard input: %w; %s", err, usage)
+	}
+	return nil
 }

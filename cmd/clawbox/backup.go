@@ -19,12 +19,12 @@ func backupCmd(a *app) *cobra.Command {
 		Use:   "backup FILE|DIR",
 		Short: "Copy the appliance's state into one file",
 		Long: `Copy the appliance's state into one file: configuration, policies, the ledger,
-receipts, standing answers, agents' records and snapshots. It may run meanwhile;
-the copy of the ledger is verified. Below a DIR the file is named after the host
-and the time.
+receipts, standing answers, agents' records and snapshots, and on a cluster's
+server K3s's datastore. It may run meanwhile, and so may K3s; the copy of the ledger
+is verified. Below a DIR the file is named after the host and the time.
 
-Private keys and credentials are only in a backup that is encrypted
-(--recipient), and without them it serves this host alone. What agents have
+Private keys and credentials, K3s's among them, are only in a backup that is
+encrypted (--recipient), and without them it serves this host alone. What agents have
 written is in it as far as there are snapshots ('clawbox agent snapshot'). Their
 environments are in it, so keep it as you keep the host.`,
 		Args: usageArgs(cobra.ExactArgs(1)),
@@ -80,7 +80,10 @@ be installed, and must not run.
 Everything is verified before anything is replaced, and what is replaced is moved
 aside. A ledger is never put back to an earlier state: a backup whose ledger is
 shorter than the one in place, or another one, is refused. On a fresh machine
---replace takes the backup's in place of the one that it has begun.`,
+--replace takes the backup's in place of the one that it has begun.
+
+On a cluster K3s must not run either. With --cluster K3s's state alone is put back:
+the ledger stays as it is, and may have gone on since.`,
 		Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
@@ -116,6 +119,7 @@ shorter than the one in place, or another one, is refused. On a fresh machine
 	f.StringArrayVar(&identities, "identity", nil, "file with an age or ssh identity that the backup is encrypted to (repeatable)")
 	f.StringVar(&o.Operator, "operator", "root", "who answers for it; goes on the ledger")
 	f.BoolVar(&o.Replace, "replace", false, "move a ledger aside that another key has begun")
+	f.BoolVar(&o.Cluster, "cluster", false, "put back K3s's datastore, certificates and token, and nothing else")
 	f.BoolVar(&o.Check, "check", false, "verify the backup against this installation, and change nothing")
 	return c
 }

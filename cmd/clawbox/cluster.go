@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/clawbox/clawbox/installer"
@@ -155,8 +157,33 @@ func createToken(ctx context.Context, root string, ttl time.Duration) (string, e
 
 func clusterCmd(a *app) *cobra.Command {
 	c := &cobra.Command{Use: "cluster", Short: "What runs on this cluster"}
-	c.AddCommand(clusterApplyCmd(a))
+	c.AddCommand(clusterApplyCmd(a), clusterServeCmd(a))
 	return group(c)
+}
+
+func clusterServeCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "serve server|agent",
+		Short: "Run this node's K3s: that of the release in place, or of the one that is tried",
+		Long: `Run this node's K3s: that of the release in place, or of the one that is tried.
+
+The unit k3s.service does this. While an upgrade keeps or puts back the cluster's
+state it waits; then it becomes K3s, with the role that is given.`,
+		Args: usageArgs(cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs)), ValidArgs: []string{installer.RoleServer, installer.RoleAgent},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if os.Geteuid() != 0 {
+				return fmt.Errorf("K3s needs root, got uid %d", os.Geteuid())
+			}
+			s, err := installer.BootNode(cmd.Context(), a.root, args[0], func(why string) { slog.Warn("k3s waits", "for", why) })
+			if err != nil {
+				return err
+			}
+			return s.Enter(a.root, func(program string, args, env []string) error {
+				err := syscall.Exec(program, args, env)
+				return fmt.Errorf("%s: %w", program, err)
+			})
+		},
+	}
 }
 
 func clusterApplyCmd(a *app) *cobra.Command {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -42,6 +41,12 @@ const podRecipe = `
   - {name: local-path-provisioner, kind: image, source: "oci-layout:local-path-provisioner:latest", licence: Apache-2.0, redistributable: true}
   - {name: busybox, kind: image, source: "oci-layout:busybox:latest", licence: GPL-2.0-only, redistributable: true}
 `
+
+// podRecipeOf is the whole of it, for a release with that K3s.
+func podRecipeOf(k3s string) string {
+	head := strings.Replace(recipe, "items:", "components: [{name: k3s, version: "+k3s+"}]\nitems:", 1)
+	return head + strings.TrimPrefix(podRecipe, "\n")
+}
 
 const podAnswers = `apiVersion: clawbox.io/v1
 kind: Answers
@@ -103,7 +108,7 @@ func (n *podNode) bundle(artifacts string) {
 	}
 	n.check(os.Remove(n.at("bundle.lock")))
 	n.check(os.RemoveAll(n.at("stick")))
-	n.write("recipe.yaml", recipe+strings.TrimPrefix(podRecipe, "\n"))
+	n.write("recipe.yaml", podRecipeOf("1.35.0+k3s1"))
 	n.write("answers.yaml", podAnswers)
 	n.ok("bundle", "-f", n.at("recipe.yaml"), "-o", n.at("stick"), "--key", n.at("e2e.key"), "--store", n.at("store"))
 }
@@ -162,7 +167,7 @@ func (n *podNode) box(args ...string) (string, error) {
 func (n *podNode) kubectl(stdin string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	out, err := n.c.Kubectl(ctx, []byte(stdin), args...)
+	out, err := n.m.Run(ctx, []byte(stdin), "kubectl", append([]string{"--kubeconfig", k3s.Kubeconf}, args...)...)
 	return strings.TrimSpace(out), err
 }
 
@@ -184,29 +189,10 @@ func (n *podNode) cluster(manifests string) {
 	n.check(n.c.WaitReady(ctx))
 }
 
-// enter is a script that runs the command behind its first argument, a
-// process of the machine, in that machine, but in this pid namespace: on a
-// real node the appliance is in the first one, and the guard's programs know
-// processes by their numbers there. /proc has to be this namespace's then,
-// for the appliance alone.
-const enter = `
-pid=$1; shift
-while IFS=: read -r _ ctl path; do
-	case $ctl in
-	"") d=/sys/fs/cgroup; [ -d $d/unified ] && d=$d/unified ;;
-	name=*) d=/sys/fs/cgroup/${ctl#name=} ;;
-	*) d=/sys/fs/cgroup/$ctl ;;
-	esac
-	echo $$ >$d$path/cgroup.procs
-done </proc/$pid/cgroup
-exec nsenter -t $pid -m -n -u -i -C unshare -m --propagation unchanged sh -c \
-	'mount --make-private /proc && mount -t proc proc /proc && exec "$@"' sh "$@"
-`
-
 // serve starts the appliance on the node.
 func (n *podNode) serve() {
 	n.t.Helper()
-	cmd := exec.Command("sh", "-c", enter, "sh", fmt.Sprint(n.m.Pid()), "/usr/local/bin/clawbox", "serve")
+	cmd := n.m.BesideCommand(context.Background(), "/usr/local/bin/clawbox", "serve")
 	n.end = func() { cmd.Process.Signal(syscall.SIGTERM) }
 	n.t.Cleanup(n.end)
 	log, err := os.OpenFile(n.at("serve.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)

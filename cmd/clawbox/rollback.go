@@ -18,7 +18,10 @@ func rollbackCmd(a *app) *cobra.Command {
 It goes the way of an upgrade, with the same gates: if that release does not hold,
 the present one stays. Agents, approvals and policies stay as they are now; with
 --restore-state they are put back to what they were when that release was left.
-The ledger is never put back. Given again, it goes forward again.`,
+The ledger is never put back. Given again, it goes forward again.
+
+On a cluster an older K3s can't read what a later one wrote: where K3s goes back,
+the cluster's objects are put back to what they were when that release was left.`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if _, err := a.config(); err != nil {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/clawbox/clawbox/appliance/control"
+	"github.com/clawbox/clawbox/installer"
 	"github.com/spf13/cobra"
 )
 
@@ -25,7 +26,12 @@ failed closed), so that scripts can wait for it.`,
 			if err != nil {
 				return err
 			}
-			if err := a.print(cmd.OutOrStdout(), st, func(w io.Writer) { printStatus(w, st) }); err != nil {
+			last, err := installer.LastTurn(a.root)
+			if err != nil {
+				return err
+			}
+			said := hostStatus{st, last}
+			if err := a.print(cmd.OutOrStdout(), said, func(w io.Writer) { printStatus(w, said) }); err != nil {
 				return err
 			}
 			if st.Error != "" {
@@ -44,9 +50,26 @@ var tierWords = map[string]string{
 	"T4": "NO GUARD: Landlock alone limits programs, and nobody watches",
 }
 
-func printStatus(w io.Writer, st control.Status) {
+// hostStatus is the appliance's, and what became of the last change of release.
+type hostStatus struct {
+	control.Status
+	Change *installer.Turn `json:"change,omitempty"`
+}
+
+// turnWords say what an event means.
+var turnWords = map[string]string{
+	"begun": "has begun", "tried": "is tried", "committed": "is committed", "returned": "was taken back", "restored": "was put back",
+}
+
+func printStatus(w io.Writer, st hostStatus) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "release\t%s (sequence %d), clawbox %s, up %s\n", st.Release, st.Sequence, st.Version, time.Since(st.Started).Round(time.Second))
+	if c := st.Change; c != nil {
+		fmt.Fprintf(t, "last change\t%s from %s to %s %s, %s\n", c.Kind, c.From, c.To, turnWords[c.Event], c.Time.Format(time.RFC3339))
+		if c.Reason != "" {
+			fmt.Fprintf(t, "\t%s\n", c.Reason)
+		}
+	}
 	fmt.Fprintf(t, "guard\ttier %s: %s\n", st.Tier, tierWords[st.Tier])
 	if st.TierWhy != "" {
 		fmt.Fprintf(t, "\t%s\n", st.TierWhy)

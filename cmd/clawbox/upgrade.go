@@ -25,7 +25,7 @@ type changeFlags struct {
 func (f *changeFlags) add(c *cobra.Command) {
 	fl := c.Flags()
 	fl.StringVar(&f.operator, "operator", "", "who answers for it; goes on the ledger (default: who installed)")
-	fl.DurationVar(&f.deadline, "deadline", 3*time.Minute, "how long the release may take to prove itself once it is started")
+	fl.DurationVar(&f.deadline, "deadline", 0, "how long the release may take to prove itself once it is started (default: 3m, on a cluster 15m)")
 	fl.BoolVar(&f.dryRun, "dry-run", false, "print the plan and stop")
 }
 
@@ -53,7 +53,11 @@ Then the appliance is stopped, its state is kept, and the release is started
 once. It has to become healthy, be protected as before, extend the ledger and
 start the agents that ran, all before the deadline. Only then it is kept. If
 anything fails, or the power goes, the next start is the release before with its
-state. 'clawbox rollback' goes back later.`,
+state. 'clawbox rollback' goes back later.
+
+On a cluster K3s goes with the release: it is stopped with the appliance (what
+tenants run goes on), its datastore, certificates and token are part of the state
+that is kept, and the node and all that clawbox runs on it have to become ready.`,
 		Args: usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error { return upgrade(cmd, a, f, args) },
 	}

@@ -9,7 +9,9 @@
 // has none. It holds the configuration, the ledger, receipts, standing answers,
 // agents' records and snapshots, and for reading the release's policies. Private
 // keys and credentials are in it only when it is encrypted. What agents have
-// written is in it as far as there are snapshots of it.
+// written is in it as far as there are snapshots of it. Of a cluster's server it
+// has K3s's datastore, and, encrypted, K3s's certificates and token; tenants'
+// volumes are not in it.
 //
 // The ledger is copied first, and the copy is verified: a backup that could not
 // be restored is not written.
@@ -118,6 +120,9 @@ func Write(ctx context.Context, out io.Writer, root string, o Options) (About, e
 	w.copy = filepath.Join(l.Install(), ".backup")
 	defer os.RemoveAll(w.copy)
 	if err := w.copyLedger(ctx); err != nil {
+		return About{}, err
+	}
+	if err := w.copyDatastore(ctx); err != nil {
 		return About{}, err
 	}
 	return w.about, w.stream(ctx, out, o.Recipients)
@@ -242,6 +247,16 @@ func (w *writing) copyLedger(ctx context.Context) error {
 		}
 	}
 	return fmt.Errorf("the ledger could not be copied so that the copy verifies: %w; see what 'clawbox audit verify' says", err)
+}
+
+// copyDatastore makes a copy in which no write of K3s's has fallen half.
+func (w *writing) copyDatastore(ctx context.Context) error {
+	dir := filepath.Join(w.copy, "datastore")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	_, err := installer.CopyDatastore(ctx, w.l, dir)
+	return err
 }
 
 func verifier(path string) (note.Verifier, error) {

@@ -31,6 +31,9 @@ const (
 	informs
 )
 
+// ofCluster are the parts that are K3s's.
+var ofCluster = []string{"datastore", "node-keys"}
+
 // parts in the order in which they are restored: the keys before the ledger that
 // they sign, receipts last, since the appliance looks at them first.
 var parts = []part{
@@ -41,6 +44,8 @@ var parts = []part{
 	{"agents", false, func(c config.Config, _ installer.Layout) string { return filepath.Join(c.Paths.State, "agents") }, agentFile, each},
 	{"state", false, func(c config.Config, _ installer.Layout) string { return c.Paths.State }, func(p string) bool { return p == "uids.json" }, each},
 	{"approvals", false, func(c config.Config, _ installer.Layout) string { return filepath.Join(c.Paths.State, "egress") }, nil, each},
+	{"datastore", false, func(_ config.Config, l installer.Layout) string { return l.Datastore() }, nil, whole},
+	{"node-keys", true, func(_ config.Config, l installer.Layout) string { return filepath.Join("/", l.Prefix) }, nil, each},
 	{"policies", false, func(c config.Config, _ installer.Layout) string { return filepath.Join(c.Paths.Slot, "policies") }, nil, informs},
 	{"receipts", false, func(c config.Config, _ installer.Layout) string { return c.Paths.Receipts }, nil, whole},
 }
@@ -54,12 +59,16 @@ func agentFile(rel string) bool {
 // find lists the files of a part, and what they are below.
 func (p part) find(w *writing) (root string, found []string, err error) {
 	root = p.root(w.cfg, w.l)
-	if p.name == "credentials" {
+	switch p.name {
+	case "credentials":
 		return root, secretFiles(w.cfg), nil
+	case "node-keys":
+		found, err = w.l.NodeKeys()
+		return root, found, err
 	}
 	at := root
-	if p.name == "ledger" {
-		at = filepath.Join(w.copy, "ledger")
+	if p.name == "ledger" || p.name == "datastore" {
+		at = filepath.Join(w.copy, p.name)
 		root = at
 	}
 	err = filepath.WalkDir(at, func(path string, d fs.DirEntry, err error) error {

@@ -32,6 +32,9 @@ type RestoreOptions struct {
 	Replace bool
 	// Check stops after everything was verified.
 	Check bool
+	// Cluster puts back what is K3s's alone. The ledger stays as it is, so the
+	// backup's may be shorter.
+	Cluster bool
 }
 
 // restoring is one Restore at work.
@@ -93,6 +96,11 @@ func Restore(ctx context.Context, r io.Reader, root string, o RestoreOptions) (A
 	if err := t.fits(); err != nil || o.Check {
 		return t.about, nil, err
 	}
+	free, err := t.l.HoldDatastore(ctx)
+	if err != nil {
+		return t.about, nil, err
+	}
+	defer free()
 	t.has = map[string]bool{}
 	for _, f := range t.about.Files {
 		if s := snapshotOf(f); s != "" && exists(filepath.Join(t.cfg.Paths.State, "agents", s)) {
@@ -100,11 +108,18 @@ func Restore(ctx context.Context, r io.Reader, root string, o RestoreOptions) (A
 		}
 	}
 	for _, p := range parts {
+		if o.Cluster && !slices.Contains(ofCluster, p.name) {
+			continue
+		}
 		if err := t.place(p); err != nil {
 			return t.about, t.aside, fmt.Errorf("%s: %w; correct the cause and give the same command again", p.name, err)
 		}
 	}
-	return t.about, t.aside, t.l.TellRestored(o.Operator, fmt.Sprintf("from a backup of %s, made on %s, whose ledger had %d entries", t.about.Created.Format(time.RFC3339), t.about.Host, t.about.Entries))
+	what := ""
+	if o.Cluster {
+		what = "the cluster's state, "
+	}
+	return t.about, t.aside, t.l.TellRestored(o.Operator, fmt.Sprintf(what+"from a backup of %s, made on %s, whose ledger had %d entries", t.about.Created.Format(time.RFC3339), t.about.Host, t.about.Entries))
 }
 
 // fits holds the backup against what is installed.
@@ -122,6 +137,12 @@ func (t *restoring) fits() (err error) {
 	}
 	if t.next.Paths != t.cfg.Paths {
 		return fmt.Errorf("got a backup of an appliance with other paths (state in %s); wanted those in place (%s); install with the same root", t.next.Paths.State, t.cfg.Paths.State)
+	}
+	if t.o.Cluster {
+		if !exists(filepath.Join(t.dir, "datastore")) {
+			return errors.New("got a backup without a datastore; wanted one of a cluster's server")
+		}
+		return nil
 	}
 	return t.continues()
 }
@@ -206,6 +227,9 @@ func (t *restoring) place(p part) error {
 		dst := filepath.Join(to, f.Path)
 		if p.name == "credentials" && !slices.Contains(named(t.next), dst) {
 			return fmt.Errorf("got %s in the backup; wanted only files that its configuration names", dst)
+		}
+		if p.name == "node-keys" && !installer.IsNodeKey(f.Path) {
+			return fmt.Errorf("got %s in the backup; wanted only what K3s keeps its keys in", dst)
 		}
 		if err := t.placeFile(filepath.Join(from, f.Path), dst, f); err != nil {
 			return err

@@ -84,12 +84,16 @@ func (Client) Ready(ctx context.Context, kubeconfig, name string) error {
 	}
 }
 
-func ready(ctx context.Context, kubeconfig, name string) error {
+func clientset(kubeconfig string) (*kubernetes.Clientset, error) {
 	cfg, err := flags(kubeconfig, "").ToRESTConfig()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	cs, err := kubernetes.NewForConfig(cfg)
+	return kubernetes.NewForConfig(cfg)
+}
+
+func ready(ctx context.Context, kubeconfig, name string) error {
+	cs, err := clientset(kubeconfig)
 	if err != nil {
 		return err
 	}
@@ -98,6 +102,15 @@ func ready(ctx context.Context, kubeconfig, name string) error {
 	n, err := cs.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return err
+	}
+	return nodeReady(n)
+}
+
+func nodeReady(n *corev1.Node) error {
+	for _, c := range n.Status.Conditions { // under pressure it may be ready, and runs nothing new
+		if c.Status == corev1.ConditionTrue && (c.Type == corev1.NodeDiskPressure || c.Type == corev1.NodeMemoryPressure || c.Type == corev1.NodePIDPressure) {
+			return fmt.Errorf("%s: %s", c.Type, c.Message)
+		}
 	}
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady {
@@ -127,11 +140,7 @@ func (Client) Account(ctx context.Context, kubeconfig, namespace, secret string)
 }
 
 func account(ctx context.Context, kubeconfig, namespace, secret string) (a installer.Account, err error) {
-	cfg, err := flags(kubeconfig, "").ToRESTConfig()
-	if err != nil {
-		return a, err
-	}
-	cs, err := kubernetes.NewForConfig(cfg)
+	cs, err := clientset(kubeconfig)
 	if err != nil {
 		return a, err
 	}

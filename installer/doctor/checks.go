@@ -132,12 +132,43 @@ var checks = []check{
 		}
 		return good("agents run as pods")
 	}},
+	{"node", "node", func(f Facts) Result {
+		switch {
+		case !f.Node.Placed:
+			return note("this host is no node of a cluster")
+		case f.Node.Fault != "":
+			return bad(Failure, f.Node.Fault, nodeCause(f), "correct that; then look at 'kubectl get nodes,pods,events -A' and 'journalctl -u k3s'")
+		}
+		return good("ready, with all that clawbox runs on the cluster")
+	}},
 	{"last-end", "", func(f Facts) Result {
 		if !f.runs() && f.Unclean != "" {
 			return bad(Warning, f.Unclean, "the last run had no orderly end", "start it: it records that")
 		}
 		return good("in order")
 	}},
+}
+
+// nodeCauses are the causes behind what a cluster says, by a word in it, the
+// first that is found.
+var nodeCauses = []struct{ word, cause string }{
+	{"DiskPressure", "the disk is nearly full: the kubelet evicts pods, and runs no new ones"},
+	{"no space left", "the disk is full"},
+	{"MemoryPressure", "memory is short: the kubelet evicts pods"},
+	{"ImagePull", "containerd got no image from the registry on this host, which the appliance serves: it does not run, or the store lacks it"},
+	{"ErrImage", "containerd got no image from the registry on this host, which the appliance serves: it does not run, or the store lacks it"},
+	{"connection refused", "K3s does not run, or is starting"},
+	{"no such file", "K3s has not run yet"},
+	{"CrashLoopBackOff", "a program of the cluster's own ends again and again"},
+}
+
+func nodeCause(f Facts) string {
+	for _, c := range nodeCauses {
+		if strings.Contains(f.Node.Fault, c.word) {
+			return c.cause
+		}
+	}
+	return "the cluster says so itself"
 }
 
 func change(f Facts) Result {

@@ -35,7 +35,7 @@ func sound() Facts {
 		Trust:   Trust{Keys: []string{"acme"}, Threshold: 1, Root: 3},
 		Expires: []Expiry{{Path: "/c", Until: noon.Add(365 * 24 * time.Hour)}},
 		Sockets: []Socket{{Path: "/run/c.sock", There: true}}, Tier: "T1", Accepted: "T3", Landlock: 6,
-		Pods: Pods{Placed: true, Cluster: true},
+		Pods: Pods{Placed: true, Cluster: true}, Node: Node{Placed: true},
 	}
 }
 
@@ -104,6 +104,8 @@ func TestChecks(t *testing.T) {
 		{"pods", Failure, func(f *Facts) { f.Pods.Fault = "it can't be executed" }, "restart k3s"},
 		{"pods", Note, func(f *Facts) { f.Pods.Cluster = false }, ""},
 		{"pods", Note, func(f *Facts) { f.Pods = Pods{} }, ""},
+		{"node", Failure, func(f *Facts) { f.Node.Fault = "dial tcp 127.0.0.1:6443: connect: connection refused" }, "journalctl -u k3s"},
+		{"node", Note, func(f *Facts) { f.Node = Node{} }, ""},
 		{"last-end", Warning, func(f *Facts) { down(f); f.Unclean = "since noon" }, "records"},
 	} {
 		tested[c.check] = true
@@ -173,6 +175,26 @@ func TestLookPods(t *testing.T) {
 	}
 	if f := Look(t.Context(), t.TempDir()); f.Pods != (Pods{}) || f.Failed["pods"] != "" {
 		t.Errorf("no node: %+v, %s", f.Pods, f.Failed["pods"])
+	}
+}
+
+// What a cluster says is traced to its cause.
+func TestNodeCause(t *testing.T) {
+	for said, want := range map[string]string{
+		"node box: DiskPressure: kubelet has disk pressure":                                 "disk is nearly full",
+		"deployment a: x: ImagePullBackOff dial tcp 127.0.0.1:5000: connection refused":     "registry on this host",
+		"Get \"https://127.0.0.1:6443/api\": dial tcp 127.0.0.1:6443: connection refused":   "K3s does not run",
+		"stat /etc/rancher/k3s/k3s.yaml: no such file or directory":                         "has not run yet",
+		"deployment a in b: 1 of 1 pods are up to date, 0 ready (x: CrashLoopBackOff, ...)": "ends again and again",
+		"something else": "says so itself",
+	} {
+		f := sound()
+		f.Node.Fault = said
+		for _, r := range Judge(f) {
+			if r.Check == "node" && !strings.Contains(r.Cause, want) {
+				t.Errorf("%s: got %+v; want %q", said, r, want)
+			}
+		}
 	}
 }
 

@@ -43,6 +43,7 @@ type Facts struct {
 	Landlock int      `json:"landlock"`
 	Unclean  string   `json:"unclean,omitempty"` // what the mark of the last run says
 	Pods     Pods     `json:"pods"`
+	Node     Node     `json:"node"`
 }
 
 // Disk is the room on one file system.
@@ -99,6 +100,12 @@ type Pods struct {
 	Placed  bool   `json:"placed"`  // this host's containerd has the runtime
 	Cluster bool   `json:"cluster"` // the appliance knows of the cluster
 	Fault   string `json:"fault,omitempty"`
+}
+
+// Node is this host's K3s.
+type Node struct {
+	Placed bool   `json:"placed"`
+	Fault  string `json:"fault,omitempty"` // what of the cluster's own does not work
 }
 
 // runs says that an appliance answers.

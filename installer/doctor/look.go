@@ -73,6 +73,7 @@ var looks = []look{
 	{"sockets", (*looking).sockets},
 	{"addresses", (*looking).addresses},
 	{"pods", (*looking).pods},
+	{"node", (*looking).node},
 }
 
 // Look gathers what is to be known of the installation below root. It changes

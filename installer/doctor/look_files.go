@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"context"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/clawbox/clawbox/airgap-manifests/pods"
 	"github.com/clawbox/clawbox/appliance/gate/settings"
@@ -97,6 +99,20 @@ func (g *looking) pods() error {
 		g.Pods.Fault = fmt.Sprintf("the runtime asks %s, the appliance answers on %s", s.Socket, socket)
 	case g.Pods.Cluster && s.Namespace != g.cfg.Cluster.Namespace:
 		g.Pods.Fault = fmt.Sprintf("the runtime watches the namespace %s, the appliance has %s", s.Namespace, g.cfg.Cluster.Namespace)
+	}
+	return nil
+}
+
+// nodeTime is how long a cluster may take to answer.
+const nodeTime = 8 * time.Second
+
+// node asks the cluster itself.
+func (g *looking) node() error {
+	ctx, cancel := context.WithTimeout(g.ctx, nodeTime)
+	defer cancel()
+	var fault error
+	if g.Node.Placed, fault = installer.LookNode(ctx, g.Root); fault != nil {
+		g.Node.Fault = fault.Error()
 	}
 	return nil
 }

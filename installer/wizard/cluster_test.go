@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/clawbox/clawbox/bundle/manifest"
 	"github.com/clawbox/clawbox/installer"
 	"github.com/clawbox/clawbox/installer/host"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -19,6 +20,7 @@ func clusterRelease() installer.Release {
 		r.Items = append(r.Items, installer.Item{Name: name, Kind: "file", Path: path, Mode: 0o755, Size: 60 << 20, Digest: v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("7", 64)}, Redistributable: true})
 	}
 	file("k3s", "bin/k3s")
+	r.Components = []manifest.Component{{Name: "k3s", Version: "1.35.0+k3s1"}}
 	file("clawbox-cluster", "bin/clawbox-cluster")
 	file("clawbox-runc", "bin/clawbox-runc")
 	for _, n := range []string{"pause", "coredns", "local-path-provisioner", "busybox", "nvidia-device-plugin", "victoria-metrics", "dcgm-exporter", "vllm", "nim-nano-8b"} {

@@ -26,9 +26,11 @@ const (
 // thread, whose namespaces are the process's.
 func init() {
 	var err error
-	switch os.Args[0] {
+	switch filepath.Base(os.Args[0]) {
 	case initName:
 		err = runInit()
+	case ctlName:
+		err = runCtl(os.Args[1:])
 	case joinName:
 		err = runJoin(os.Args[1], os.Args[2:])
 	default:

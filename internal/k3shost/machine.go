@@ -55,6 +55,10 @@ type Options struct {
 	// Binds are further folders or files of this machine, by the path at which
 	// they are shown, read-only.
 	Binds map[string]string
+	// Units has the machine obey a systemctl, and start what is enabled when it
+	// boots: see units. Those in Beside run as BesideCommand does.
+	Units  bool
+	Beside []string
 }
 
 // Machine is a booted machine.
@@ -64,6 +68,7 @@ type Machine struct {
 	wait    chan error
 	cgroups []group
 	phases  []Phase
+	units   *units // nil: nobody looks after services
 }
 
 // Phase is how long something took, by the wall clock.
@@ -105,6 +110,9 @@ func Boot(ctx context.Context, o Options) (*Machine, error) {
 	}
 	m := &Machine{Options: o, wait: make(chan error, 1)}
 	err = m.phase("boot "+o.Name, func() error { return m.boot(ctx) })
+	if err == nil && o.Units {
+		err = m.units.boot(ctx)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("k3shost: boot %s: %w", o.Name, errors.Join(err, m.Halt()))
 	}
@@ -118,6 +126,11 @@ func (m *Machine) boot(ctx context.Context) error {
 	var err error
 	if m.cgroups, err = makeGroups(m.Name); err != nil {
 		return err
+	}
+	if m.Units {
+		if m.units, err = openUnits(m); err != nil {
+			return err
+		}
 	}
 	heard, tell, err := os.Pipe()
 	if err != nil {
@@ -178,6 +191,11 @@ func (m *Machine) prepare(ctx context.Context, tell io.WriteCloser) error {
 			return err
 		}
 	}
+	if m.Units {
+		if s.Binds[ctlPath], err = os.Executable(); err != nil {
+			return err
+		}
+	}
 	if err := json.NewEncoder(tell).Encode(s); err != nil {
 		return err
 	}
@@ -188,6 +206,10 @@ func (m *Machine) prepare(ctx context.Context, tell io.WriteCloser) error {
 // removes its cgroups. Its mounts and interfaces go with its namespaces. A
 // second Halt does nothing.
 func (m *Machine) Halt() error {
+	if m.units != nil {
+		m.units.halt()
+		m.units = nil
+	}
 	if m.init != nil {
 		_ = m.init.Process.Kill() // it may be dead
 		<-m.wait
@@ -195,6 +217,7 @@ func (m *Machine) Halt() error {
 	}
 	var errs []error
 	for _, g := range m.cgroups {
+		g.kill()
 		errs = append(errs, g.remove())
 	}
 	m.cgroups = nil

@@ -82,6 +82,7 @@ func TestTwoNodes(t *testing.T) {
 		}
 	}
 	names(t, c)
+	hardened(t, c)
 	report(t, a)
 }
 

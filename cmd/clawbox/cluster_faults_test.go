@@ -1,0 +1,162 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/clawbox/clawbox/appliance/control"
+	"github.com/clawbox/clawbox/internal/k3shost"
+)
+
+// TestClusterFaults does to a cluster's node what happens to machines: its daemon
+// dies again and again under load, its registry dies in mid-pull, its disk is
+// full. Nothing is lost, agents fail closed, and doctor names the cause. Not part
+// of e2e-host; run it by hand with CLAWBOX_K3S.
+func TestClusterFaults(t *testing.T) {
+	artifacts := os.Getenv("CLAWBOX_K3S")
+	if artifacts == "" {
+		t.Skip("CLAWBOX_K3S is not set: it is at what `make k3s` built")
+	}
+	u := &upgrading{podNode: &podNode{journey: newRelease(t, "probe", podPolicy)}, artifacts: artifacts}
+	u.programs()
+	u.stick("one", 1, "1.35", "coredns")
+	u.smallDisk()
+	lan, err := k3shost.NewLAN()
+	u.check(err)
+	t.Cleanup(func() { lan.Close() })
+	u.boot(lan)
+	t.Cleanup(func() { u.check(u.m.Halt()) })
+	t.Cleanup(u.said)
+	u.phase("install", func() {
+		u.clawbox(0, "", "install", "/e2e/one", "--key", "/e2e/e2e.pub", "--answers", "/e2e/answers.yaml")
+		u.clawbox(0, "", "agent", "launch", "busy")
+	})
+	_, err = u.inside("echo kept > /workspace/kept")
+	u.check(err)
+	if !u.phase("sound", func() { u.runs("1.35", "0.1.0"); u.doctor("", "ready, with all that clawbox runs") }) {
+		t.FailNow()
+	}
+	for _, f := range []struct {
+		name string
+		do   func()
+	}{{"daemon killed every 5 s", u.daemonKilled}, {"registry killed in mid-pull", u.registryKilled}, {"full disk", u.diskFull}} {
+		if !u.phase(f.name, f.do) {
+			t.FailNow()
+		}
+	}
+}
+
+// smallDisk gives the machine a disk of its own, which can be filled.
+func (u *upgrading) smallDisk() {
+	u.t.Helper()
+	u.check(os.Mkdir(u.at("machine"), 0o755))
+	u.sh("truncate", "-s", "6G", u.at("disk"))
+	u.sh("mkfs.ext4", "-q", "-m", "0", u.at("disk"))
+	u.sh("mount", "-o", "loop", u.at("disk"), u.at("machine"))
+	u.t.Cleanup(func() { u.sh("umount", u.at("machine")) })
+}
+
+// doctor wants a word in what it says, and another in a failure of it.
+func (u *upgrading) doctor(failure, word string) {
+	u.t.Helper()
+	var out string
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Second) {
+		out, _ = u.box("doctor")
+		failed := ""
+		for line := range strings.Lines(out) {
+			if strings.HasPrefix(line, "failure") {
+				failed += line
+			}
+		}
+		if strings.Contains(out, word) && strings.Contains(failed, failure) && (failure != "" || failed == "") {
+			return
+		}
+		if time.Now().After(end) {
+			u.t.Fatalf("doctor does not say %q and fail with %q:\n%s", word, failure, out)
+		}
+	}
+}
+
+// daemonKilled: agents end with it each time, and the record goes on where it was.
+func (u *upgrading) daemonKilled() {
+	u.t.Helper()
+	for i := range 12 {
+		u.wait120("the appliance", func() bool { _, err := u.box("status"); return err == nil })
+		if _, err := u.box("agent", "launch", "busy"); err == nil {
+			go u.inside("i=0; while true; do i=$((i+1)); echo $i >> /workspace/log; cat /etc/hostname /proc/1/root/etc/shadow; done")
+		}
+		time.Sleep(5 * time.Second)
+		u.check(u.m.Kill("clawbox.service"))
+		u.wait120("the agent to end with its supervisor", func() bool {
+			out, err := u.kubectl("", "get", "pod", "-n", agents, "-l", "clawbox.io/agent=busy", "-o", "jsonpath={.items[*].status.phase}")
+			return err == nil && !strings.Contains(out, "Running")
+		})
+		if i == 0 {
+			u.doctor("", "the last run had no orderly end")
+		}
+	}
+	u.wait120("an agent again", func() bool { _, err := u.box("agent", "launch", "busy"); return err == nil })
+	u.runs("1.35", "0.1.0")
+	if out, err := u.inside("tail -n 1 /workspace/log"); err != nil || strings.TrimSpace(out) == "" {
+		u.t.Errorf("what the agent wrote: %q, %v", out, err)
+	}
+}
+
+// pull is a pod whose image the node has not had yet.
+const pull = `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"%[1]s","namespace":"default"},"spec":{"automountServiceAccountToken":false,
+"securityContext":{"runAsNonRoot":true,"runAsUser":10001,"seccompProfile":{"type":"RuntimeDefault"}},"containers":[{"name":"main","image":"clawbox.internal/%[2]s","command":["/bin/sh","-c","exec busybox sleep 100000"],
+"securityContext":{"allowPrivilegeEscalation":false,"capabilities":{"drop":["ALL"]}}}]}}`
+
+// registryKilled stops the registry, has containerd begin a pull, and kills it.
+func (u *upgrading) registryKilled() {
+	u.t.Helper()
+	out := u.clawbox(0, "", "status", "-o", "json")
+	var st control.Status
+	u.check(json.Unmarshal([]byte(out), &st))
+	for _, s := range st.Services {
+		if s.Name == "registry" {
+			u.check(syscall.Kill(s.PID, syscall.SIGSTOP))
+			defer func(pid int) { _ = syscall.Kill(pid, syscall.SIGKILL) }(s.PID)
+		}
+	}
+	if out, err := u.kubectl(fmt.Sprintf(pull, "late", "busybox:0.1.0"), "apply", "-f", "-"); err != nil {
+		u.t.Fatal(err, out)
+	}
+	u.wait120("containerd to ask the registry", func() bool {
+		out, err := u.try("sh", "-c", "ss -Htn state established '( dport = :5000 )' | wc -l")
+		return err == nil && strings.TrimSpace(out) != "0"
+	})
+	for _, s := range st.Services {
+		if s.Name == "registry" {
+			u.check(syscall.Kill(s.PID, syscall.SIGKILL))
+		}
+	}
+	u.wait120("the pod, once the registry is there again", func() bool {
+		out, err := u.kubectl("", "get", "pod", "late", "-o", "jsonpath={.status.phase}")
+		return err == nil && out == "Running"
+	})
+	u.runs("1.35", "0.1.0")
+}
+
+// diskFull fills the disk, and makes room again.
+func (u *upgrading) diskFull() {
+	u.t.Helper()
+	u.node("sh", "-c", "fallocate -l $(df --output=avail -B1 /var | tail -1) /var/filler || dd if=/dev/zero of=/var/filler bs=1M status=none || true")
+	u.doctor("disk", "")
+	if out, err := u.box("agent", "launch", "late", "--agent", "busy"); err == nil {
+		u.t.Errorf("an agent is launched on a full disk: %s", out)
+	}
+	u.doctor("disk is", "")
+	u.node("rm", "/var/filler")
+	u.wait120("an agent again", func() bool { _, err := u.box("agent", "launch", "busy"); return err == nil })
+	u.wait120("the cluster", func() bool {
+		out, _ := u.box("doctor")
+		return strings.Contains(out, "ready, with all that clawbox runs")
+	})
+	u.runs("1.35", "0.1.0")
+}
