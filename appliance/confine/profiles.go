@@ -42,13 +42,21 @@ func routes() clause {
 	return allowIf(is(0, unix.AF_NETLINK), bits(1, sockType, unix.SOCK_RAW, unix.SOCK_DGRAM), is(2, unix.NETLINK_ROUTE))
 }
 
+// Options of the TCP authentication option (RFC 5925), include/uapi/linux/tcp.h.
+const (
+	tcpAOAddKey = 38
+	tcpAODelKey = 39
+	tcpAOInfo   = 40
+)
+
 // options refuses what changes the protocol below a socket: another one over
 // TCP, for which the kernel would load a module; a connection that is made by
-// the first byte sent, past filters on connect; packet filters, which are
-// programs in the kernel.
+// the first byte sent, past filters on connect; keys for segments, by which one
+// socket is deaf to all but another; packet filters, which are programs in the
+// kernel.
 func options() []clause {
 	return []clause{
-		refuseIf(is(1, unix.SOL_TCP), is(2, unix.TCP_ULP, unix.TCP_FASTOPEN_CONNECT)),
+		refuseIf(is(1, unix.SOL_TCP), is(2, unix.TCP_ULP, unix.TCP_FASTOPEN_CONNECT, unix.TCP_MD5SIG, unix.TCP_MD5SIG_EXT, tcpAOAddKey, tcpAODelKey, tcpAOInfo)),
 		refuseIf(is(1, unix.SOL_SOCKET), is(2, unix.SO_ATTACH_FILTER, unix.SO_ATTACH_BPF, unix.SO_ATTACH_REUSEPORT_CBPF, unix.SO_ATTACH_REUSEPORT_EBPF)),
 		always,
 	}

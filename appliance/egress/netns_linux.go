@@ -148,11 +148,18 @@ func unroute(h *netlink.Handle, lo netlink.Link, addr *netlink.Addr, all []strin
 	return errors.Join(slices.DeleteFunc(errs, gone)...)
 }
 
+// anyIP makes every address of dst local. What is sent there from no address in
+// particular comes from self: the kernel would take the destination itself, and a
+// socket that is given the port that it connects to would then talk to itself.
 func anyIP(lo netlink.Link, dst string) *netlink.Route {
-	return &netlink.Route{
+	r := &netlink.Route{
 		LinkIndex: lo.Attrs().Index, Dst: ipNet(netip.MustParsePrefix(dst)),
 		Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Scope: unix.RT_SCOPE_HOST,
 	}
+	if r.Dst.IP.To4() != nil {
+		r.Src = self.Addr().AsSlice()
+	}
+	return r
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

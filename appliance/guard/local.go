@@ -24,21 +24,17 @@ type tracker struct {
 
 // trackerParts are the objects of bpf/steer.c that exist once.
 type trackerParts struct {
-	OnState   *ebpf.Program `ebpf:"on_state"`
-	Spaces    *ebpf.Map     `ebpf:"spaces"`
-	Listed    *ebpf.Map     `ebpf:"listed"`
-	Listening *ebpf.Map     `ebpf:"listening"`
+	OnState *ebpf.Program `ebpf:"on_state"`
+	Spaces  *ebpf.Map     `ebpf:"spaces"`
+	Listed  *ebpf.Map     `ebpf:"listed"`
 }
 
 func (p *trackerParts) Close() error {
-	var errs []error
-	for _, m := range []*ebpf.Map{p.Spaces, p.Listed, p.Listening} {
-		errs = append(errs, m.Close()) // nil is fine
-	}
-	return errors.Join(append(errs, p.OnState.Close())...)
+	return errors.Join(p.Spaces.Close(), p.Listed.Close(), p.OnState.Close()) // nil is fine
 }
 
-// begin has the sockets of a namespace listed from now on, and gives the list.
+// begin has the sockets of a namespace listed from now on, and gives the list,
+// which is the caller's to close.
 func (t *tracker) begin(space uint32) (*ebpf.Map, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -47,10 +43,19 @@ func (t *tracker) begin(space uint32) (*ebpf.Map, error) {
 			return nil, fmt.Errorf("list what listens: %w", err)
 		}
 	}
-	if err := t.parts.Spaces.Put(space, uint32(0)); err != nil {
-		return nil, fmt.Errorf("list what listens in net:[%d]: %w", space, err)
+	m, err := ebpf.NewMap(portList())
+	if err == nil {
+		err = t.parts.Spaces.Put(space, m)
 	}
-	return t.parts.Listening, nil
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("list what listens in net:[%d]: %w", space, err), m.Close())
+	}
+	return m, nil
+}
+
+// portList is listening in bpf/steer.c: how many sockets listen on each port.
+func portList() *ebpf.MapSpec {
+	return &ebpf.MapSpec{Name: "listening", Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1 << 16}
 }
 
 // end forgets a namespace.
@@ -61,6 +66,7 @@ func (t *tracker) load() error {
 	if err != nil {
 		return err
 	}
+	spec.Maps["spaces"].InnerMap = portList()
 	if err := spec.LoadAndAssign(&t.parts, nil); err != nil {
 		return err
 	}

@@ -48,7 +48,7 @@ func (g *Guard) Steer(netns *os.File, tcp syscall.RawConn) (io.Closer, error) {
 type steering struct {
 	objs  steeringParts
 	space uint32
-	lists bool // locals know the namespace
+	lists *ebpf.Map // what locals list of the namespace; nil: nothing yet
 	link  link.Link
 	once  sync.Once
 }
@@ -68,14 +68,11 @@ func (s *steering) load() error {
 	// The kernel takes no BTF for a sockmap; asking it costs 20 ms.
 	m := spec.Maps["listener"]
 	m.Key, m.Value = nil, nil
-	if err := spec.Variables["here"].Set(s.space); err != nil {
-		return err
-	}
 	list, err := locals.begin(s.space)
 	if err != nil {
 		return err
 	}
-	s.lists = true
+	s.lists = list
 	if err := spec.LoadAndAssign(&s.objs, &ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{"listening": list}}); err != nil {
 		return fmt.Errorf("load BPF program: %w", err)
 	}
@@ -84,8 +81,8 @@ func (s *steering) load() error {
 
 // free closes what load has made.
 func (s *steering) free() (err error) {
-	if s.lists {
-		err = locals.end(s.space)
+	if s.lists != nil {
+		err = errors.Join(locals.end(s.space), s.lists.Close())
 	}
 	return errors.Join(err, s.objs.Steer.Close(), s.objs.Listener.Close())
 }

@@ -29,7 +29,6 @@ const (
 	steerMapSpaces    = "spaces"
 	steerProgOnState  = "on_state"
 	steerProgSteer    = "steer"
-	steerVarHere      = "here"
 )
 
 // loadSteer returns the embedded CollectionSpec for steer.
@@ -92,7 +91,6 @@ type steerMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerVariableSpecs struct {
-	Here *ebpf.VariableSpec `ebpf:"here"`
 }
 
 // steerObjects contains all objects after they have been loaded into the kernel.
@@ -134,7 +132,6 @@ func (m *steerMaps) Close() error {
 //
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerVariables struct {
-	Here *ebpf.Variable `ebpf:"here"`
 }
 
 // steerPrograms contains all programs after they have been loaded into the kernel.

@@ -9,6 +9,8 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -239,9 +241,11 @@ func TestSteerLetsLocalServersBe(t *testing.T) {
 	g := LoadNone("")
 	s, other := newSpace(t), newSpace(t)
 	l, raw := s.listen(t, "tcp", ":0")
-	defer steerOrFail(t, g, s, raw).Close()
+	mine := steerOrFail(t, g, s, raw)
+	defer mine.Close()
 	_, rawOther := other.listen(t, "tcp", ":0")
-	defer steerOrFail(t, g, other, rawOther).Close()
+	theirs := steerOrFail(t, g, other, rawOther)
+	defer theirs.Close()
 
 	reaches := func(l net.Listener, to string) {
 		t.Helper()
@@ -284,11 +288,94 @@ func TestSteerLetsLocalServersBe(t *testing.T) {
 		c.Close()
 	}
 	own.Close()
-	for _, m := range []*ebpf.Map{locals.parts.Listed, locals.parts.Listening} {
-		if m.NextKey(nil, make([]byte, m.KeySize())) == nil {
-			t.Errorf("%v is not empty when everything is closed", m)
+	if m := locals.parts.Listed; m.NextKey(nil, make([]byte, m.KeySize())) == nil {
+		t.Errorf("%v is not empty when everything is closed", m)
+	}
+	for _, c := range []io.Closer{mine, theirs} {
+		wantCounts(t, c, nil)
+	}
+}
+
+// wantCounts compares how many sockets are listed, by port.
+func wantCounts(t *testing.T, c io.Closer, want map[uint32]int32) {
+	t.Helper()
+	var all int32
+	for _, n := range want {
+		all += n
+	}
+	ports, counts := make([]uint32, 1<<16), make([]int32, 1<<16)
+	var at ebpf.MapBatchCursor
+	if n, err := c.(*steering).lists.BatchLookup(&at, ports, counts, nil); n != len(ports) || err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		t.Fatalf("%d counts, %v", n, err)
+	}
+	for i, port := range ports {
+		w := want[port]
+		if port == 0 {
+			w = all
+		}
+		if counts[i] != w {
+			t.Errorf("port %d has %d sockets, want %d", port, counts[i], w)
 		}
 	}
+}
+
+// TestSteerCountsTogether: two sockets of one port that begin to listen, and end,
+// at the same moment on two processors are two, and then none.
+func TestSteerCountsTogether(t *testing.T) {
+	ready(t)
+	s := newSpace(t)
+	_, raw := s.listen(t, "tcp", ":0")
+	st := steerOrFail(t, LoadNone(""), s, raw)
+	defer st.Close()
+	const pairs, port = 200, 20000 // below what a namespace may have listed
+	want := map[uint32]int32{}
+	var fds [2][pairs]int
+	s.do(func() {
+		for i := range fds {
+			for k := range pairs {
+				fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+				if err == nil {
+					err = unix.Bind(fd, &unix.SockaddrInet4{Port: port + k, Addr: [4]byte{127, 0, 0, byte(1 + i)}})
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				fds[i][k], want[port+uint32(k)] = fd, 2
+			}
+		}
+	})
+	for range 20 { // a lost count shows in one round of a few
+		together(pairs, func(i, k int) error { return unix.Listen(fds[i][k], 1) })
+		wantCounts(t, st, want)
+		// It ends listening, and leaves socket and port.
+		together(pairs, func(i, k int) error { return unix.Shutdown(fds[i][k], unix.SHUT_RDWR) })
+		wantCounts(t, st, nil)
+		if t.Failed() {
+			break
+		}
+	}
+	for i := range fds {
+		for _, fd := range fds[i] {
+			unix.Close(fd)
+		}
+	}
+}
+
+// together runs f for 0 and 1 at the same moment, n times.
+func together(n int, f func(i, k int) error) {
+	var turn [2]atomic.Int64
+	var wg sync.WaitGroup
+	for i := range turn {
+		wg.Go(func() {
+			for k := range n {
+				for at := turn[i].Add(1); turn[1-i].Load() < at; {
+					runtime.Gosched()
+				}
+				_ = f(i, k) // the counts tell
+			}
+		})
+	}
+	wg.Wait()
 }
 
 func steerOrFail(t *testing.T, g *Guard, s *space, raw syscall.RawConn) io.Closer {

@@ -12,6 +12,8 @@ var network = []attack{
 	{name: "fastopen", tries: "connect by the first byte sent", args: []string{"fastopen", publicAddr + ":80"}, want: errno("EPERM"), records: []record{refused("sendto")}},
 	{name: "fastopen-option", tries: "the same by a socket option", args: []string{"tfo-option"}, want: errno("EPERM"), records: []record{refused("setsockopt")}},
 	{name: "ulp", tries: "another protocol over TCP (a module)", args: []string{"ulp"}, want: errno("EPERM"), records: []record{refused("setsockopt")}},
+	{name: "segment-key", tries: "a socket that is deaf to the guard's listener", args: []string{"md5"}, want: errno("EPERM"), records: []record{refused("setsockopt")}, control: unless("ENOPROTOOPT")},
+	{name: "impostor", tries: "take an outside address, and connect to it past the listener", args: []string{"impostor", publicAddr + ":5000"}, want: errno("EPERM"), records: []record{{Host: publicAddr}}, control: uncontrolled("only where every address is local can it be taken")},
 	{name: "socket-filter", tries: "a packet filter in the kernel", args: []string{"bpf-filter"}, want: errno("EPERM"), records: []record{refused("setsockopt")}},
 	{name: "udp", tries: "UDP to a server of its own", args: []string{"udp", publicAddr + ":9999", vendorAddr + ":9999"}, want: errno("EPERM", "ECONNREFUSED", "ETIMEDOUT", "ENETUNREACH"), records: []record{{Host: publicAddr}}},
 	{name: "quic", tries: "QUIC's port", args: []string{"udp", publicAddr + ":443"}, want: errno("EPERM", "ECONNREFUSED", "ETIMEDOUT", "ENETUNREACH"), records: []record{{Host: publicAddr}}},

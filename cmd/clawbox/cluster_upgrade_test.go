@@ -313,7 +313,10 @@ func (u *upgrading) cut() {
 // settled waits until doctor finds nothing wrong with the cluster.
 func (u *upgrading) settled() {
 	u.t.Helper()
-	u.wait120("the cluster", func() bool { out, _ := u.box("doctor"); return strings.Contains(out, "ready, with all that clawbox runs") })
+	u.wait120("the cluster", func() bool {
+		out, _ := u.box("doctor")
+		return strings.Contains(out, "ready, with all that clawbox runs")
+	})
 }
 
 func (u *upgrading) wait120(what string, f func() bool) {

@@ -30,6 +30,7 @@ enum {
 	MAP_PERCPU_ARRAY = 6,
 	MAP_LRU_HASH = 9,
 	MAP_LPM_TRIE = 11,
+	MAP_HASH_OF_MAPS = 13,
 	MAP_SOCKMAP = 15,
 	MAP_RINGBUF = 27,
 	MAP_NO_PREALLOC = 1,
@@ -209,12 +210,14 @@ struct pt_regs {
 
 /* Contexts of cgroup programs: fixed ABI (include/uapi/linux/bpf.h), not relocated. */
 struct bpf_sock {
-	__u32 bound_dev_if, family, type, protocol;
+	__u32 bound_dev_if, family, type, protocol, mark, priority, src_ip4;
 };
 
 struct bpf_sock_addr {
 	__u32 user_family, user_ip4, user_ip6[4], user_port;
 	__u32 family, type, protocol;
+	__u32 msg_src_ip4, msg_src_ip6[4];
+	struct bpf_sock *sk;
 };
 
 struct bpf_sock_ops {

@@ -153,6 +153,24 @@ int on_socket(struct bpf_sock *sk)
 	return tell(s, cgroup, &h, REFUSE);
 }
 
+/* The agent's own address, to which the routes of its namespace lead everything
+ * that it sends from no address in particular: self in package egress. */
+#define OWN_ADDRESS __builtin_bswap32(0xc6120001) /* 198.18.0.1 */
+
+/*
+ * Whether a socket is bound to an address that stands for somebody else. Where
+ * every address is local an agent can bind any, and two of its sockets that meet
+ * there (a simultaneous open, a socket that connects to itself) pass sk_lookup by,
+ * which is asked only where no socket matches.
+ */
+inline_always int impostor(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	__u32 src = sk ? sk->src_ip4 : 0;
+
+	return src && (src & __builtin_bswap32(0xff000000)) != __builtin_bswap32(0x7f000000) && src != OWN_ADDRESS;
+}
+
 inline_always int destination(struct bpf_sock_addr *ctx, struct address *to, __u16 nr)
 {
 	struct peer k = {};
@@ -174,6 +192,8 @@ inline_always int destination(struct bpf_sock_addr *ctx, struct address *to, __u
 	h.args[3] = ctx->type;
 	h.args[4] = ctx->protocol;
 	if (k.list & LIMIT_UDP && ctx->type != SOCK_STREAM && !bpf_map_lookup_elem(&peers, &k))
+		answer = REFUSE;
+	if (k.list & LIMIT_UDP && ctx->type == SOCK_STREAM && impostor(ctx))
 		answer = REFUSE;
 	return tell(s, cgroup, &h, answer);
 }

@@ -41,30 +41,31 @@ struct sock {
 
 #pragma clang attribute pop
 
-/* The namespace that steer is attached to: its inode number. */
-const volatile __u32 here = 0;
-
 struct port {
 	__u32 space;
 	__u32 number;
 };
 
-/* The namespaces that are steered, and how many of their sockets are listed. */
+/*
+ * How many sockets listen on each port of one namespace; at 0, which is nobody's
+ * port, how many of its sockets are listed. They are added and taken away, never
+ * made or removed: two sockets of one port that begin or end at once count right,
+ * and no agent can take the room of another. Each namespace has its own.
+ */
 struct {
-	UINT(type, MAP_HASH);
+	UINT(type, MAP_ARRAY);
+	UINT(max_entries, 1 << 16);
+	TYPE(key, __u32);
+	TYPE(value, __s32);
+} listening SEC(".maps");
+
+/* The namespaces that are steered. The loader says what an inner map is like. */
+struct {
+	UINT(type, MAP_HASH_OF_MAPS);
 	UINT(max_entries, 1 << 12);
 	TYPE(key, __u32);
 	TYPE(value, __u32);
 } spaces SEC(".maps");
-
-/* How many sockets listen on a port. */
-struct {
-	UINT(type, MAP_HASH);
-	UINT(map_flags, MAP_NO_PREALLOC);
-	UINT(max_entries, 1 << 16);
-	TYPE(key, struct port);
-	TYPE(value, __u32);
-} listening SEC(".maps");
 
 /* Which socket was listed with which port: the kernel takes the port from a
  * socket that it chose it for before it says that the socket is closed. */
@@ -83,38 +84,45 @@ struct {
 	TYPE(value, __u64);
 } listener SEC(".maps");
 
+inline_always void count(void *ports, __u32 at, __s32 by)
+{
+	__s32 *n = bpf_map_lookup_elem(ports, &at);
+
+	if (n)
+		__sync_fetch_and_add(n, by);
+}
+
 inline_always void add(__u64 id, struct sock *sk)
 {
 	struct port p = { sk->__sk_common.skc_net.net->ns.inum, sk->__sk_common.skc_num };
-	__u32 *n = bpf_map_lookup_elem(&spaces, &p.space), one = 1;
+	void *ports = bpf_map_lookup_elem(&spaces, &p.space);
+	__u32 all = 0;
+	__s32 *n;
 
-	if (!n || *n >= MOST || bpf_map_update_elem(&listed, &id, &p, NOEXIST))
+	if (!ports)
 		return;
-	__sync_fetch_and_add(n, 1);
-	n = bpf_map_lookup_elem(&listening, &p);
-	if (n)
-		__sync_fetch_and_add(n, 1);
-	else
-		bpf_map_update_elem(&listening, &p, &one, 0);
+	n = bpf_map_lookup_elem(ports, &all);
+	if (!n || *(volatile __s32 *)n >= MOST || bpf_map_update_elem(&listed, &id, &p, NOEXIST))
+		return;
+	count(ports, all, 1);
+	count(ports, p.number, 1);
 }
 
 inline_always void forget(__u64 id)
 {
 	struct port *p = bpf_map_lookup_elem(&listed, &id), was;
-	__u32 *n;
+	void *ports;
 
 	if (!p)
 		return;
 	was = *p;
-	bpf_map_delete_elem(&listed, &id);
-	n = bpf_map_lookup_elem(&spaces, &was.space);
-	if (n)
-		__sync_fetch_and_add(n, -1);
-	n = bpf_map_lookup_elem(&listening, &was);
-	if (n && *n > 1)
-		__sync_fetch_and_add(n, -1);
-	else
-		bpf_map_delete_elem(&listening, &was);
+	if (bpf_map_delete_elem(&listed, &id))
+		return;
+	ports = bpf_map_lookup_elem(&spaces, &was.space);
+	if (!ports)
+		return; /* it is steered no more */
+	count(ports, 0, -1);
+	count(ports, was.number, -1);
 }
 
 SEC("tp_btf/inet_sock_set_state")
@@ -134,7 +142,8 @@ int on_state(__u64 *ctx)
 /* Whether a connection is the agent's to itself. */
 inline_always int local(struct bpf_sk_lookup *ctx)
 {
-	struct port p = { here, ctx->local_port };
+	__u32 port = ctx->local_port;
+	__s32 *n;
 
 	if (ctx->family == AF_INET) {
 		if ((ctx->local_ip4 & __builtin_bswap32(0xff000000)) != __builtin_bswap32(0x7f000000))
@@ -142,7 +151,8 @@ inline_always int local(struct bpf_sk_lookup *ctx)
 	} else if (ctx->local_ip6[0] || ctx->local_ip6[1] || ctx->local_ip6[2] || ctx->local_ip6[3] != __builtin_bswap32(1)) {
 		return 0;
 	}
-	return !!bpf_map_lookup_elem(&listening, &p);
+	n = bpf_map_lookup_elem(&listening, &port);
+	return n && *(volatile __s32 *)n > 0;
 }
 
 SEC("sk_lookup/steer")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -34,6 +35,8 @@ var _ = register(map[string]func([]string) error{
 	"fastopen":   func(a []string) error { return fastOpen(a[0]) },
 	"tfo-option": func([]string) error { return tfoOption() },
 	"ulp":        func([]string) error { return ulp() },
+	"md5":        func([]string) error { return md5Key() },
+	"impostor":   func(a []string) error { return impostor(a[0]) },
 	"udp":        func(a []string) error { return udp(a) },
 	"tcp":        func(a []string) error { return tcp(a) },
 	"v4-mapped":  func(a []string) error { return mapped4(a[0]) },
@@ -123,6 +126,38 @@ func tfoOption() error {
 		return fmt.Errorf("setsockopt: %w", err)
 	}
 	return nil
+}
+
+// md5Key gives a socket a key for its segments (RFC 2385): it is deaf to whoever
+// has none.
+func md5Key() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var sig [216]byte // struct tcp_md5sig: address, flags, key
+	sig[0], sig[4], sig[130], sig[136] = unix.AF_INET, 127, 1, 'k'
+	return os.NewSyscallError("setsockopt", unix.SetsockoptString(fd, unix.SOL_TCP, unix.TCP_MD5SIG, string(sig[:])))
+}
+
+// impostor takes another's address, and connects to it from there: no listener is
+// asked.
+func impostor(addr string) error {
+	a, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	to := &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+	if err := unix.Bind(fd, to); err != nil {
+		return os.NewSyscallError("bind", err)
+	}
+	return os.NewSyscallError("connect", unix.Connect(fd, to))
 }
 
 // ulp puts another protocol over TCP, for which the kernel would load a
