@@ -84,12 +84,14 @@ func verdict(err error) string {
 }
 
 // boot starts the machine and gives it the wire: an address, and a way out that
-// leads nowhere, so that whatever it tries leaves by the card and is seen.
+// leads nowhere, so that whatever it tries leaves by the card and is seen. The
+// card has no IPv6, because then the kernel itself reports its multicast groups.
 func (l *life) boot(ctx context.Context) (err error) {
 	if l.m, err = vm.Start(ctx, l.conf); err != nil {
 		return err
 	}
-	_, err = l.m.Output(ctx, "/bin/sh", "-ec", `ip link set eth0 addrgenmode none up
+	_, err = l.m.Output(ctx, "/bin/sh", "-ec", `echo 1 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6
+ip link set eth0 up
 ip address add 192.0.2.2/24 dev eth0
 ip neighbour add 192.0.2.1 lladdr 52:54:00:00:00:01 dev eth0 nud permanent
 ip route add default via 192.0.2.1`)
