@@ -36,7 +36,14 @@ type Settled struct {
 	Version    string            `json:"version"`    // of its kubelet; "": any
 	Addons     map[string]string `json:"addons"`     // manifests that K3s has applied: name → SHA-256, hexadecimal
 	Namespaces []string          `json:"namespaces"` // whose workloads are ready as they are described now
+	// Steady is for how long all of it holds, counted from when the node's kubelet
+	// has given a sign of life: what a datastore says that was put back, or whose
+	// K3s was started again, is what was true before. 0: once is enough.
+	Steady time.Duration `json:"steady"` // ns
 }
+
+// steadyTime is longer than a kubelet takes to see that a container has ended.
+const steadyTime = 10 * time.Second
 
 // settledNamespaces are those of the appliance's own workloads. Tenants' are
 // theirs, and agents start by the gate for agents.
@@ -45,7 +52,7 @@ var settledNamespaces = []string{"kube-system", systemNamespace, gpuNamespace, m
 // wanted is what a cluster whose server is node looks like with a release.
 func (l Layout) wanted(node string, r Release) (Settled, error) {
 	addons, err := l.addons()
-	return Settled{node, r.k3sVersion(), addons, settledNamespaces}, err
+	return Settled{node, r.k3sVersion(), addons, settledNamespaces, steadyTime}, err
 }
 
 // carryNode puts what the release's K3s reads in its place, and where K3s goes
@@ -105,6 +112,7 @@ func (g clusterGate) Pass(ctx context.Context, c Change) error {
 		// Helm says that it waited; the cluster says for what.
 		short, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
+		w.Steady = 0
 		return errors.Join(err, cl.Settled(short, g.c.l.Kubeconfig(), w))
 	}
 	return cl.Settled(ctx, g.c.l.Kubeconfig(), w)
@@ -132,6 +140,7 @@ func LookNode(ctx context.Context, root string) (node bool, err error) {
 	if err != nil {
 		return true, err
 	}
+	w.Steady = 0
 	return true, l.Cluster(nil).Settled(ctx, l.Kubeconfig(), w)
 }
 

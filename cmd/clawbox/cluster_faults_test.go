@@ -92,13 +92,15 @@ func (u *upgrading) daemonKilled() {
 		}
 		time.Sleep(5 * time.Second)
 		u.check(u.m.Kill("clawbox.service"))
+		if i == 0 {
+			if out, err := u.box("doctor"); err == nil || !strings.Contains(out, "the appliance does not run") {
+				u.t.Errorf("doctor beside a dead daemon: %v\n%s", err, out)
+			}
+		}
 		u.wait120("the agent to end with its supervisor", func() bool {
 			out, err := u.kubectl("", "get", "pod", "-n", agents, "-l", "clawbox.io/agent=busy", "-o", "jsonpath={.items[*].status.phase}")
 			return err == nil && !strings.Contains(out, "Running")
 		})
-		if i == 0 {
-			u.doctor("", "the last run had no orderly end")
-		}
 	}
 	u.wait120("an agent again", func() bool { _, err := u.box("agent", "launch", "busy"); return err == nil })
 	u.runs("1.35", "0.1.0")
@@ -151,7 +153,7 @@ func (u *upgrading) diskFull() {
 	if out, err := u.box("agent", "launch", "late", "--agent", "busy"); err == nil {
 		u.t.Errorf("an agent is launched on a full disk: %s", out)
 	}
-	u.doctor("disk is", "")
+	u.doctor("node", "DiskPressure")
 	u.node("rm", "/var/filler")
 	u.wait120("an agent again", func() bool { _, err := u.box("agent", "launch", "busy"); return err == nil })
 	u.wait120("the cluster", func() bool {

@@ -23,11 +23,25 @@ import (
 // version wanted, K3s has applied the manifests that lie there (it writes their
 // sums down when it has), and controllers have seen the workloads as they are.
 func (Client) Settled(ctx context.Context, kubeconfig string, w installer.Settled) error {
+	begun := time.Now()
+	var since time.Time // all of it holds; zero: it does not
 	var last error
 	for {
 		err := settled(ctx, kubeconfig, w)
-		if err == nil {
+		if err == nil && w.Steady > 0 {
+			err = alive(ctx, kubeconfig, w.Node, begun)
+		}
+		switch {
+		case err != nil:
+			since = time.Time{}
+		case since.IsZero():
+			since = time.Now()
+		}
+		if err == nil && time.Since(since) >= w.Steady {
 			return nil
+		}
+		if err == nil {
+			err = fmt.Errorf("all of it holds since %s; wanted that for %s", since.Format(time.TimeOnly), w.Steady)
 		}
 		if last == nil || ctx.Err() == nil { // "deadline exceeded" would hide the reason
 			last = err
@@ -38,6 +52,23 @@ func (Client) Settled(ctx context.Context, kubeconfig string, w installer.Settle
 		case <-time.After(pollEvery):
 		}
 	}
+}
+
+// alive wants the node's kubelet to have renewed its lease since, which it does
+// every ten seconds (KEP-589).
+func alive(ctx context.Context, kubeconfig, node string, since time.Time) error {
+	cs, err := clientset(kubeconfig)
+	if err != nil {
+		return err
+	}
+	l, err := cs.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(ctx, node, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	if t := l.Spec.RenewTime; t == nil || !t.After(since) {
+		return fmt.Errorf("node %s: its kubelet has given no sign of life since %s", node, since.Format(time.TimeOnly))
+	}
+	return nil
 }
 
 func settled(ctx context.Context, kubeconfig string, w installer.Settled) error {

@@ -57,6 +57,19 @@ func TestSettled(t *testing.T) {
 		apps + "daemonsets": fmt.Sprintf(daemonset, 1), podsPath: crashing,
 	}
 	w := installer.Settled{Node: "box", Version: "v1.35.0+k3s1", Addons: map[string]string{"clawbox-coredns": "aa"}, Namespaces: []string{"kube-system"}}
+	const lease = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/box"
+	living := maps.Clone(good)
+	for renewed, want := range map[time.Duration]string{-time.Hour: "no sign of life", time.Hour: ""} {
+		living[lease] = fmt.Sprintf(`{"kind":"Lease","apiVersion":"coordination.k8s.io/v1","spec":{"renewTime":%q}}`, time.Now().Add(renewed).UTC().Format("2006-01-02T15:04:05.000000Z"))
+		w := w
+		w.Steady = time.Millisecond
+		ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond) // one more round
+		err := Client{}.Settled(ctx, api(t, living), w)
+		cancel()
+		if (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("a lease renewed %s from now: %v; want %q", renewed, err, want)
+		}
+	}
 	for _, c := range []struct {
 		name, path, text string
 		change           func(*installer.Settled)

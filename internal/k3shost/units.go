@@ -54,6 +54,7 @@ const (
 // ctlAnswer is how a systemctl ended.
 type ctlAnswer struct {
 	Status int
+	Out    string
 	Err    string
 }
 
@@ -120,46 +121,47 @@ func (u *units) serve() {
 			if err := json.NewDecoder(c).Decode(&args); err != nil {
 				return
 			}
-			var a ctlAnswer
-			if err := u.ctl(args); err != nil {
-				a = ctlAnswer{1, err.Error()}
+			out, err := u.ctl(args)
+			a := ctlAnswer{Out: out}
+			if err != nil {
+				a.Status, a.Err = 1, err.Error()
 			}
 			_ = json.NewEncoder(c).Encode(a) // who hung up needs no answer
 		}()
 	}
 }
 
-// ctl is systemctl.
-func (u *units) ctl(args []string) error {
+// ctl is systemctl. It says what that prints.
+func (u *units) ctl(args []string) (string, error) {
 	block := true
 	args = slices.DeleteFunc(args, func(a string) bool {
 		block = block && a != "--no-block"
 		return strings.HasPrefix(a, "--")
 	})
 	if len(args) == 1 && args[0] == "daemon-reload" {
-		return nil // files are read at each start
+		return "", nil // files are read at each start
 	}
 	if len(args) != 2 {
-		return fmt.Errorf("systemctl %q: not known here", args)
+		return "", fmt.Errorf("systemctl %q: not known here", args)
 	}
 	switch name := args[1]; args[0] {
 	case "reset-failed":
-		return nil
+		return "", nil
 	case "start":
-		return u.start(name, block)
+		return "", u.start(name, block)
 	case "stop":
-		return u.stop(name)
+		return "", u.stop(name)
 	case "restart":
-		return errors.Join(u.stop(name), u.start(name, block))
+		return "", errors.Join(u.stop(name), u.start(name, block))
 	case "is-active":
 		u.mu.Lock()
 		defer u.mu.Unlock()
 		if x := u.all[name]; x == nil || x.cmd == nil || !closed(x.ready) {
-			return errors.New("inactive")
+			return "inactive\n", errors.New(name + " does not run")
 		}
-		return nil
+		return "active\n", nil
 	}
-	return fmt.Errorf("systemctl %q: not known here", args)
+	return "", fmt.Errorf("systemctl %q: not known here", args)
 }
 
 func closed(c chan struct{}) bool {
@@ -358,6 +360,9 @@ func runCtl(args []string) error {
 	var a ctlAnswer
 	if err := json.NewDecoder(c).Decode(&a); err != nil {
 		return fmt.Errorf("the machine went down: %w", err)
+	}
+	if !slices.Contains(args, "--quiet") {
+		fmt.Print(a.Out)
 	}
 	if a.Status == 0 {
 		return nil
