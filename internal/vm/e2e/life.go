@@ -251,11 +251,20 @@ func (l *life) healthy(ctx context.Context) error {
 	return err
 }
 
+// runs reads which release it is from what status says, whose last change may name
+// another.
+func runs(status, release string) bool {
+	line, _, _ := strings.Cut(status, "\n")
+	return strings.HasPrefix(line, "release ") && strings.Contains(line, release)
+}
+
 // whole says that the machine runs this release, its agent has its files, the
 // record is unbroken, and nothing is wrong.
 func (l *life) whole(ctx context.Context, release, processes string) error {
-	if _, err := l.ok(ctx, "clawbox status", release); err != nil {
+	if out, err := l.ok(ctx, "clawbox status"); err != nil {
 		return err
+	} else if !runs(out, release) {
+		return fmt.Errorf("want %s to run, got\n%s", release, out)
 	}
 	if out, err := l.ok(ctx, "clawbox agent status busy"); err != nil {
 		return err
@@ -368,7 +377,7 @@ func (l *life) cut(ctx context.Context, point string) (now string, err error) {
 	if err != nil {
 		return "", err
 	}
-	if strings.Contains(out, second) {
+	if runs(out, second) {
 		if err := l.whole(ctx, second, "33"); err != nil {
 			return second, err
 		}
