@@ -236,7 +236,9 @@ func (l *life) install(ctx context.Context) error {
 	if _, err := l.ok(ctx, "clawbox agent launch busy"); err != nil {
 		return err
 	}
-	_, err = l.ok(ctx, inside("echo kept > /workspace/kept"))
+	// The power is cut soon. What nobody has flushed may be lost then, and the
+	// agent's disk is a file on the machine's: first the one, then the other.
+	_, err = l.ok(ctx, inside("echo kept > /workspace/kept")+" && sync && sync")
 	return err
 }
 
