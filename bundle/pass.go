@@ -59,7 +59,7 @@ func (p *pass) skips(i int) bool { return p.skip != nil && p.skip(i) }
 
 func (p *pass) begin(b manifest.Blob, i int, buf []byte) {
 	if !p.skips(i) {
-		p.next.start(b.Digest, i, func() error { return readChunk(p.in, buf[:p.len(i)], int64(i)*manifest.ChunkSize) })
+		p.next.start(b.Digest, i, func() error { return full(p.in, buf[:p.len(i)], int64(i)*manifest.ChunkSize) })
 	}
 }
 
@@ -87,5 +87,3 @@ func (p *pass) chunk(ctx context.Context, b manifest.Blob, i int, buf []byte) (c
 	}
 	return content.Piece{}, errors.Join(serr, lerr)
 }
-
-func readChunk(f io.ReaderAt, p []byte, off int64) error { return full(f, p, off) }
