@@ -246,11 +246,11 @@ func TestNodeStart(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	began, err := began(cmd.Process.Pid)
+	st, err := procStat(cmd.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, l.nodePid(), strings.Join([]string{strconv.Itoa(cmd.Process.Pid), began}, " "))
+	write(t, l.nodePid(), strings.Join([]string{strconv.Itoa(cmd.Process.Pid), st[statBegan]}, " "))
 	if l.node() != cmd.Process.Pid {
 		t.Errorf("got %d", l.node())
 	}

@@ -115,11 +115,9 @@ func killShims(socket string) error {
 	}
 	for _, p := range found {
 		pid, _ := strconv.Atoi(filepath.Base(p))
-		if b, err := os.ReadFile(p + "/stat"); err == nil {
-			if f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:])); len(f) > 1 {
-				of, _ := strconv.Atoi(f[1])
-				parents[of] = append(parents[of], pid)
-			}
+		if st, err := procStat(pid); err == nil {
+			of, _ := strconv.Atoi(st[statParent])
+			parents[of] = append(parents[of], pid)
 		}
 		b, err := os.ReadFile(p + "/cmdline")
 		args := strings.Split(string(b), "\x00")

@@ -127,31 +127,17 @@ func (l Layout) nodePid() string { return filepath.Join(l.Run(), "k3s.pid") }
 // Enter writes down who this process is and becomes K3s. It returns only an error.
 func (s NodeStart) Enter(root string, exec func(program string, args, env []string) error) error {
 	l := Layout{root}
-	began, err := began(os.Getpid())
+	st, err := procStat(os.Getpid())
 	if err == nil {
 		err = durable.MkdirAll(l.Run(), 0o755)
 	}
-	if err == nil {
-		err = durable.WriteFile(l.nodePid(), fmt.Appendf(nil, "%d %s\n", os.Getpid(), began), 0o644)
+	if err == nil { // execve keeps both
+		err = durable.WriteFile(l.nodePid(), fmt.Appendf(nil, "%d %s\n", os.Getpid(), st[statBegan]), 0o644)
 	}
 	if err != nil {
 		return err
 	}
 	return exec(s.Program, s.Args, s.Env)
-}
-
-// began is when a process was started, in ticks since the machine was: field 22
-// of proc_pid_stat(5), which execve keeps.
-func began(pid int) (string, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return "", err
-	}
-	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:])) // the name before may hold anything
-	if len(f) < 20 {
-		return "", fmt.Errorf("/proc/%d/stat: got %q", pid, b)
-	}
-	return f[19], nil
 }
 
 // node is the process of the K3s that runs, 0 when none does.
@@ -165,10 +151,10 @@ func (l Layout) node() int {
 		return 0
 	}
 	pid, err := strconv.Atoi(f[0])
-	if err != nil || dead(pid) {
+	if err != nil {
 		return 0
 	}
-	if now, err := began(pid); err != nil || now != f[1] {
+	if st, err := procStat(pid); err != nil || st[statState] == "Z" || st[statBegan] != f[1] {
 		return 0
 	}
 	return pid

@@ -273,9 +273,29 @@ func (f *Foreground) gone(pid int, end time.Time) {
 
 // dead says whether a process has ended and only its parent has not looked yet.
 func dead(pid int) bool {
+	f, err := procStat(pid)
+	return err == nil && f[statState] == "Z"
+}
+
+// Fields of procStat.
+const (
+	statState  = 0
+	statParent = 1
+	statBegan  = 19 // ticks after the machine was started
+)
+
+// procStat is what the kernel says of a process, from its state on: proc_pid_stat(5)
+// from field 3.
+func procStat(pid int) ([]string, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	i := bytes.LastIndexByte(b, ')') // its name may hold anything
-	return err == nil && i > 0 && i+2 < len(b) && b[i+2] == 'Z'
+	if err != nil {
+		return nil, err
+	}
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:])) // the name before may hold anything
+	if len(f) <= statBegan {
+		return nil, fmt.Errorf("/proc/%d/stat: got %q, want %d fields and more behind the name", pid, b, statBegan)
+	}
+	return f, nil
 }
 
 func (f *Foreground) Stays() bool { return false }
