@@ -1,12 +1,10 @@
 package main
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -17,13 +15,10 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/empty"
-	"github.com/google/go-containerregistry/pkg/v1/layout"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"golang.org/x/sys/unix"
 
 	"github.com/clawbox/clawbox/appliance/control"
+	"github.com/clawbox/clawbox/internal/ocitree"
 )
 
 // The agents: prey runs attacks, and others like it that the themes name; other
@@ -122,7 +117,7 @@ func (h *host) files() error {
 	if err := h.tree(tree, texts); err != nil {
 		return err
 	}
-	if err := image(h.at("root"), h.at("image")); err != nil {
+	if err := ocitree.Write(h.at("image"), os.DirFS(h.at("root")), v1.Config{}); err != nil {
 		return err
 	}
 	for name, text := range map[string]string{
@@ -159,40 +154,6 @@ func (h *host) tree(programs, texts map[string]string) error {
 		}
 	}
 	return nil
-}
-
-// image writes an OCI layout with one image of the folder root.
-func image(root, to string) error {
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	if err := w.AddFS(os.DirFS(root)); err != nil {
-		return err
-	}
-	if err := w.Close(); err != nil {
-		return err
-	}
-	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil })
-	if err != nil {
-		return err
-	}
-	img, err := mutate.AppendLayers(empty.Image, l)
-	if err != nil {
-		return err
-	}
-	c, err := img.ConfigFile()
-	if err != nil {
-		return err
-	}
-	c.Architecture, c.OS = "amd64", "linux"
-	if img, err = mutate.ConfigFile(img, c); err != nil {
-		return err
-	}
-	p, err := layout.Write(to, empty.Index)
-	if err != nil {
-		return err
-	}
-	return p.AppendImage(img, layout.WithPlatform(v1.Platform{OS: "linux", Architecture: "amd64"}),
-		layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": "latest"}))
 }
 
 // clawbox runs the built program against the host.

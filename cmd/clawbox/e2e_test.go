@@ -1,28 +1,23 @@
 package main
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/empty"
-	"github.com/google/go-containerregistry/pkg/v1/layout"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"github.com/clawbox/clawbox/internal/ocitree"
 )
 
 // journey is a small release, its stick, and a host to install it on.
@@ -101,32 +96,14 @@ agents:
 // image writes an OCI layout with one image of the programs given, by their
 // place in it.
 func (j *journey) image(programs map[string]string) {
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, d := range []string{"bin/", "etc/"} {
-		j.check(w.WriteHeader(&tar.Header{Name: d, Typeflag: tar.TypeDir, Mode: 0o755}))
-	}
-	for _, name := range slices.Sorted(maps.Keys(programs)) {
-		prog, err := os.ReadFile(programs[name])
+	j.check(os.MkdirAll(j.at("root/etc"), 0o755))
+	j.check(os.MkdirAll(j.at("root/bin"), 0o755))
+	for name, from := range programs {
+		prog, err := os.ReadFile(from)
 		j.check(err)
-		j.check(w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(prog))}))
-		_, err = w.Write(prog)
-		j.check(err)
+		j.check(os.WriteFile(j.at("root/"+name), prog, 0o755))
 	}
-	j.check(w.Close())
-	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil })
-	j.check(err)
-	img, err := mutate.AppendLayers(empty.Image, l)
-	j.check(err)
-	c, err := img.ConfigFile()
-	j.check(err)
-	c.Architecture, c.OS = "amd64", "linux"
-	img, err = mutate.ConfigFile(img, c)
-	j.check(err)
-	p, err := layout.Write(j.at("image"), empty.Index)
-	j.check(err)
-	j.check(p.AppendImage(img, layout.WithPlatform(v1.Platform{OS: "linux", Architecture: "amd64"}),
-		layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": "latest"})))
+	j.check(ocitree.Write(j.at("image"), os.DirFS(j.at("root")), v1.Config{}))
 }
 
 func (j *journey) at(name string) string { return filepath.Join(j.dir, name) }

@@ -20,7 +20,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -46,7 +45,7 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if m := missing(); m != nil {
+	if m := vm.Missing(needed); m != nil {
 		fmt.Fprintf(os.Stderr, "e2e: the packages %s are missing: apt-get install them, or run `make e2e` as root, which does\n", strings.Join(m, ", "))
 		os.Exit(2)
 	}
@@ -57,20 +56,9 @@ func main() {
 	}
 }
 
-// needed are the host's tools, with the Debian package of each.
-var needed = map[string]string{
-	"apt-get": "apt", "dpkg-deb": "dpkg", "mke2fs": "e2fsprogs", "xz": "xz-utils", "zstd": "zstd", "busybox": "busybox-static",
-	"mmdebstrap": "mmdebstrap", "mcopy": "mtools", "mkfs.vfat": "dosfstools",
-}
-
-func missing() (out []string) {
-	for program, pkg := range needed {
-		if _, err := exec.LookPath(program); err != nil {
-			out = append(out, pkg)
-		}
-	}
-	return out
-}
+// needed are the host's tools beside the package vm's own, with the Debian package
+// of each.
+var needed = map[string]string{"busybox": "busybox-static", "mmdebstrap": "mmdebstrap", "mcopy": "mtools", "mkfs.vfat": "dosfstools"}
 
 // run makes the sticks, and a machine for each kernel.
 func run(ctx context.Context, o options) error {

@@ -1,22 +1,16 @@
 package main
 
 import (
-	"archive/tar"
-	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/empty"
-	"github.com/google/go-containerregistry/pkg/v1/layout"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
+	"github.com/clawbox/clawbox/internal/ocitree"
 	"github.com/clawbox/clawbox/internal/vm"
 )
 
@@ -57,10 +51,8 @@ func makeSticks(ctx context.Context, dir, init string) (s sticks, err error) {
 	for to, pkg := range map[string]string{
 		init: "./internal/vm/guest", at("clawbox"): "./cmd/clawbox", at("clawbox-launch"): "./cmd/clawbox-launch", at("probe"): "./cmd/clawbox/testdata/probe",
 	} {
-		c := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", to, pkg)
-		c.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
-		if out, err := c.CombinedOutput(); err != nil {
-			return s, fmt.Errorf("go build %s: %w\n%s", pkg, err, out)
+		if err := vm.Build(ctx, to, pkg, "-ldflags", "-s -w"); err != nil {
+			return s, err
 		}
 	}
 	if err := image(at("image"), at("probe")); err != nil {
@@ -120,48 +112,14 @@ func image(to, probe string) error {
 	if err != nil {
 		return err
 	}
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, d := range []string{"bin/", "etc/"} {
-		if err := w.WriteHeader(&tar.Header{Name: d, Typeflag: tar.TypeDir, Mode: 0o755}); err != nil {
+	root := to + ".root"
+	if err := os.MkdirAll(filepath.Join(root, "etc"), 0o755); err != nil {
+		return err
+	}
+	for name, from := range map[string]string{"bin/busybox": busybox, "bin/other": busybox, "bin/sh": busybox, "bin/probe": probe} {
+		if err := vm.Copy(from, filepath.Join(root, name)); err != nil {
 			return err
 		}
 	}
-	for _, f := range []struct{ name, from string }{{"bin/busybox", busybox}, {"bin/other", busybox}, {"bin/sh", busybox}, {"bin/probe", probe}} {
-		prog, err := os.ReadFile(f.from)
-		if err != nil {
-			return err
-		}
-		if err := w.WriteHeader(&tar.Header{Name: f.name, Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(prog))}); err != nil {
-			return err
-		}
-		if _, err := w.Write(prog); err != nil {
-			return err
-		}
-	}
-	if err := w.Close(); err != nil {
-		return err
-	}
-	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil })
-	if err != nil {
-		return err
-	}
-	img, err := mutate.AppendLayers(empty.Image, l)
-	if err != nil {
-		return err
-	}
-	c, err := img.ConfigFile()
-	if err != nil {
-		return err
-	}
-	c.Architecture, c.OS, c.Config.Entrypoint = "amd64", "linux", []string{"/bin/busybox", "sleep", "1000000"}
-	if img, err = mutate.ConfigFile(img, c); err != nil {
-		return err
-	}
-	p, err := layout.Write(to, empty.Index)
-	if err != nil {
-		return err
-	}
-	return p.AppendImage(img, layout.WithPlatform(v1.Platform{OS: "linux", Architecture: "amd64"}),
-		layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": "latest"}))
+	return ocitree.Write(to, os.DirFS(root), v1.Config{Entrypoint: []string{"/bin/busybox", "sleep", "1000000"}})
 }

@@ -21,10 +21,10 @@ func build(ctx context.Context, o options, dir string) (built, error) {
 	if err := skeleton(root); err != nil {
 		return b, err
 	}
-	if err := goBuild(ctx, "build", b.init, "./internal/vm/guest"); err != nil {
+	if err := vm.Build(ctx, b.init, "./internal/vm/guest"); err != nil {
 		return b, err
 	}
-	if err := goBuild(ctx, "build", filepath.Join(root, "kernel-probe"), "./"+prober); err != nil {
+	if err := vm.Build(ctx, filepath.Join(root, "kernel-probe"), "./"+prober); err != nil {
 		return b, err
 	}
 	for _, s := range suites {
@@ -38,24 +38,6 @@ func build(ctx context.Context, o options, dir string) (built, error) {
 		return b, err
 	}
 	return b, vm.Disk(ctx, b.disk, root, 2048)
-}
-
-// goBuild builds without cgo: a guest has no C library but the lent one.
-func goBuild(ctx context.Context, verb, out, pkg string) error {
-	abs, err := filepath.Abs(out)
-	if err != nil {
-		return err
-	}
-	args := []string{verb, "-trimpath", "-o", abs, pkg}
-	if verb == "test" {
-		args = []string{verb, "-c", "-o", abs, pkg}
-	}
-	c := exec.CommandContext(ctx, "go", args...)
-	c.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
-	if out, err := c.CombinedOutput(); err != nil {
-		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
-	}
-	return nil
 }
 
 // skeleton makes the folders and files of a Debian host with merged /usr.
@@ -87,11 +69,11 @@ func skeleton(root string) error {
 // expect to be started: in the package's folder.
 func placeTests(ctx context.Context, root string, s suite) error {
 	dir := filepath.Join(root, "src", s.pkg)
-	if err := goBuild(ctx, "test", filepath.Join(dir, "it.test"), "./"+s.pkg); err != nil {
+	if err := vm.BuildTest(ctx, filepath.Join(dir, "it.test"), "./"+s.pkg); err != nil {
 		return err
 	}
 	for _, p := range s.programs {
-		if err := goBuild(ctx, "build", filepath.Join(root, "programs", filepath.Base(p)), "./"+p); err != nil {
+		if err := vm.Build(ctx, filepath.Join(root, "programs", filepath.Base(p)), "./"+p); err != nil {
 			return err
 		}
 	}

@@ -14,7 +14,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"strings"
 	"syscall"
@@ -42,27 +41,12 @@ type options struct {
 	verbose, quick                bool
 }
 
-// needed are the host's tools, with the Debian package of each.
-var needed = []struct{ program, pkg string }{
-	{"apt-get", "apt"},
-	{"dpkg-deb", "dpkg"},
-	{"mke2fs", "e2fsprogs"},
-	{"xz", "xz-utils"},
-	{"zstd", "zstd"},
-	{"busybox", "busybox-static"},
-}
-
-func missingTools() (missing []string) {
-	for _, n := range needed {
-		if _, err := exec.LookPath(n.program); err != nil {
-			missing = append(missing, n.pkg)
-		}
-	}
-	return missing
-}
+// needed are the host's tools beside the package vm's own, with the Debian package
+// of each.
+var needed = map[string]string{"busybox": "busybox-static"}
 
 func run(ctx context.Context, o options) int {
-	if m := missingTools(); m != nil {
+	if m := vm.Missing(needed); m != nil {
 		fmt.Fprintf(os.Stderr, "test-kernels: the packages %s are missing: apt-get install them, or run `make test-kernels` as root, which does\n", strings.Join(m, ", "))
 		return 2
 	}
