@@ -119,7 +119,7 @@ func Restore(ctx context.Context, r io.Reader, root string, o RestoreOptions) (A
 	if o.Cluster {
 		what = "the cluster's state, "
 	}
-	return t.about, t.aside, t.l.TellRestored(o.Operator, fmt.Sprintf(what+"from a backup of %s, made on %s, whose ledger had %d entries", t.about.Created.Format(time.RFC3339), t.about.Host, t.about.Entries))
+	return t.about, t.aside, t.l.TellRestored(o.Operator, fmt.Sprintf("%sfrom a backup of %s, made on %s, whose ledger had %d entries", what, t.about.Created.Format(time.RFC3339), t.about.Host, t.about.Entries))
 }
 
 // fits holds the backup against what is installed.

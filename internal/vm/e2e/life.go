@@ -157,9 +157,16 @@ func (l *life) plug(ctx context.Context, name, image string) error {
 	if err := l.m.Plug(name, image); err != nil {
 		return err
 	}
-	label := "/dev/disk/by-label/" + strings.ToUpper(name)
-	_, err := l.ok(ctx, "for i in $(seq 300); do [ -e "+label+" ] && break; sleep 0.2; done; mkdir -p /mnt/"+name+" && mount -o ro "+label+" /mnt/"+name)
+	_, err := l.ok(ctx, there(name)+" && mkdir -p /mnt/"+name+" && mount -o ro "+device(name)+" /mnt/"+name)
 	return err
+}
+
+// device is where a stick is found by its label, and there a script that waits
+// for it: the kernel sees it some seconds after it was plugged in.
+func device(stick string) string { return "/dev/disk/by-label/" + strings.ToUpper(stick) }
+
+func there(stick string) string {
+	return "for i in $(seq 300); do [ -e " + device(stick) + " ] && break; sleep 0.2; done; [ -e " + device(stick) + " ]"
 }
 
 func (l *life) unplug(ctx context.Context, name string) error {
@@ -182,7 +189,7 @@ func (l *life) install(ctx context.Context) error {
 	if err := l.m.Plug("site1", l.sticks.one); err != nil {
 		return err
 	}
-	if _, err := l.ok(ctx, "cat > /root/site.pub <<'END'\n"+string(l.sticks.key)+"END\nfor i in $(seq 300); do [ -e /dev/disk/by-label/SITE1 ] && exit 0; sleep 0.2; done; exit 1"); err != nil {
+	if _, err := l.ok(ctx, "cat > /root/site.pub <<'END'\n"+string(l.sticks.key)+"END\n"+there("site1")); err != nil {
 		return err
 	}
 	c, err := l.m.Sit()
@@ -196,7 +203,7 @@ func (l *life) install(ctx context.Context) error {
 		return err
 	}
 	keys := []key{
-		{"operator# ", "mkdir -p /mnt/site1 && mount -o ro /dev/disk/by-label/SITE1 /mnt/site1 && clear\r"},
+		{"operator# ", "mkdir -p /mnt/site1 && mount -o ro " + device("site1") + " /mnt/site1 && clear\r"},
 		{"operator# ", "/mnt/site1/clawbox-installer install /mnt/site1 --key /root/site.pub; echo the installer ended with status $?\r"},
 		{"Your name", "\r\rAnn Operator\r\r"},
 		{"Agents that", "\r"},
