@@ -46,7 +46,7 @@ func (r *run) receipt(context.Context) (string, error) {
 			return "", nil
 		}
 		if r.repair {
-			return "", fmt.Errorf("%s is not the receipt of what is installed; it is the ledger's first entry: compare it with `clawbox ledger`, and restore it from a backup", p)
+			return "", fmt.Errorf("%s is not the receipt of what is installed; it is the ledger's first entry: compare it with `clawbox audit replay --kind install`, and restore it from a backup", p)
 		}
 	}
 	b, err := r.newReceipt()

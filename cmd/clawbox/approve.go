@@ -265,7 +265,7 @@ func approveRevokeCmd(a *app) *cobra.Command {
 		Long: `Take back an answer that stands, and close the connections that it let in.
 
 'clawbox approve list --standing' shows the IDs. What was allowed always as a
-change of a policy is in that policy: 'clawbox agent policy' replaces it.`,
+change of a policy is in that policy: 'clawbox agent reload' replaces it.`,
 		Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: a.onAppliance(func(cmd *cobra.Command, cl *control.Client, args []string) error {
 			s, err := cl.Revoke(cmd.Context(), args[0], operator(by))

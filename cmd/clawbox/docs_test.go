@@ -1,12 +1,17 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"go/scanner"
+	"go/token"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -118,6 +123,63 @@ func words(line string) (out []string) {
 		out = append(out, cur)
 	}
 	return out
+}
+
+// saidCommand finds a command line in what a program says.
+var saidCommand = regexp.MustCompile("['`](clawbox [^'`\n]+)['`]")
+
+// TestSaidCommands: what errors and help tell people to type is there, too.
+func TestSaidCommands(t *testing.T) {
+	n := 0
+	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() && d.Name() == "dist" {
+			return cmp.Or(err, filepath.SkipDir)
+		}
+		if d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		lits, err := stringLiterals(path)
+		for _, lit := range lits {
+			for _, m := range saidCommand.FindAllStringSubmatch(lit, -1) {
+				n++
+				if err := parses(m[1], false); err != nil {
+					t.Errorf("%s: %s\n%v", path, m[1], err)
+				}
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n < 50 {
+		t.Errorf("found %d command lines; did the sources' form change?", n)
+	}
+}
+
+// stringLiterals are those of a Go file, unquoted; a sentence that is joined
+// by + from several is several.
+func stringLiterals(path string) (out []string, err error) {
+	src, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var s scanner.Scanner
+	fset := token.NewFileSet()
+	s.Init(fset.AddFile(path, -1, len(src)), src, nil, 0)
+	for {
+		_, tok, lit := s.Scan()
+		if tok == token.EOF {
+			return out, nil
+		}
+		if tok == token.STRING {
+			v, err := strconv.Unquote(lit)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %s: %w", path, lit, err)
+			}
+			out = append(out, v)
+		}
+	}
 }
 
 // TestParses: the check finds what it is for.

@@ -2,6 +2,7 @@ package backup
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -71,4 +72,58 @@ func TestCluster(t *testing.T) {
 	if err := q.restore(q.backup(), RestoreOptions{Cluster: true}); err == nil || !strings.Contains(err.Error(), "without a datastore") {
 		t.Errorf("a backup of solo: %v", err)
 	}
+}
+
+// A host may have /etc, /var/lib/rancher and the ledger on disks of their own.
+func TestOtherDisks(t *testing.T) {
+	root, other := t.TempDir(), shm(t)
+	for _, d := range []string{"etc", "var/lib/rancher", "var/lib/clawbox/ledger"} {
+		at := filepath.Join(other, filepath.Base(d))
+		if err := errors.Join(os.MkdirAll(filepath.Join(root, filepath.Dir(d)), 0o755), os.Mkdir(at, 0o755), os.Symlink(at, filepath.Join(root, d))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := newPlace(t, root)
+	// The ledger's own folder is the disk's mount point's child.
+	p.c.Paths.Ledger = filepath.Join(root, "var/lib/clawbox/ledger/log")
+	b, err := p.c.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.put(p.l.Config(), string(b))
+	db := filepath.Join(p.l.Datastore(), "state.db")
+	token := filepath.Join(root, "var/lib/rancher/k3s/server/token")
+	p.put(db, "objects")
+	p.put(token, "K10secret")
+	p.grow(3)
+	id := identity(t)
+	sealed := p.backup(id.Recipient())
+	p.put(db, "lost")
+	p.put(token, "K10other")
+	for _, path := range []string{p.c.Paths.Ledger, p.l.LedgerS()} {
+		if err := os.RemoveAll(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.restore(sealed, RestoreOptions{Identities: []age.Identity{id}}); err != nil {
+		t.Fatal(err)
+	}
+	if p.read(db) != "objects" || p.read(token) != "K10secret" || p.read(p.l.LedgerS()) != p.skey+"\n" || p.size() != 3 {
+		t.Errorf("got %q, %q, %d entries", p.read(db), p.read(token), p.size())
+	}
+}
+
+// shm is a folder on another file system than the tests' folder.
+func shm(t *testing.T) string {
+	t.Helper()
+	var a, b unix.Stat_t
+	if err := errors.Join(unix.Stat("/dev/shm", &a), unix.Stat(t.TempDir(), &b)); err != nil || a.Dev == b.Dev {
+		t.Skipf("/dev/shm is not another file system: %v", err)
+	}
+	dir, err := os.MkdirTemp("/dev/shm", "clawbox-test-*")
+	if err != nil {
+		t.Skipf("/dev/shm is not writable: %v", err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }

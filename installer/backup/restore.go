@@ -81,7 +81,7 @@ func Restore(ctx context.Context, r io.Reader, root string, o RestoreOptions) (A
 		return About{}, nil, err
 	}
 	defer release()
-	// Beside the state, so that everything takes its place by a rename.
+	// Beside the state, where most of it belongs and takes its place by a rename.
 	t.dir = filepath.Join(t.cfg.Paths.State, ".restore")
 	if err := os.RemoveAll(t.dir); err != nil {
 		return About{}, nil, err
@@ -218,7 +218,7 @@ func (t *restoring) place(p part) error {
 		if err := t.setAside(to); err != nil {
 			return err
 		}
-		return durable.Rename(from, to)
+		return durable.Move(from, to)
 	}
 	for _, f := range t.about.Files {
 		if f.Part != p.name || t.has[snapshotOf(f)] {
@@ -250,7 +250,7 @@ func (t *restoring) placeFile(from, to string, f File) error {
 			return err
 		}
 	}
-	return durable.Rename(from, to)
+	return durable.Move(from, to)
 }
 
 // setAside keeps what was there before.
