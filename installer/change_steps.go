@@ -32,7 +32,9 @@ var changeSteps []changeStep
 // Filled by init because the steps use helpers that print it.
 func init() {
 	upgrade := func(c Change) bool { return c.Kind == Upgrade }
+	cluster := func(c Change) bool { return c.Profile == "cluster" }
 	changeSteps = []changeStep{
+		{"server", "Ask the server which K3s it runs", "a kubelet must not be newer than its API server: on a node that joined this may be too early", cluster, (*changing).server},
 		{"payload", "Load what the store lacks", "verified while it is read; the installed release goes on working", upgrade, (*changing).payload},
 		{"policies", "Check the policies", "a policy that cannot be read must stop us here", nil, (*changing).policies},
 		{"slot", "Fill the other slot", "beside the present one, which stays as it is", nil, (*changing).slot},

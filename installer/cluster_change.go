@@ -49,10 +49,25 @@ const steadyTime = 10 * time.Second
 // theirs, and agents start by the gate for agents.
 var settledNamespaces = []string{"kube-system", systemNamespace, gpuNamespace, modelNamespace}
 
-// wanted is what a cluster whose server is node looks like with a release.
-func (l Layout) wanted(node string, r Release) (Settled, error) {
-	addons, err := l.addons()
-	return Settled{node, r.k3sVersion(), addons, settledNamespaces, steadyTime}, err
+// wanted is what this node's cluster looks like with a release, as far as the
+// node may see it: one that joined sees itself.
+func (l Layout) wanted(n Running, r Release) (Settled, error) {
+	w := Settled{Node: n.Node, Version: r.k3sVersion(), Steady: steadyTime}
+	if n.Role == RoleAgent {
+		return w, nil
+	}
+	var err error
+	w.Addons, err = l.addons()
+	w.Namespaces = settledNamespaces
+	return w, err
+}
+
+// kubeconfig is the one by which a node looks at its cluster.
+func (l Layout) kubeconfig(n Running) string {
+	if n.Role == RoleAgent {
+		return l.NodeKubeconfig()
+	}
+	return l.Kubeconfig()
 }
 
 // carryNode puts what the release's K3s reads in its place, and where K3s goes
@@ -74,6 +89,30 @@ func (c *changing) carryNode(ctx context.Context) (string, error) {
 	return joined(append(did, what)), err
 }
 
+// server refuses a later K3s on a node that joined than its server has: the
+// server is upgraded first.
+// Source: https://kubernetes.io/releases/version-skew-policy/#kubelet.
+func (c *changing) server(ctx context.Context) (string, error) {
+	from, to := c.plan.carry.from, c.run.Release
+	if isServer(c.run.Answers) || semver.Compare(to.k3sVersion(), from.k3sVersion()) <= 0 {
+		return "", nil
+	}
+	cl := c.env.Cluster
+	if cl == nil {
+		cl = c.l.Cluster(nil)
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	have, err := cl.Version(ctx, c.l.NodeKubeconfig())
+	if err != nil {
+		return "", fmt.Errorf("the cluster's server does not say which K3s it runs: %w; see that it runs, then start again", err)
+	}
+	if semver.Compare(semver.MajorMinor(to.k3sVersion()), semver.MajorMinor(have)) > 0 {
+		return "", fmt.Errorf("got K3s %s in the release for this node, the cluster's server runs %s; wanted a server at least as new; upgrade the server first, then this node", to.k3sVersion(), have)
+	}
+	return "the server runs K3s " + have, nil
+}
+
 // clusterGate wants the node to run a release's K3s, and all of the appliance's
 // own on it to be ready as that release describes it.
 type clusterGate struct {
@@ -85,10 +124,6 @@ type clusterGate struct {
 func (clusterGate) Name() string { return "cluster" }
 
 func (g clusterGate) Pass(ctx context.Context, c Change) error {
-	a := g.c.plan.Plan.Answers // the role is the same in both releases
-	if !isServer(a) {
-		return waitKubelet(ctx)
-	}
 	run, err := LoadRunning(g.c.l.Prefix)
 	if err != nil {
 		return err
@@ -101,21 +136,25 @@ func (g clusterGate) Pass(ctx context.Context, c Change) error {
 	if cl == nil {
 		cl = clusterProgram{filepath.Join(g.c.l.slotOf(c.To), clusterPath), nil}
 	}
-	if err := cl.Ready(ctx, g.c.l.Kubeconfig(), run.Node); err != nil {
+	kubeconfig := g.c.l.kubeconfig(run)
+	if err := cl.Ready(ctx, kubeconfig, run.Node); err != nil {
 		return err
 	}
-	w, err := g.c.l.wanted(run.Node, r)
+	w, err := g.c.l.wanted(run, r)
 	if err != nil {
 		return err
 	}
-	if _, err := cl.Apply(ctx, g.c.l.Kubeconfig(), run.Charts); err != nil {
+	if run.Role == RoleAgent {
+		return cl.Settled(ctx, kubeconfig, w)
+	}
+	if _, err := cl.Apply(ctx, kubeconfig, run.Charts); err != nil {
 		// Helm says that it waited; the cluster says for what.
 		short, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
 		w.Steady = 0
-		return errors.Join(err, cl.Settled(short, g.c.l.Kubeconfig(), w))
+		return errors.Join(err, cl.Settled(short, kubeconfig, w))
 	}
-	return cl.Settled(ctx, g.c.l.Kubeconfig(), w)
+	return cl.Settled(ctx, kubeconfig, w)
 }
 
 // LookNode says what is wrong with the node below root now, nil when all of the
@@ -126,9 +165,6 @@ func LookNode(ctx context.Context, root string) (node bool, err error) {
 		return false, nil
 	}
 	run, err := LoadRunning(root)
-	if err != nil && !there(l.Charts()) { // one that joined
-		return true, kubeletHealthy(ctx)
-	}
 	if err != nil {
 		return true, err
 	}
@@ -136,12 +172,12 @@ func LookNode(ctx context.Context, root string) (node bool, err error) {
 	if err != nil {
 		return true, err
 	}
-	w, err := l.wanted(run.Node, r)
+	w, err := l.wanted(run, r)
 	if err != nil {
 		return true, err
 	}
 	w.Steady = 0
-	return true, l.Cluster(nil).Settled(ctx, l.Kubeconfig(), w)
+	return true, l.Cluster(nil).Settled(ctx, l.kubeconfig(run), w)
 }
 
 // clusterDeadline is the gates' where K3s has to start and images are pulled.

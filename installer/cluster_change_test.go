@@ -1,6 +1,7 @@
 package installer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -22,6 +23,7 @@ import (
 type node struct {
 	t    *testing.T
 	l    Layout
+	role string   // "": a server
 	runs string   // the program; "": it does not run
 	ran  []string // all of them
 }
@@ -33,7 +35,7 @@ func (n *node) Stop(context.Context) error   { n.runs = ""; return nil }
 func (n *node) Start(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	s, err := BootNode(ctx, n.l.Prefix, "server", nil)
+	s, err := BootNode(ctx, n.l.Prefix, cmp.Or(n.role, RoleServer), nil)
 	if err != nil {
 		return err
 	}
@@ -43,6 +45,9 @@ func (n *node) Start(ctx context.Context) error {
 	}
 	n.runs = strings.TrimPrefix(string(b), "\x7fELF k3s ")
 	n.ran = append(n.ran, n.runs)
+	if n.role == RoleAgent {
+		return nil
+	}
 	db := filepath.Join(n.l.Datastore(), "state.db")
 	had, _ := os.ReadFile(db)
 	if !strings.Contains(string(had), n.runs) {
@@ -311,5 +316,45 @@ func TestDatastore(t *testing.T) {
 	unlock()
 	if ok, err := CopyDatastore(t.Context(), Layout{t.TempDir()}, to); ok || err != nil {
 		t.Errorf("without a datastore: %v, %v", ok, err)
+	}
+}
+
+// A node that joined waits for its server: a kubelet is never newer than the API
+// server that it obeys.
+func TestUpgradeJoined(t *testing.T) {
+	l := joinedNode(t, makeUpCluster())
+	p, n := &played{root: l.Prefix, stays: true}, &node{t: t, l: l, role: RoleAgent}
+	if err := (withNode{p, n}).Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Stop(context.Background()) })
+	ran := slices.Clone(n.ran)
+	m := clusterRelease(2, "1.35.0+k3s1")
+	for _, x := range []struct {
+		c    *standIn
+		want string
+	}{
+		{&standIn{version: "v1.34.0+k3s1"}, "upgrade the server first"},
+		{&standIn{err: errors.New("connection refused")}, "connection refused"},
+	} {
+		err := upgradeServer(l, p, n, x.c, m)
+		if err == nil || !strings.Contains(err.Error(), x.want) {
+			t.Errorf("got %v; want %q", err, x.want)
+		}
+		if !slices.Equal(n.ran, ran) || !p.Running(t.Context()) {
+			t.Errorf("it was stopped: K3s ran as %q", n.ran)
+		}
+	}
+	c := &standIn{version: "v1.35.1+k3s1"}
+	if err := upgradeServer(l, p, n, c, m); err != nil {
+		t.Fatal(err)
+	}
+	if n.runs != "1.35.0+k3s1" {
+		t.Errorf("K3s %s runs", n.runs)
+	}
+	// The gate is the node itself, as the server sees it.
+	want := Settled{Node: "edge-7", Version: "v1.35.0+k3s1", Steady: steadyTime}
+	if got := c.wanted; got.Node != want.Node || got.Version != want.Version || got.Steady != want.Steady || got.Addons != nil || got.Namespaces != nil || c.charts != nil {
+		t.Errorf("the gate wants %+v and applied %v; want %+v", got, c.charts, want)
 	}
 }

@@ -114,27 +114,31 @@ func agentsChart() (Chart, error) {
 }
 
 // Connect gives the appliance below root its account on the cluster, whose node
-// it is by the name node, and says what it changed; the appliance takes it up
-// when it starts. It waits for the account's token until ctx ends.
-func Connect(ctx context.Context, root, node string, c Cluster) (string, error) {
+// it is, and says what it changed; the appliance takes it up when it starts. It
+// waits for the account's token until ctx ends.
+func Connect(ctx context.Context, root string, c Cluster) (string, error) {
 	l := Layout{Prefix: root}
 	unlock, err := lock(l.Lock())
 	if err != nil {
 		return "", err
 	}
 	defer unlock()
-	return l.connect(ctx, node, c)
+	return l.connect(ctx, c)
 }
 
 // connect writes the kubeconfig first: `clawbox serve` does not start with a
 // configuration that names one that is missing. What an operator wrote under
 // cluster is left alone.
-func (l Layout) connect(ctx context.Context, node string, c Cluster) (string, error) {
-	acc, err := c.Account(ctx, l.Kubeconfig(), accountNamespace, accountSecret)
+func (l Layout) connect(ctx context.Context, c Cluster) (string, error) {
+	run, err := LoadRunning(l.Prefix)
 	if err != nil {
 		return "", err
 	}
-	text, err := acc.kubeconfig()
+	acc, err := c.Account(ctx, l.kubeconfig(run), accountNamespace, accountSecret)
+	if err != nil {
+		return "", err
+	}
+	text, err := acc.kubeconfig(apiServer[run.Role])
 	if err != nil {
 		return "", err
 	}
@@ -146,7 +150,7 @@ func (l Layout) connect(ctx context.Context, node string, c Cluster) (string, er
 	if err != nil || cfg.Cluster != nil {
 		return did, err
 	}
-	cfg.Cluster = &config.Cluster{Kubeconfig: l.Access(), Namespace: agentsNamespace, Node: node, Registry: k3s.Registry}
+	cfg.Cluster = &config.Cluster{Kubeconfig: l.Access(), Namespace: agentsNamespace, Node: run.Node, Registry: k3s.Registry}
 	b, err := cfg.Encode()
 	if err != nil {
 		return "", err
@@ -154,9 +158,14 @@ func (l Layout) connect(ctx context.Context, node string, c Cluster) (string, er
 	return joined([]string{did, "wrote " + l.Config()}), durable.WriteFile(l.Config(), b, 0o640)
 }
 
-// kubeconfig is a file by which one reaches this node's own API server. A token
-// is three parts of base64 (RFC 7519), so nothing in it can end the YAML's value.
-func (a Account) kubeconfig() ([]byte, error) {
+// apiServer is where a node of a role reaches the API: a server's own, or K3s's
+// balancer on a node that joined, which knows the servers.
+// Source: https://docs.k3s.io/architecture#how-agent-node-registration-works.
+var apiServer = map[string]string{RoleServer: "https://127.0.0.1:6443", RoleAgent: "https://127.0.0.1:6444"}
+
+// kubeconfig is a file by which one reaches the API server at addr. A token is
+// three parts of base64 (RFC 7519), so nothing in it can end the YAML's value.
+func (a Account) kubeconfig(addr string) ([]byte, error) {
 	if len(a.CA) == 0 || !tokenRE.MatchString(a.Token) {
 		return nil, errors.New("got an account without certificates or with a token that is no JSON Web Token; wanted both from secret " + accountSecret + " in " + accountNamespace)
 	}
@@ -165,9 +174,9 @@ apiVersion: v1
 kind: Config
 current-context: clawbox
 contexts: [{name: clawbox, context: {cluster: clawbox, user: clawbox, namespace: %[1]s}}]
-clusters: [{name: clawbox, cluster: {server: "https://127.0.0.1:6443", certificate-authority-data: %[2]s}}]
+clusters: [{name: clawbox, cluster: {server: %[4]q, certificate-authority-data: %[2]s}}]
 users: [{name: clawbox, user: {token: %[3]s}}]
-`, agentsNamespace, base64.StdEncoding.EncodeToString(a.CA), a.Token), nil
+`, agentsNamespace, base64.StdEncoding.EncodeToString(a.CA), a.Token, addr), nil
 }
 
 // connect starts the appliance again once it has been told of the cluster. At a
@@ -179,7 +188,7 @@ func (r *run) connect(ctx context.Context) (string, error) {
 	}
 	limited, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	did, err := r.l.connect(limited, r.Answers.Cluster.name(r.Facts), r.cluster())
+	did, err := r.l.connect(limited, r.cluster())
 	if err != nil || did == "" || had.Cluster != nil {
 		return did, err
 	}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -40,14 +41,29 @@ func installedServer(t *testing.T, m *madeUp) Layout {
 	root := fast(t)
 	a := clusterAnswers(root, m.Release)
 	a.Cluster.Models = nil
-	p, err := NewPlan(nodeFacts(root), a, m.Release)
+	return installedNode(t, m, a)
+}
+
+// joinedNode is one that joined, without systemd.
+func joinedNode(t *testing.T, m *madeUp) Layout {
+	t.Helper()
+	return installedNode(t, m, agentAnswers(fast(t), m.Release))
+}
+
+func installedNode(t *testing.T, m *madeUp, a Answers) Layout {
+	t.Helper()
+	p, err := NewPlan(nodeFacts(a.Root), a, m.Release)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Run(t.Context(), p, m.env()); err != nil {
+	env := m.env()
+	if a.Cluster.Role == RoleAgent {
+		env.Token = "K10" + strings.Repeat("a", 64) + "::node:secret"
+	}
+	if _, err := Run(t.Context(), p, env); err != nil {
 		t.Fatal(err)
 	}
-	return Layout{root}
+	return Layout{a.Root}
 }
 
 // containerd is told of the runtime, and the runtime of the appliance.
@@ -80,22 +96,37 @@ func TestRuntime(t *testing.T) {
 }
 
 // The appliance gets a kubeconfig that it can read, and then a configuration
-// that names it, once.
+// that names it, once: on a server, and on a node that joined, by what each has
+// to reach the cluster with.
 func TestConnect(t *testing.T) {
-	l := installedServer(t, makeUpCluster())
+	t.Run("server", func(t *testing.T) {
+		l := installedServer(t, makeUpCluster())
+		connects(t, l, l.Kubeconfig(), "https://127.0.0.1:6443")
+	})
+	t.Run("joined", func(t *testing.T) {
+		l := joinedNode(t, makeUpCluster())
+		connects(t, l, l.at("var/lib/rancher/k3s/agent/kubelet.kubeconfig"), "https://127.0.0.1:6444")
+	})
+}
+
+func connects(t *testing.T, l Layout, by, server string) {
+	t.Helper()
 	before := read(t, l.Config())
 	for _, c := range []*standIn{{err: errors.New("no token")}, {account: Account{Token: "a.b.c"}}, {account: Account{Token: "a.b.c}]\nx", CA: []byte("x")}}} {
-		if did, err := Connect(t.Context(), l.Prefix, "edge-7", c); err == nil || did != "" || there(l.Access()) || read(t, l.Config()) != before {
+		if did, err := Connect(t.Context(), l.Prefix, c); err == nil || did != "" || there(l.Access()) || read(t, l.Config()) != before {
 			t.Errorf("with %+v: %q, %v", c, did, err)
 		}
 	}
 	c := &standIn{account: madeUpAccount(t)}
-	did, err := Connect(t.Context(), l.Prefix, "edge-7", c)
+	did, err := Connect(t.Context(), l.Prefix, c)
 	if err != nil || !strings.Contains(did, l.Access()) || !strings.Contains(did, l.Config()) {
 		t.Fatalf("%q, %v", did, err)
 	}
-	if want := l.Kubeconfig() + " clawbox-account clawbox-token"; c.asked != want {
+	if want := by + " clawbox-account clawbox-token"; c.asked != want {
 		t.Errorf("asked for %q; want %q", c.asked, want)
+	}
+	if s := read(t, l.Access()); !strings.Contains(s, strconv.Quote(server)) {
+		t.Errorf("want %s in\n%s", server, s)
 	}
 	if st, err := os.Stat(l.Access()); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("kubeconfig: %v, %v", st, err)
@@ -108,7 +139,7 @@ func TestConnect(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(cfg.Cluster, want) {
 		t.Errorf("configuration: %+v, %v", cfg.Cluster, err)
 	}
-	if did, err := Connect(t.Context(), l.Prefix, "edge-7", c); err != nil || did != "" {
+	if did, err := Connect(t.Context(), l.Prefix, c); err != nil || did != "" {
 		t.Errorf("again: %q, %v", did, err)
 	}
 	// A new token is taken; what an operator wrote stays.
@@ -119,7 +150,7 @@ func TestConnect(t *testing.T) {
 	}
 	write(t, l.Config(), string(b))
 	c.account.Token = "eyJh.eyJz.bmV3"
-	if did, err := Connect(t.Context(), l.Prefix, "edge-7", c); err != nil || did != "wrote "+l.Access() || read(t, l.Config()) != string(b) || !strings.Contains(read(t, l.Access()), "bmV3") {
+	if did, err := Connect(t.Context(), l.Prefix, c); err != nil || did != "wrote "+l.Access() || read(t, l.Config()) != string(b) || !strings.Contains(read(t, l.Access()), "bmV3") {
 		t.Errorf("a new token: %q, %v", did, err)
 	}
 }
@@ -178,7 +209,7 @@ func TestPlaceRuntime(t *testing.T) {
 // An uninstallation takes the account and the runtime, and what names it.
 func TestUninstallNode(t *testing.T) {
 	l := installedServer(t, makeUpCluster())
-	if _, err := Connect(t.Context(), l.Prefix, "edge-7", &standIn{account: madeUpAccount(t)}); err != nil {
+	if _, err := Connect(t.Context(), l.Prefix, &standIn{account: madeUpAccount(t)}); err != nil {
 		t.Fatal(err)
 	}
 	r, err := NewRemoval(l.Prefix, false)

@@ -47,6 +47,10 @@ func (c clusterProgram) Settled(ctx context.Context, kubeconfig string, w Settle
 	return err
 }
 
+func (c clusterProgram) Version(ctx context.Context, kubeconfig string) (string, error) {
+	return c.run(ctx, nil, "version", kubeconfig)
+}
+
 func (c clusterProgram) Account(ctx context.Context, kubeconfig, namespace, secret string) (Account, error) {
 	var a Account
 	out, err := c.run(ctx, nil, "account", kubeconfig, namespace, secret)

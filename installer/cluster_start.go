@@ -26,11 +26,9 @@ func (r *run) startK3s(ctx context.Context) (string, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
-	var err error
-	if isServer(r.Answers) {
-		err = r.cluster().Ready(ctx, r.l.Kubeconfig(), r.Answers.Cluster.name(r.Facts))
-	} else {
-		err = waitKubelet(ctx)
+	run, err := LoadRunning(r.Answers.Root)
+	if err == nil {
+		err = r.cluster().Ready(ctx, r.l.kubeconfig(run), run.Node)
 	}
 	if err != nil {
 		return "", fmt.Errorf("%w; look at: journalctl -u k3s", err)
@@ -50,21 +48,6 @@ func (r *run) cluster() Cluster {
 func linkTo(link, target string) bool {
 	p, err := filepath.EvalSymlinks(link)
 	return err == nil && p == target
-}
-
-// waitKubelet waits for an agent's kubelet; its server sees the node by itself.
-func waitKubelet(ctx context.Context) error {
-	for {
-		err := kubeletHealthy(ctx)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("the kubelet did not become healthy: %w", err)
-		case <-time.After(time.Second):
-		}
-	}
 }
 
 // kubeletHealthy asks the kubelet's own health address (its default healthzPort).
@@ -97,7 +80,7 @@ func (r *run) charts(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	w, err := r.l.wanted(c.Node, r.Release)
+	w, err := r.l.wanted(c, r.Release)
 	if err != nil {
 		return "", err
 	}

@@ -28,6 +28,8 @@ type Cluster interface {
 	// Settled waits until the cluster looks as w says, or ctx ends; its error
 	// then names what does not.
 	Settled(ctx context.Context, kubeconfig string, w Settled) error
+	// Version is the API server's, such as "v1.35.0+k3s1".
+	Version(ctx context.Context, kubeconfig string) (string, error)
 	// Account reads a service account's secret, once the cluster has filled it.
 	Account(ctx context.Context, kubeconfig, namespace, secret string) (Account, error)
 }
@@ -40,7 +42,12 @@ func startsServer(a Answers) bool  { return isServer(a) && withSystemd(a) }
 // Kubeconfig is the administrator's, which K3s writes on a server.
 func (l Layout) Kubeconfig() string { return l.at(k3s.Kubeconf) }
 
-// Charts is the file that says what the cluster is to run.
+// NodeKubeconfig is the kubelet's, which K3s writes on every node: it may read
+// its own node, and the account of agents' pods.
+func (l Layout) NodeKubeconfig() string { return l.at(k3s.NodeKubeconf) }
+
+// Charts is the file that says what this node is in its cluster, and what that is
+// to run.
 func (l Layout) Charts() string { return l.at("var/lib/clawbox/install/charts.json") }
 
 // k3sUnit is K3s's unit. One name for both roles: a node has one of them.
@@ -233,29 +240,30 @@ func ValidToken(s string) error {
 // `clawbox cluster apply`.
 func (r *run) chartsFile() (string, error) {
 	cs, err := r.Answers.Charts(r.Facts, r.Release)
-	if err != nil || cs == nil {
+	if err != nil {
 		return "", err
 	}
-	b, err := json.MarshalIndent(Running{r.Answers.Cluster.name(r.Facts), cs}, "", "  ")
+	b, err := json.MarshalIndent(Running{r.Answers.Cluster.Role, r.Answers.Cluster.name(r.Facts), cs}, "", "  ")
 	if err != nil {
 		return "", err
 	}
 	return ensureFile(r.l.Charts(), append(b, '\n'), 0o600)
 }
 
-// Running is what a server's cluster is to run.
+// Running is what a node is in its cluster, and what a server's is to run.
 type Running struct {
-	Node   string  `json:"node"` // the server's name in the cluster
-	Charts []Chart `json:"charts"`
+	Role   string  `json:"role"` // RoleServer or RoleAgent
+	Node   string  `json:"node"` // its name in the cluster
+	Charts []Chart `json:"charts,omitempty"`
 }
 
-// LoadRunning reads what the cluster below root is to run.
+// LoadRunning reads what the node below root is.
 func LoadRunning(root string) (Running, error) {
 	var c Running
 	p := Layout{Prefix: root}.Charts()
 	b, err := os.ReadFile(p)
 	if errors.Is(err, fs.ErrNotExist) {
-		return c, fmt.Errorf("got no %s; wanted a server of the profile cluster; install one first", p)
+		return c, fmt.Errorf("got no %s; wanted a node of the profile cluster; install or join one first", p)
 	}
 	if err != nil {
 		return c, err
@@ -352,10 +360,7 @@ func engineModel(s *content.Store, name string, m model.Model) engine.Model {
 func nextOfCluster(a Answers) string {
 	if !withSystemd(a) {
 		s := "start the appliance with: " + serveCommand(a) + "\nthen K3s with: clawbox cluster serve " + a.Cluster.Role
-		if a.Cluster.Role == RoleServer {
-			s += "\nthen: clawbox cluster apply, and start the appliance again: it runs agents as pods from then on"
-		}
-		return s
+		return s + "\nthen: clawbox cluster apply, and start the appliance again: it runs agents as pods from then on"
 	}
 	if a.Cluster.Role == RoleServer {
 		return "the cluster runs; look at it with: clawbox status, kubectl get pods -A; add a node with: clawbox token create"

@@ -147,9 +147,14 @@ type standIn struct {
 	wanted        Settled
 	sick          error  // of Settled
 	sickWith      string // only with that K3s
+	version       string // of the API server
 }
 
 func (s *standIn) Ready(_ context.Context, _, name string) error { s.waited = name; return s.err }
+func (s *standIn) Version(_ context.Context, kubeconfig string) (string, error) {
+	s.asked = kubeconfig
+	return s.version, s.err
+}
 func (s *standIn) Account(_ context.Context, kubeconfig, namespace, secret string) (Account, error) {
 	s.asked = kubeconfig + " " + namespace + " " + secret
 	return s.account, s.err
@@ -200,10 +205,10 @@ func TestInstallCluster(t *testing.T) {
 	for _, c := range run.Charts {
 		names = append(names, c.Name)
 	}
-	if want := []string{"space-clawbox-system", "space-clawbox-gpu", "space-clawbox-models", "space-acme", "agents", "device-plugin", "telemetry"}; err != nil || run.Node != "edge-7" || !slices.Equal(names, want) {
+	if want := []string{"space-clawbox-system", "space-clawbox-gpu", "space-clawbox-models", "space-acme", "agents", "device-plugin", "telemetry"}; err != nil || run.Role != RoleServer || run.Node != "edge-7" || !slices.Equal(names, want) {
 		t.Errorf("charts: got %v, %v; want %v", names, err, want)
 	}
-	if _, err := LoadRunning(fast(t)); err == nil || !strings.Contains(err.Error(), "server of the profile cluster") {
+	if _, err := LoadRunning(fast(t)); err == nil || !strings.Contains(err.Error(), "node of the profile cluster") {
 		t.Errorf("charts of nothing: %v", err)
 	}
 }

@@ -63,7 +63,7 @@ func init() {
 		{"start", "Start the appliance and wait until it is healthy", "enabled at boot only after it has answered", withSystemd, nothing, (*run).start},
 		{"k3s", "Start K3s and wait until the node is ready", "after the appliance, whose registry has its images", startsCluster, nothing, (*run).startK3s},
 		{"charts", "Install what the cluster runs", "namespaces with quotas and denied by default first, then what agents as pods need, GPUs, telemetry, models; each waited for", startsServer, nothing, (*run).charts},
-		{"pods", "Give the appliance its account on the cluster", "after it there is one; the appliance then starts again, and runs agents as pods", startsServer, nothing, (*run).connect},
+		{"pods", "Give the appliance its account on the cluster", "after it there is one; the appliance then starts again, and runs agents as pods", startsCluster, nothing, (*run).connect},
 	}
 }
 

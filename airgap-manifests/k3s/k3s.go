@@ -29,13 +29,14 @@ import (
 
 // Where K3s and its files lie on a node.
 const (
-	ConfigDir = "/etc/rancher/k3s"
-	DataDir   = "/var/lib/rancher/k3s"
-	TokenFile = ConfigDir + "/token"          // the join token, on agents
-	NRISocket = "/var/run/nri/nri.sock"       // where containerd takes NRI plugins
-	Kubeconf  = ConfigDir + "/k3s.yaml"       // the administrator's, written by the server
-	Manifests = DataDir + "/server/manifests" // what lies here, the server applies
-	AuditLog  = DataDir + "/server/logs/audit.log"
+	ConfigDir    = "/etc/rancher/k3s"
+	DataDir      = "/var/lib/rancher/k3s"
+	TokenFile    = ConfigDir + "/token"                  // the join token, on agents
+	NRISocket    = "/var/run/nri/nri.sock"               // where containerd takes NRI plugins
+	Kubeconf     = ConfigDir + "/k3s.yaml"               // the administrator's, written by the server
+	NodeKubeconf = DataDir + "/agent/kubelet.kubeconfig" // the kubelet's, written on every node
+	Manifests    = DataDir + "/server/manifests"         // what lies here, the server applies
+	AuditLog     = DataDir + "/server/logs/audit.log"
 
 	// ContainerdTemplate is what K3s makes containerd's configuration from;
 	// a caller may add to it.

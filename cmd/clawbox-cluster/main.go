@@ -4,6 +4,7 @@
 //	clawbox-cluster ready KUBECONFIG NODE
 //	clawbox-cluster apply KUBECONFIG < charts.json    # what it changed, on standard output
 //	clawbox-cluster settled KUBECONFIG < settled.json # waits, until it is ended
+//	clawbox-cluster version KUBECONFIG # of the API server
 //	clawbox-cluster account KUBECONFIG NAMESPACE SECRET    # a service account's token and certificates, likewise
 //
 // It is a program of its own because Helm brings all of Kubernetes' client
@@ -28,7 +29,7 @@ import (
 	"github.com/clawbox/clawbox/installer/charts"
 )
 
-const usage = "usage: clawbox-cluster ready KUBECONFIG NODE | clawbox-cluster apply KUBECONFIG < charts.json | clawbox-cluster settled KUBECONFIG < settled.json | clawbox-cluster account KUBECONFIG NAMESPACE SECRET"
+const usage = "usage: clawbox-cluster ready KUBECONFIG NODE | clawbox-cluster apply KUBECONFIG < charts.json | clawbox-cluster settled KUBECONFIG < settled.json | clawbox-cluster version KUBECONFIG | clawbox-cluster account KUBECONFIG NAMESPACE SECRET"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -51,6 +52,10 @@ func run(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) 
 			return err
 		}
 		return json.NewEncoder(out).Encode(a)
+	case len(args) == 2 && args[0] == "version":
+		v, err := c.Version(ctx, args[1])
+		fmt.Fprint(out, v)
+		return err
 	case len(args) == 2 && args[0] == "settled":
 		var w installer.Settled
 		if err := decode(in, &w); err != nil {

@@ -194,7 +194,8 @@ func clusterApplyCmd(a *app) *cobra.Command {
 		Long: `Install what the cluster is to run: namespaces with quotas and denied by default,
 tenants, and the charts for GPUs, telemetry and models. The installer does this
 where it starts K3s itself; after 'start: none', or when something was taken away
-by hand, this does. What is there already is left alone.`,
+by hand, this does. What is there already is left alone. On a node that joined
+it only fetches the account by which the appliance makes agents' pods.`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			did, err := applyCluster(cmd, a, wait)
@@ -221,18 +222,19 @@ func applyCluster(cmd *cobra.Command, a *app, wait time.Duration) (string, error
 	ctx, cancel := context.WithTimeout(cmd.Context(), wait)
 	defer cancel()
 	l := installer.Layout{Prefix: a.root}
-	kubeconfig := l.Kubeconfig()
 	cl := l.Cluster(func(s string) { fmt.Fprintln(cmd.ErrOrStderr(), s) })
-	if err := cl.Ready(ctx, kubeconfig, run.Node); err != nil {
-		return "", err
-	}
-	did, err := cl.Apply(cmd.Context(), kubeconfig, run.Charts)
-	if err != nil {
-		return "", err
+	did := ""
+	if run.Role == installer.RoleServer {
+		if err := cl.Ready(ctx, l.Kubeconfig(), run.Node); err != nil {
+			return "", err
+		}
+		if did, err = cl.Apply(cmd.Context(), l.Kubeconfig(), run.Charts); err != nil {
+			return "", err
+		}
 	}
 	account, cancel := context.WithTimeout(cmd.Context(), wait)
 	defer cancel()
-	told, err := installer.Connect(account, a.root, run.Node, cl)
+	told, err := installer.Connect(account, a.root, cl)
 	if told != "" {
 		told += "; start the appliance again: it takes up its account on the cluster then"
 	}

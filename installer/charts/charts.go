@@ -123,6 +123,19 @@ func nodeReady(n *corev1.Node) error {
 	return errors.New("its kubelet has not reported yet")
 }
 
+// Version is the API server's.
+func (Client) Version(_ context.Context, kubeconfig string) (string, error) {
+	cs, err := clientset(kubeconfig)
+	if err != nil {
+		return "", err
+	}
+	v, err := cs.Discovery().ServerVersion()
+	if err != nil {
+		return "", err
+	}
+	return v.GitVersion, nil
+}
+
 // Account reads a service account's secret and waits until Kubernetes has put
 // the token into it.
 func (Client) Account(ctx context.Context, kubeconfig, namespace, secret string) (installer.Account, error) {
