@@ -64,7 +64,7 @@ e2e: setup ## Take an appliance through its life on fresh offline machines (QEMU
 	$(AS_ROOT) env "PATH=$$PATH" $(GO) run ./internal/vm/e2e -cache $(DIST)/vm $(E2E)
 
 e2e-host: k3s ## Take a cluster on real K3s, on this machine in namespaces without a way out, from 1.34 to 1.35, through a failed upgrade and a power cut, and back
-	$(AS_ROOT) env CLAWBOX_K3S="$(abspath $(DIST)/k3s)" $(GO) test -count=1 -timeout 25m -run 'TestClusterUpgrade$$|TestPodsOnK3s' -v ./cmd/clawbox
+	$(AS_ROOT) env CLAWBOX_K3S="$(abspath $(DIST)/k3s)" $(GO) test -count=1 -timeout 25m -run 'TestClusterUpgrade$$|TestClusterJoin|TestPodsOnK3s' -v ./cmd/clawbox
 	$(AS_ROOT) env CLAWBOX_K3S="$(abspath $(DIST)/k3s)" $(GO) test -count=1 -timeout 15m -run 'TestTwoNodes' -v ./internal/k3shost
 
 k3s: ## Build K3s 1.34 and 1.35 with runtime and images from Go modules into dist/k3s; K3S="1.35" for one

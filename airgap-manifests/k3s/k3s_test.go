@@ -82,7 +82,7 @@ func TestServerConfig(t *testing.T) {
 	}
 	for list, want := range map[string][]string{
 		"kube-apiserver-arg": {"anonymous-auth=false", "admission-control-config-file=/etc/rancher/k3s/admission.yaml", "audit-policy-file=/etc/rancher/k3s/audit.yaml"},
-		"kubelet-arg":        {"anonymous-auth=false", "seccomp-default=true", "read-only-port=0"},
+		"kubelet-arg":        {"anonymous-auth=false", "seccomp-default=true", "read-only-port=0", "eviction-pressure-transition-period=1m"},
 		"disable":            {"coredns", "traefik", "metrics-server", "servicelb", "local-storage"},
 	} {
 		for _, w := range want {

@@ -54,11 +54,11 @@ func TestClusterFaults(t *testing.T) {
 // smallDisk gives the machine a disk of its own, which can be filled.
 func (u *upgrading) smallDisk() {
 	u.t.Helper()
-	u.check(os.Mkdir(u.at("machine"), 0o755))
+	u.check(os.Mkdir(u.at("machine-box"), 0o755))
 	u.sh("truncate", "-s", "6G", u.at("disk"))
 	u.sh("mkfs.ext4", "-q", "-m", "0", u.at("disk"))
-	u.sh("mount", "-o", "loop", u.at("disk"), u.at("machine"))
-	u.t.Cleanup(func() { u.sh("umount", u.at("machine")) })
+	u.sh("mount", "-o", "loop", u.at("disk"), u.at("machine-box"))
+	u.t.Cleanup(func() { u.sh("umount", u.at("machine-box")) })
 }
 
 // doctor wants a word in what it says, and another in a failure of it.
@@ -155,10 +155,11 @@ func (u *upgrading) diskFull() {
 	}
 	u.doctor("node", "DiskPressure")
 	u.node("rm", "/var/filler")
-	u.wait120("an agent again", func() bool { _, err := u.box("agent", "launch", "busy"); return err == nil })
-	u.wait120("the cluster", func() bool {
-		out, _ := u.box("doctor")
-		return strings.Contains(out, "ready, with all that clawbox runs")
+	u.wait120("the node to have room", func() bool {
+		out, err := u.kubectl("", "get", "node", "box", "-o", `jsonpath={.status.conditions[?(@.type=="DiskPressure")].status}`)
+		return err == nil && out == "False"
 	})
+	u.settled()
+	u.wait120("an agent again", func() bool { _, err := u.box("agent", "launch", "busy"); return err == nil })
 	u.runs("1.35", "0.1.0")
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -179,7 +180,8 @@ func (u *upgrading) sleeper() {
 // boot boots the machine, as it was left.
 func (u *upgrading) boot(lan *k3shost.LAN) {
 	u.t.Helper()
-	o := k3shost.Options{Name: "box", Dir: u.at("machine"), LAN: lan, Binds: map[string]string{"/e2e": u.dir}, Units: true, Beside: []string{"clawbox.service"}}
+	name := cmp.Or(u.hostname, "box")
+	o := k3shost.Options{Name: name, Dir: u.at("machine-" + name), LAN: lan, Binds: map[string]string{"/e2e": u.dir}, Units: true, Beside: []string{"clawbox.service"}}
 	if u.m != nil {
 		o.Addr = u.m.Addr
 	}
@@ -206,7 +208,7 @@ func (u *upgrading) said() {
 func (u *upgrading) clawbox(status int, word string, args ...string) string {
 	u.t.Helper()
 	program := "/usr/local/bin/clawbox"
-	if args[0] == "install" {
+	if args[0] == "install" || args[0] == "join" {
 		program = "/e2e/clawbox"
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -63,10 +64,12 @@ agents:
 // podNode is a real K3s with an installed appliance beside it.
 type podNode struct {
 	*journey
-	m      *k3shost.Machine
-	c      *k3shost.Cluster
-	served chan error // how serve ended
-	end    func()     // ends serve
+	hostname string // "" is box
+	m        *k3shost.Machine
+	admin    *k3shost.Machine // the server; nil is m
+	c        *k3shost.Cluster
+	served   chan error // how serve ended
+	end      func()     // ends serve
 }
 
 // newPodNode boots, installs from a bundle and starts both, as an operator does
@@ -167,7 +170,7 @@ func (n *podNode) box(args ...string) (string, error) {
 func (n *podNode) kubectl(stdin string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	out, err := n.m.Run(ctx, []byte(stdin), "kubectl", append([]string{"--kubeconfig", k3s.Kubeconf}, args...)...)
+	out, err := cmp.Or(n.admin, n.m).Run(ctx, []byte(stdin), "kubectl", append([]string{"--kubeconfig", k3s.Kubeconf}, args...)...)
 	return strings.TrimSpace(out), err
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -39,6 +40,55 @@ func (c Cache) Debian(ctx context.Context, packages ...string) (string, error) {
 		return furnish(root)
 	})
 }
+
+// System gives a folder as Debian's, of the file system in a tar archive, such as
+// a distribution's root tarball, which needs systemd and a login. Where that has
+// a kernel with its modules, k is it; otherwise k is nil.
+func (c Cache) System(ctx context.Context, archive string) (dir string, k *Kernel, err error) {
+	st, err := os.Stat(archive)
+	if err != nil {
+		return "", nil, err
+	}
+	archive, err = filepath.Abs(archive)
+	if err != nil {
+		return "", nil, err
+	}
+	dir, err = filepath.Abs(c.path(fmt.Sprintf("system-%.12x", sha256.Sum256(fmt.Appendf(nil, "%s %d %d", archive, st.Size(), st.ModTime().UnixNano())))))
+	if err != nil {
+		return "", nil, err
+	}
+	root := filepath.Join(dir, "root")
+	err = once(dir, func(tmp string) error {
+		to := filepath.Join(tmp, "root")
+		if err := os.Mkdir(to, 0o755); err != nil {
+			return err
+		}
+		if _, err := tool(ctx, "", "tar", "--numeric-owner", "-C", to, "-xpf", archive); err != nil {
+			return err
+		}
+		for _, need := range []string{"usr/lib/systemd/systemd", "usr/bin/systemctl", "usr/sbin/agetty"} {
+			if _, err := os.Stat(filepath.Join(to, need)); err != nil {
+				return fmt.Errorf("%s: got no /%s in it, want the root of a system that boots with systemd", archive, need)
+			}
+		}
+		return furnish(to)
+	})
+	if err != nil {
+		return "", nil, err
+	}
+	if found, _ := filepath.Glob(filepath.Join(root, "boot/vmlinuz-*")); len(found) == 0 {
+		return dir, nil, nil
+	}
+	own, err := kernelIn(ctx, root, filepath.Join(dir, "vmlinux"))
+	if err != nil {
+		return "", nil, fmt.Errorf("%s: %w", archive, err)
+	}
+	own.Series.Name = series.FindString(own.Release)
+	return dir, &own, nil
+}
+
+// series is what of a kernel's release names its line.
+var series = regexp.MustCompile(`^[0-9]+\.[0-9]+`)
 
 // furnish sets up what an operator finds on the machine.
 func furnish(root string) error {

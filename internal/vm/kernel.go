@@ -37,12 +37,20 @@ func (c Cache) kernel(ctx context.Context, s Series) (Kernel, error) {
 	if err != nil {
 		return Kernel{}, err
 	}
+	k, err := kernelIn(ctx, dir, filepath.Join(dir, "vmlinux"))
+	k.Series = s
+	return k, err
+}
+
+// kernelIn finds the one kernel of a file system at dir, and puts it uncompressed
+// at image.
+func kernelIn(ctx context.Context, dir, image string) (Kernel, error) {
 	found, err := filepath.Glob(filepath.Join(dir, "boot/vmlinuz-*"))
 	if err != nil || len(found) != 1 {
 		return Kernel{}, fmt.Errorf("got %q in %s, want one vmlinuz (%v)", found, dir, err)
 	}
 	release := strings.TrimPrefix(filepath.Base(found[0]), "vmlinuz-")
-	k := Kernel{Series: s, Release: release, Image: filepath.Join(dir, "vmlinux")}
+	k := Kernel{Release: release, Image: image}
 	for _, d := range []string{"lib/modules", "usr/lib/modules"} {
 		if m := filepath.Join(dir, d, release); isDir(m) {
 			k.modules = m

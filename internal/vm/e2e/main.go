@@ -32,6 +32,7 @@ import (
 // options are what the command line says.
 type options struct {
 	cache, kernel string
+	system        string
 	cuts          int
 	verbose       bool
 }
@@ -40,6 +41,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.cache, "cache", "dist/vm", "folder for downloads and built images")
 	flag.StringVar(&o.kernel, "kernel", "", "only this series of kernels, such as 6.12")
+	flag.StringVar(&o.system, "system", "", "a tar archive with the root of another system, such as Ubuntu's; its own kernel runs if it has one")
 	flag.IntVar(&o.cuts, "cuts", len(cutPoints), "at how many points of an upgrade the power is cut")
 	flag.BoolVar(&o.verbose, "v", false, "show what the console showed and the commands printed")
 	flag.Parse()
@@ -73,7 +75,7 @@ func run(ctx context.Context, o options) error {
 	if conf.Emulator, err = c.Emulator(ctx); err != nil {
 		return err
 	}
-	debian, err := c.Debian(ctx)
+	kernels, system, err := o.systems(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -82,26 +84,45 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	fmt.Printf("e2e: sticks and system made in %.0f s\n", time.Since(start).Seconds())
-	ran := 0
-	for _, s := range vm.Kernels {
-		if o.kernel != "" && o.kernel != s.Name {
-			continue
-		}
-		ran++
-		if conf.Kernel, err = c.Kernel(ctx, s); err != nil {
-			return err
-		}
+	for _, k := range kernels {
+		conf.Kernel = k
 		conf.Disk, conf.Wire = filepath.Join(dir, "disk"), filepath.Join(dir, "wire.pcap")
-		if err := vm.Host(ctx, conf.Disk, debian, conf.Init, 3072); err != nil {
+		if err := vm.Host(ctx, conf.Disk, system, conf.Init, 3072); err != nil {
 			return err
 		}
-		l := &life{o: o, conf: conf, sticks: sticks, name: s.Name}
+		l := &life{o: o, conf: conf, sticks: sticks, name: k.Series.Name}
 		if err := errors.Join(l.live(ctx), l.end()); err != nil {
 			return fmt.Errorf("kernel %s: %w", conf.Kernel.Release, err)
 		}
 	}
-	if ran == 0 {
-		return fmt.Errorf("-kernel %q chooses nothing, want 6.1 or 6.12", o.kernel)
-	}
 	return nil
+}
+
+// systems gives the folder of the machines' system, and the kernels that run it.
+func (o options) systems(ctx context.Context, c vm.Cache) (ks []vm.Kernel, dir string, err error) {
+	if o.system == "" {
+		dir, err = c.Debian(ctx)
+	} else {
+		var own *vm.Kernel
+		if dir, own, err = c.System(ctx, o.system); own != nil {
+			return []vm.Kernel{*own}, dir, err
+		}
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	for _, s := range vm.Kernels {
+		if o.kernel != "" && o.kernel != s.Name {
+			continue
+		}
+		k, err := c.Kernel(ctx, s)
+		if err != nil {
+			return nil, "", err
+		}
+		ks = append(ks, k)
+	}
+	if len(ks) == 0 {
+		return nil, "", fmt.Errorf("-kernel %q chooses nothing, want 6.1 or 6.12", o.kernel)
+	}
+	return ks, dir, nil
 }
