@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/clawbox/clawbox/installer/host"
 )
 
 // The cluster's own ranges, as airgap-manifests/k3s writes them.
@@ -79,7 +81,7 @@ var netChecks = []check{
 			p, err := netip.ParsePrefix(n.Prefix)
 			for _, r := range clusterRanges {
 				// A running cluster has these routes itself.
-				if err == nil && p.Overlaps(netip.MustParsePrefix(r)) && !ownIface(n.Iface) {
+				if err == nil && p.Overlaps(netip.MustParsePrefix(r)) && !ownIface(n.Iface) && !(q.Earlier.Active && podRoute(n, p)) {
 					hit = append(hit, n.Prefix+" on "+n.Iface)
 				}
 			}
@@ -113,6 +115,12 @@ func orElse(s, other string) string {
 // ownIface says whether an interface is the cluster's.
 func ownIface(name string) bool {
 	return name == "cni0" || strings.HasPrefix(name, "flannel")
+}
+
+// podRoute says whether a route is one that flannel makes on a node, to the pods
+// of another: their /24, by that node's address (backend host-gw).
+func podRoute(n host.Network, p netip.Prefix) bool {
+	return n.Via != "" && p.Bits() == 24 && netip.MustParsePrefix(clusterRanges[0]).Contains(p.Addr())
 }
 
 // clusterPorts refuses ports of K3s that somebody listens on. A K3s of ours

@@ -112,6 +112,18 @@ func TestPreflightOfCluster(t *testing.T) {
 	if bad := Refused(Preflight(f, a, r)); len(bad) > 0 || a.Cluster.address(f) != "10.0.2.7" {
 		t.Errorf("a running node: %v", bad)
 	}
+	// And so is one in a cluster of several, which has routes to the others' pods; on
+	// a host that is no node yet they are somebody else's.
+	other := host.Network{Prefix: "10.42.1.0/24", Iface: "eno1", Via: "10.0.2.8"}
+	f, a, r = goodCluster()
+	f.Networks = append(f.Networks, other)
+	if bad := Refused(Preflight(f, a, r)); len(bad) != 1 || bad[0].Check != "address-overlap" {
+		t.Errorf("a route to somebody's pods: %v", bad)
+	}
+	f.Earlier.Active = true
+	if bad := Refused(Preflight(f, a, r)); len(bad) > 0 {
+		t.Errorf("a node among others: %v", bad)
+	}
 	// And so is one that joins.
 	if bad := Refused(Preflight(nodeFacts("/"), agentAnswers("/", r), r)); len(bad) > 0 {
 		t.Errorf("an agent: %v", bad)

@@ -179,6 +179,7 @@ type NVLink struct {
 type Network struct {
 	Prefix string `json:"prefix"` // such as 10.0.2.0/24
 	Iface  string `json:"iface"`
+	Via    string `json:"via,omitempty"` // the gateway; "": on the link itself
 }
 
 // Names says how this host finds itself by name.

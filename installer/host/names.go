@@ -36,7 +36,14 @@ func (g *gatherer) networks() error {
 		for _, b := range m {
 			n += bits.OnesCount8(b)
 		}
-		w := Network{netip.PrefixFrom(a.Addr(), n).String(), f[0]}
+		w := Network{Prefix: netip.PrefixFrom(a.Addr(), n).String(), Iface: f[0]}
+		if f[2] != "00000000" {
+			via, err := parseAddr(f[2] + ":0")
+			if err != nil {
+				return err
+			}
+			w.Via = via.Addr().String()
+		}
 		if !slices.Contains(g.f.Networks, w) {
 			g.f.Networks = append(g.f.Networks, w)
 		}

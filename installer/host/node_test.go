@@ -29,7 +29,8 @@ func node() map[string]string {
 		"proc/swaps":                                               "Filename Type Size Used Priority\n/dev/sda2 partition 1000 0 -2\n",
 		"proc/net/route": "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\n" +
 			"eno1\t00000000\t0102000A\t0003\t0\t0\t0\t00000000\t0\t0\t0\n" +
-			"eno1\t0002000A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n",
+			"eno1\t0002000A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n" +
+			"eno1\t00012A0A\t0802000A\t0003\t0\t0\t0\t00FFFFFF\t0\t0\t0\n",
 		"proc/net/fib_trie": "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 10.0.2.7\n        /32 host LOCAL\n     |-- 10.0.2.255\n        /32 link BROADCAST\n     |-- 127.0.0.1\n        /32 host LOCAL\n",
 		"etc/hosts":         "127.0.0.1 localhost\n127.0.1.1 edge-7.site edge-7 # us\n",
 		"etc/nsswitch.conf": "passwd: files\nhosts: files myhostname dns\n",
@@ -68,7 +69,7 @@ func TestNode(t *testing.T) {
 		{"lockdown", f.Lockdown, "integrity"},
 		{"apparmor", f.AppArmor, true},
 		{"swap", f.Swap, []string{"/dev/sda2"}},
-		{"networks", f.Networks, []Network{{"10.0.2.0/24", "eno1"}}},
+		{"networks", f.Networks, []Network{{Prefix: "10.0.2.0/24", Iface: "eno1"}, {Prefix: "10.42.1.0/24", Iface: "eno1", Via: "10.0.2.8"}}},
 		{"addresses", f.Addresses, []string{"10.0.2.7"}},
 		{"names", f.Names, Names{[]string{"127.0.1.1"}, true}},
 		{"firewalls", f.Firewalls, []string{"ufw", "firewalld"}},
