@@ -291,9 +291,9 @@ func TestHurry(t *testing.T) {
 		hurries <- n
 	}()
 	w := audit(t, g, cg)
-	atomic.StoreUint64(&g.mem.common.Share[ringOpens], 1<<20)
+	atomic.StoreUint64(&g.mem.common.Share[ringOpens], 8<<20)
 	if n, err := loop(t, cg, file, 20000); n != 20000 || err != nil {
-		t.Fatalf("opens, of which a share holds a quarter: %d, %v", n, err)
+		t.Fatalf("opens, of which a quarter of a share holds half: %d, %v", n, err)
 	}
 	start := time.Now()
 	if err := w.Close(); err != nil {
