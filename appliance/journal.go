@@ -223,9 +223,16 @@ func (l *ledgerService) append(ctx context.Context, r *service.Request, w *write
 	if w != nil {
 		most = maxRecords
 	}
-	rs, err := ledger.UnmarshalRecords(r.Body, most)
+	u, _ := unmarshalers.Get().(*ledger.Unmarshaler)
+	if u == nil {
+		u = new(ledger.Unmarshaler)
+	}
+	rs, err := u.Records(r.Body, most)
 	if err != nil {
 		return nil, err
+	}
+	if len(rs) <= maxRecords { // the log keeps nothing of them
+		defer unmarshalers.Put(u)
 	}
 	if w == nil {
 		return l.log.Append(ctx, rs...)
@@ -242,6 +249,9 @@ func (l *ledgerService) append(ctx context.Context, r *service.Request, w *write
 	l.stampAll(rs, w)
 	return l.log.Append(ctx, rs...)
 }
+
+// unmarshalers are *ledger.Unmarshaler, each for one call.
+var unmarshalers sync.Pool
 
 func (l *ledgerService) stampAll(rs []ledger.Record, w *writer) {
 	l.mu.Lock()

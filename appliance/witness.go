@@ -23,7 +23,7 @@ import (
 const (
 	maxBatch = 1024
 	linger   = 2 * time.Millisecond  // after something was refused
-	gather   = 25 * time.Millisecond // else
+	gather   = 50 * time.Millisecond // else, unless somebody waits for the record
 )
 
 // witness puts what the guard sees on the ledger.
@@ -150,6 +150,7 @@ func (w *witness) next(end <-chan time.Time) (e guard.Event, ok bool) {
 	}
 	select {
 	case e, ok = <-w.g.Events():
+	case <-w.g.Hurry():
 	case <-end:
 	}
 	return e, ok

@@ -149,7 +149,7 @@ func (g *Guard) adoptScope(id uint64, l witnessLabel) (*Watch, error) {
 		return nil, err
 	}
 	w.slot, w.seated = uint16(v.Slot), true
-	if b := g.mount.newBrake(id, w.s.Cgroup); b != nil {
+	if b := g.newBrake(id, w.s.Cgroup); b != nil {
 		b.write(false) // the other may have died while it was frozen
 		g.brakes[w.slot].Store(b)
 	}

@@ -118,6 +118,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -162,6 +163,8 @@ type Guard struct {
 	why    string
 	events chan Event
 	done   chan struct{} // closed when nobody receives any more
+	hurry  chan struct{} // see Hurry
+	still  atomic.Int32  // scopes' shares of rings that are too full
 	brakes [maxScopes]atomic.Pointer[brake]
 
 	// Set by open, then read only.
@@ -185,6 +188,8 @@ type Guard struct {
 	names      map[uint64]string // cgroup id → scope, also of scopes closed recently
 	retired    []uint64          // closed scopes, oldest first
 	unreported uint64            // rate-limited refusals that no event told of
+	missed     uint64            // runs that the kernel skipped, as far as was asked
+	asked      time.Time         // when
 	lostBy     map[uint64]uint64 // cgroup id → events lost, but for what the kernel still counts
 	closed     bool
 }
@@ -260,6 +265,17 @@ func (g *Guard) Why() string { return g.why }
 // the order of the kernel, refusals likewise; between the two only Time tells.
 func (g *Guard) Events() <-chan Event { return g.events }
 
+// Hurry tells a receiver that gathers events that somebody waits for those it
+// has: a scope is being closed, or stands still until there is room.
+func (g *Guard) Hurry() <-chan struct{} { return g.hurry }
+
+func (g *Guard) hasten() {
+	select {
+	case g.hurry <- struct{}{}:
+	default: // it is told already
+	}
+}
+
 // open loads and attaches all that T3 has, but the sys_exit program, or takes
 // over what a guard that died has pinned.
 func open(o Options) (*Guard, error) {
@@ -272,7 +288,7 @@ func open(o Options) (*Guard, error) {
 	}
 	g := &Guard{
 		tier: TierTracepoint, mount: m, opt: o,
-		events: make(chan Event, 256), done: make(chan struct{}), early: early{tests: make(chan Event, 256)},
+		events: make(chan Event, 256), done: make(chan struct{}), hurry: make(chan struct{}, 1), early: early{tests: make(chan Event, 256)},
 		watches: map[uint64]*Watch{}, names: map[uint64]string{}, lostBy: map[uint64]uint64{},
 	}
 	if g.pins, err = openPins(o.Pin, m); err != nil {
@@ -394,6 +410,7 @@ func (g *Guard) unhook() error {
 		g.brakes[w.slot].Swap(nil).release()
 	}
 	if g.objs.OnExec != nil { // something was loaded
+		g.asked = time.Time{}
 		g.unreported = g.lost()
 	}
 	g.closed = true

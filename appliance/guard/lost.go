@@ -1,5 +1,7 @@
 package guard
 
+import "time"
+
 // Lost counts what happened in a scope and is missing from the stream: no room
 // in a ring, a program run that the kernel skipped, or refusals above the rate
 // limit that no later event told of. Whoever executed or opened a file that
@@ -22,13 +24,25 @@ func (g *Guard) lost() uint64 {
 	if g.closed {
 		return n
 	}
-	n += g.mem.lost()
+	return n + g.mem.lost() + g.skips()
+}
+
+// skipsEvery is how often the kernel is asked for the runs that it skipped: that
+// is a system call for each program, and who keeps the record asks all the time.
+const skipsEvery = 100 * time.Millisecond
+
+// skips is called with g.mu held.
+func (g *Guard) skips() uint64 {
+	if time.Since(g.asked) < skipsEvery {
+		return g.missed
+	}
+	g.missed, g.asked = 0, time.Now()
 	for _, p := range g.programs() {
 		if st, err := p.Stats(); err == nil {
-			n += st.RecursionMisses
+			g.missed += st.RecursionMisses
 		}
 	}
-	return n
+	return g.missed
 }
 
 // LostBy tells whose events the stream misses: Scope.ID → events lost since

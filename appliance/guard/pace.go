@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 )
 
 // A scope that fills its share of a ring faster than the record takes it would
@@ -25,17 +26,19 @@ type brake struct {
 	f    *os.File            // cgroup.freeze; nil once closed
 	full [ringCount + 1]bool // by ring; the last one is Pause
 	on   bool
+
+	still *atomic.Int32 // of all brakes: how many shares are too full
 }
 
 // newBrake opens the freezer of a cgroup. A guard that may not freeze works
 // without: then the kernel's refusals and kills are all there is.
-func (m mount) newBrake(id uint64, dir string) *brake {
+func (g *Guard) newBrake(id uint64, dir string) *brake {
 	if !braking {
 		return nil
 	}
 	if dir == "" {
 		var err error
-		if dir, err = m.find(id); err != nil {
+		if dir, err = g.mount.find(id); err != nil {
 			return nil
 		}
 	}
@@ -43,7 +46,7 @@ func (m mount) newBrake(id uint64, dir string) *brake {
 	if err != nil {
 		return nil
 	}
-	return &brake{f: f}
+	return &brake{f: f, still: &g.still}
 }
 
 // pace freezes or thaws a scope by how full its share of a ring is.
@@ -81,6 +84,9 @@ func (b *brake) set(ring int, full bool) {
 		return
 	}
 	b.full[ring] = full
+	if ring < ringCount {
+		b.count(full)
+	}
 	on := false
 	for _, f := range b.full {
 		on = on || f
@@ -88,6 +94,15 @@ func (b *brake) set(ring int, full bool) {
 	if on != b.on {
 		b.on = on
 		b.write(on)
+	}
+}
+
+// count counts a ring's share that was filled, or no longer is.
+func (b *brake) count(full bool) {
+	if full {
+		b.still.Add(1)
+	} else {
+		b.still.Add(-1)
 	}
 }
 
@@ -110,6 +125,11 @@ func (b *brake) release() {
 	if b.on {
 		b.write(false)
 	}
+	for _, full := range b.full[:ringCount] {
+		if full {
+			b.count(false)
+		}
+	}
 	b.f.Close()
-	b.f, b.on = nil, false
+	b.f, b.on, b.full = nil, false, [ringCount + 1]bool{}
 }

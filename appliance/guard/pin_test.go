@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -262,6 +263,49 @@ func TestCloseKeepsUntold(t *testing.T) {
 	if exists(dir + "/set_" + digest()) {
 		t.Error("pins stay when everything is told")
 	}
+}
+
+// TestHurry: whoever gathers events until they are asked for is asked by the
+// close of a scope, and by one that stands still for want of room.
+func TestHurry(t *testing.T) {
+	dir, cg := pinDir(t), cgroup(t, "")
+	file := t.TempDir() + "/opened"
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	g := must(Load(Options{Pin: dir, Acknowledge: true}))
+	t.Cleanup(func() { g.Close() })
+	hurries := make(chan int, 1)
+	go func() {
+		n := 0
+		for e := range g.Events() {
+			for more := true; more; {
+				select {
+				case e, more = <-g.Events():
+				case <-g.Hurry():
+					n, more = n+1, false
+				}
+			}
+			g.Acknowledge(e)
+		}
+		hurries <- n
+	}()
+	w := audit(t, g, cg)
+	atomic.StoreUint64(&g.mem.common.Share[ringOpens], 8<<20)
+	if n, err := loop(t, cg, file, 20000); n != 20000 || err != nil {
+		t.Fatalf("opens, of which a quarter of a share holds half: %d, %v", n, err)
+	}
+	start := time.Now()
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if d := time.Since(start); d >= patience {
+		t.Errorf("the close of a scope waited for %v", d)
+	}
+	if err := g.Close(); err != nil {
+		t.Error(err)
+	}
+	t.Logf("asked %d times", <-hurries)
 }
 
 // sleepIn keeps a process in cg until the result is called.

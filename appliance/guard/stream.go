@@ -16,6 +16,14 @@ import (
 // none: a wake-up per event made an exec 20 µs dearer.
 const pause = 5 * time.Millisecond
 
+// Opened files are many and no news, so their reader pauses for longer where the
+// scopes' shares have room: for up to longPause, and no longer than a scope that
+// fills its share by openFlood bytes in a millisecond could go on before it is frozen.
+const (
+	longPause = 25 * time.Millisecond
+	openFlood = 100 << 10
+)
+
 // backlog in bytes is what a reader leaves hints out for: to ask /proc takes six
 // times as long as all the rest of an event.
 const backlog = 128 << 10
@@ -93,11 +101,22 @@ func (g *Guard) follow(q *queue) {
 			g.deliver(q, b, end)
 		}
 		g.gone()
+		if g.still.Load() > 0 { // whoever stands still waits for the record of what was delivered
+			g.hasten()
+		}
 		if last && q.left() == 0 {
 			return
 		}
-		q.wait(pause)
+		q.wait(g.pauseOf(q.which))
 	}
+}
+
+func (g *Guard) pauseOf(ring int) time.Duration {
+	if ring != ringOpens {
+		return pause
+	}
+	share := atomic.LoadUint64(&g.mem.common.Share[ring])
+	return max(pause, min(longPause, time.Duration(share/4/openFlood)*time.Millisecond))
 }
 
 // record is an event as it lies in a ring.
@@ -248,6 +267,7 @@ func (g *Guard) settle() bool {
 	all := g.wait(func() bool {
 		for i, q := range g.queues {
 			if q.consumed() < want[i] {
+				g.hasten()
 				return false
 			}
 		}

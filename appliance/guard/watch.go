@@ -155,7 +155,7 @@ func (w *Watch) begin() (err error) {
 		return err
 	}
 	w.seated = true
-	g.brakes[w.slot].Store(g.mount.newBrake(w.s.CgroupID, w.s.Cgroup))
+	g.brakes[w.slot].Store(g.newBrake(w.s.CgroupID, w.s.Cgroup))
 	g.watches[w.s.CgroupID] = w
 	g.names[w.s.CgroupID] = w.s.ID
 	if err := g.followExits(); err != nil {

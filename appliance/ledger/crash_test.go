@@ -66,12 +66,13 @@ func record(t *testing.T, k keys, base string, calls []int) ([]op, []promise) {
 			must(t, err)
 			es = es[n:]
 			ps = append(ps, promise{len(d.ops), w.head})
-			if len(w.entries) == width {
+			if w.due() {
 				must(t, w.rotate())
 			}
 		}
 	}
 	must(t, w.publish())
+	must(t, w.tidy())
 	return d.ops, ps
 }
 
@@ -90,7 +91,8 @@ func secured(ops []op, i int) bool {
 }
 
 // survive builds in dir what a crash after ops leaves, with keep deciding for
-// everything that isn't secured: 0 lost, 1 kept, 2 half of it, 3 as zeros.
+// everything that isn't secured: 0 lost, 1 kept, 2 half of it, 3 as zeros, 4 the
+// other half after zeros.
 func survive(t *testing.T, dir string, ops []op, keep func(i int) int) {
 	t.Helper()
 	d := &osDisk{dir: dir}
@@ -119,6 +121,9 @@ func survive(t *testing.T, dir string, ops []op, keep func(i int) int) {
 			o.data = o.data[:len(o.data)/2]
 		case 3:
 			o.data = make([]byte, len(o.data))
+		case 4:
+			n := len(o.data) / 2
+			o.data = append(make([]byte, n), o.data[n:]...)
 		}
 		if err := d.do(o); err != nil && !errors.Is(err, os.ErrNotExist) {
 			t.Fatal(err)
@@ -131,12 +136,12 @@ func survive(t *testing.T, dir string, ops []op, keep func(i int) int) {
 // was answered must be there afterwards, and the log must go on.
 func TestCrashMatrix(t *testing.T) {
 	k := newKeys(t, "ledger.example")
-	base := smallLog(t, k, 250, 100)
+	base := logOf(t, k, walEntries-6, 100, walEntries)
 	ops, promises := record(t, k, base, []int{3, 2, 5, 1})
 	fates := map[string]func(*rand.Rand) func(int) int{
 		"nothing unflushed survives": func(*rand.Rand) func(int) int { return func(int) int { return 0 } },
 		"all survives":               func(*rand.Rand) func(int) int { return func(int) int { return 1 } },
-		"some":                       func(r *rand.Rand) func(int) int { return func(int) int { return r.IntN(4) } },
+		"some":                       func(r *rand.Rand) func(int) int { return func(int) int { return r.IntN(5) } },
 	}
 	names := []string{"nothing unflushed survives", "all survives", "some", "some", "some"}
 	r := rand.New(rand.NewPCG(1, 2))
@@ -179,8 +184,8 @@ func TestCrashMatrix(t *testing.T) {
 // the next Open must finish, though power fails between any two of them.
 func TestCrashInRecovery(t *testing.T) {
 	k := newKeys(t, "ledger.example")
-	for _, n := range []int{20, width - 1} { // in the second the recovery's own record fills the bundle
-		base := smallLog(t, k, n, 100)
+	for _, n := range []int{20, walEntries - 1} { // in the second the recovery's own record fills the wal
+		base := logOf(t, k, n, 100, walEntries)
 		held := Head{Size: int64(n), Checkpoint: readFile(t, base, checkpointFile)}
 		add(walFile, "E\x00\x09torn")(t, base)
 		ops, _ := record(t, k, base, nil)
@@ -253,7 +258,8 @@ func (d *faulty) do(ops ...op) error {
 // fails, every later call fails, and what was answered before stays.
 func TestFailedWriteIsSticky(t *testing.T) {
 	k := newKeys(t, "ledger.example")
-	base := smallLog(t, k, 250, 100)
+	const n = walEntries - 6
+	base := logOf(t, k, n, 100, walEntries)
 	for at := 1; ; at++ {
 		for _, done := range []bool{false, true} {
 			dir := filepath.Join(t.TempDir(), "log")
@@ -264,7 +270,7 @@ func TestFailedWriteIsSticky(t *testing.T) {
 				if !errors.Is(err, errBroken) {
 					t.Fatal(err)
 				}
-				must(t, recovers(dir, k, Head{Size: 250, Checkpoint: readFile(t, base, checkpointFile)}))
+				must(t, recovers(dir, k, Head{Size: n, Checkpoint: readFile(t, base, checkpointFile)}))
 				continue
 			}
 			failed := false

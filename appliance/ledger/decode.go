@@ -30,7 +30,7 @@ func decode(b []byte) (Record, error) {
 	if err != nil {
 		return Record{}, fmt.Errorf("decode event: %w", err)
 	}
-	if err := n.take(r, size); err != nil || !bytes.Equal(n.entry.append(nil), b) {
+	if err := n.take(&r, size); err != nil || !bytes.Equal(n.entry.append(nil), b) {
 		return Record{}, errors.New("decode event: not in the form that clawbox writes")
 	}
 	return r, nil

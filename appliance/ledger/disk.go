@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,14 +16,16 @@ type op struct {
 	path string // relative to the log's directory
 	to   string // for rename
 	data []byte // for write and grow
+	at   int64  // for grow and trim
 }
 
 type verb string
 
 const (
 	write   verb = "write"   // create or replace, flushed on return; the name is not
-	grow    verb = "grow"    // append, not flushed
-	flush   verb = "flush"   // flush what grow added
+	grow    verb = "grow"    // put data at an offset, not flushed
+	flush   verb = "flush"   // flush what grow put there
+	trim    verb = "trim"    // cut at an offset, not flushed
 	rename  verb = "rename"  // replace to by path; not flushed
 	mkdir   verb = "mkdir"   // make a directory, unless it is there; not flushed
 	remove  verb = "remove"  // delete a file, if it is there; not flushed
@@ -32,8 +33,8 @@ const (
 )
 
 // A disk changes the directory. The ops of one call don't depend on each
-// other and may be done at once, calls are done in order. It needn't be safe
-// for concurrent use.
+// other and may be done in any order, calls are done in order. It needn't be
+// safe for concurrent use.
 type disk interface {
 	do(...op) error
 }
@@ -47,16 +48,63 @@ type osDisk struct {
 }
 
 func (d *osDisk) do(ops ...op) error {
-	if len(ops) == 1 {
-		return d.one(ops[0])
+	if len(ops) > 1 && ops[0].verb == write {
+		return d.writeAll(ops)
 	}
-	errs := make([]error, len(ops))
-	var wg sync.WaitGroup
-	for i, o := range ops { // flushes at the same time share the journal's commit
-		wg.Go(func() { errs[i] = d.one(o) })
+	for _, o := range ops {
+		if err := d.one(o); err != nil {
+			return err
+		}
 	}
-	wg.Wait()
-	return errors.Join(errs...)
+	return nil
+}
+
+// writeAll writes files and then flushes them. All are on their way before the
+// first is waited for, and there before the first is flushed: then one commit of
+// the file system's journal is for all of them, and the other flushes find
+// nothing left to do.
+func (d *osDisk) writeAll(ops []op) (err error) {
+	fs := make([]*os.File, 0, len(ops))
+	defer func() {
+		for _, f := range fs {
+			err = errors.Join(err, f.Close())
+		}
+	}()
+	for _, o := range ops {
+		f, err := create(filepath.Join(d.dir, o.path), o.data)
+		if err != nil {
+			return err
+		}
+		fs = append(fs, f)
+		if err := syncRange(f, unix.SYNC_FILE_RANGE_WRITE); err != nil {
+			return err
+		}
+	}
+	for _, f := range fs {
+		if err := syncRange(f, unix.SYNC_FILE_RANGE_WAIT_BEFORE); err != nil {
+			return err
+		}
+	}
+	for _, f := range fs {
+		if err := f.Sync(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// syncRange begins to write a whole file, or waits for that. It makes nothing
+// durable.
+func syncRange(f *os.File, how int) error {
+	for {
+		err := unix.SyncFileRange(int(f.Fd()), 0, 0, how)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return &os.PathError{Op: "sync_file_range", Path: f.Name(), Err: err}
+		}
+	}
 }
 
 func (d *osDisk) one(o op) error {
@@ -64,7 +112,7 @@ func (d *osDisk) one(o op) error {
 	switch o.verb {
 	case write:
 		return writeFile(p, o.data)
-	case grow, flush:
+	case grow, flush, trim:
 		return d.extend(o)
 	case rename:
 		to := filepath.Join(d.dir, o.to)
@@ -95,16 +143,19 @@ func (d *osDisk) extend(o op) error {
 		if err := d.Close(); err != nil {
 			return err
 		}
-		f, err := os.OpenFile(filepath.Join(d.dir, o.path), os.O_WRONLY|os.O_APPEND|unix.O_NOFOLLOW, 0)
+		f, err := os.OpenFile(filepath.Join(d.dir, o.path), os.O_WRONLY|unix.O_NOFOLLOW, 0)
 		if err != nil {
 			return err
 		}
 		d.tail, d.name = f, o.path
 	}
-	if o.verb == flush {
+	switch o.verb {
+	case flush:
 		return fdatasync(d.tail)
+	case trim:
+		return d.tail.Truncate(o.at)
 	}
-	_, err := d.tail.Write(o.data)
+	_, err := d.tail.WriteAt(o.data, o.at)
 	return err
 }
 
@@ -130,15 +181,23 @@ func fdatasync(f *os.File) error {
 }
 
 func writeFile(path string, b []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	f, err := create(path, b)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// create writes a file and leaves it open, to be flushed.
+func create(path string, b []byte) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
 	}
-	return errors.Join(err, f.Close())
+	if _, err := f.Write(b); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 func flushDir(path string) error {

@@ -21,7 +21,7 @@
 //
 //	checkpoint       the head, at most a second old; C2SP tlog-checkpoint with
 //	                 the extension line "commit N": commits since the beginning
-//	wal              the entries that don't fill a bundle yet, see wal.go
+//	wal              the newest entries, some thousand at most, see wal.go
 //	tile/<L>/<N>     full hash tiles: 256 hashes; C2SP tlog-tiles
 //	tile/entries/<N> full entry bundles: 256 entries; C2SP tlog-tiles
 //
@@ -32,10 +32,12 @@
 //
 // One goroutine writes. It takes everything that waits, appends it to the wal
 // with a checkpoint signed over the tree that results, flushes once
-// (fdatasync), and only then answers. When the wal holds 256 entries they
-// move to a bundle and a tile. Every step keeps the earlier state readable
-// until the later one is durable, so a crash at any point loses nothing that
-// was answered.
+// (fdatasync), and only then answers. When the wal holds 2048 entries, or fewer
+// that take 4 MiB, they move to bundles and tiles. Every step keeps the earlier
+// state readable until the later one is durable, so a crash at any point loses
+// nothing that was answered. The wal's file is longer than what it holds, zeros
+// to its end, while a service writes it: a flush into room that is there already
+// takes half as long.
 //
 // # What it proves
 //

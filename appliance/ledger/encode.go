@@ -18,8 +18,8 @@ type encoder struct {
 
 // entry is a record on its way into an event.
 type entry struct {
-	Record
-	c     class
+	*Record
+	c     *shape
 	o     outcome
 	host  string
 	items []item
@@ -33,13 +33,13 @@ type entry struct {
 func newEncoder(host string) *encoder { return &encoder{host: limit(legible(host), 255)} }
 
 // encode turns r into the JSON of an OCSF event of at most maxEntry bytes.
-func encode(r Record, host string) ([]byte, error) { return newEncoder(host).append(nil, r) }
+func encode(r Record, host string) ([]byte, error) { return newEncoder(host).append(nil, &r) }
 
 // append appends the JSON of an OCSF event, of at most maxEntry bytes, to b.
 // The same record always gives the same bytes. Strings are made valid UTF-8
 // (a wrong byte becomes \xNN); what is too long is cut and marked.
-func (n *encoder) append(b []byte, r Record) ([]byte, error) {
-	if err := check(&r); err != nil {
+func (n *encoder) append(b []byte, r *Record) ([]byte, error) {
+	if err := check(r); err != nil {
 		return b, err
 	}
 	at := len(b)
@@ -55,10 +55,10 @@ func (n *encoder) append(b []byte, r Record) ([]byte, error) {
 }
 
 // take makes r the encoder's entry.
-func (n *encoder) take(r Record, truncated int) (err error) {
+func (n *encoder) take(r *Record, truncated int) (err error) {
 	e := &n.entry
 	e.Record, e.host, e.truncated = r, n.host, truncated
-	e.c, e.o = classes[r.Kind], outcomes[r.Verdict]
+	e.c, e.o = shapes[r.Kind], outcomes[r.Verdict]
 	if e.items, err = r.items(e.items); err != nil {
 		return err
 	}
@@ -68,8 +68,8 @@ func (n *encoder) take(r Record, truncated int) (err error) {
 }
 
 // cut encodes a record that is too long, which took size bytes.
-func (n *encoder) cut(r Record, size int) ([]byte, error) {
-	attrs := map[string]any{}
+func (n *encoder) cut(long *Record, size int) ([]byte, error) {
+	attrs, r := map[string]any{}, *long
 	for i := range n.entry.items {
 		attrs[n.entry.items[i].Key] = n.entry.items[i].value()
 	}
@@ -77,7 +77,7 @@ func (n *encoder) cut(r Record, size int) ([]byte, error) {
 	mapStrings(&r, legible)
 	for _, most := range []int{8192, 1024, 128} {
 		shrink(&r, most)
-		if err := n.take(r, size); err != nil {
+		if err := n.take(&r, size); err != nil {
 			return nil, err
 		}
 		if b := n.entry.append(nil); len(b) <= maxEntry {
@@ -88,7 +88,7 @@ func (n *encoder) cut(r Record, size int) ([]byte, error) {
 }
 
 func check(r *Record) error {
-	if _, ok := classes[r.Kind]; !ok {
+	if _, ok := shapes[r.Kind]; !ok {
 		return fmt.Errorf("record kind is %q, want one of exec, file, connect, dns, model, approval, lifecycle, policy, install, weakening, service", r.Kind)
 	}
 	if _, ok := outcomes[r.Verdict]; !ok {
@@ -101,7 +101,7 @@ func check(r *Record) error {
 }
 
 func (e *entry) append(b []byte) []byte {
-	return append(appendMembers(append(b, '{'), layouts[e.Kind], e), '}')
+	return append(appendMembers(append(b, '{'), e.c.members, e), '}')
 }
 
 // leaves are all values of an event of the class.

@@ -70,8 +70,9 @@ func (x *exporter) all(w *walImage) error {
 			return err
 		}
 	}
-	if k := len(w.entries); k > 0 {
-		if err := x.partial(-1, x.tiles.start/width, k, appendBundle(nil, w.entries...)); err != nil {
+	for at := 0; at < len(w.entries); at += width {
+		es := w.entries[at:min(at+width, len(w.entries))]
+		if err := x.partial(-1, (x.tiles.start+int64(at))/width, len(es), appendBundle(nil, es...)); err != nil {
 			return err
 		}
 	}
@@ -91,14 +92,16 @@ func (x *exporter) level(l int, n int64) error {
 			return err
 		}
 	}
-	if n == full*width {
-		return nil
+	for i := full; i*width < n; i++ {
+		hs, err := x.tiles.row(l, i*width, int(min(width, n-i*width)))
+		if err != nil {
+			return err
+		}
+		if err := x.partial(l, i, len(hs), joinHashes(hs)); err != nil {
+			return err
+		}
 	}
-	hs, err := x.tiles.row(l, full*width, int(n-full*width))
-	if err != nil {
-		return err
-	}
-	return x.partial(l, full, len(hs), joinHashes(hs))
+	return nil
 }
 
 // partial writes a tile of k hashes or bundle of k entries; one that has all

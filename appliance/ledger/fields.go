@@ -18,7 +18,7 @@ var errType = errors.New("value has the wrong type")
 func text(name field, p func(*Record) *string) accessor {
 	return accessor{
 		name,
-		func(b []byte, e *entry) []byte { return appendWord(b, *p(&e.Record)) },
+		func(b []byte, e *entry) []byte { return appendWord(b, *p(e.Record)) },
 		func(r *Record, v any) error {
 			s, ok := v.(string)
 			if !ok {
@@ -33,7 +33,7 @@ func text(name field, p func(*Record) *string) accessor {
 func number(name field, p func(*Record) *int) accessor {
 	return accessor{
 		name,
-		func(b []byte, e *entry) []byte { return appendNumber(b, *p(&e.Record)) },
+		func(b []byte, e *entry) []byte { return appendNumber(b, *p(e.Record)) },
 		func(r *Record, v any) error {
 			n, ok := v.(int64)
 			if !ok {

@@ -29,11 +29,16 @@ type node struct {
 	text string // members, key and all
 }
 
-// layouts are the members of every kind's events.
-var layouts = func() map[Kind][]node {
-	m := map[Kind][]node{}
+// shape is what events of a kind are like.
+type shape struct {
+	class
+	members []node
+}
+
+var shapes = func() map[Kind]*shape {
+	m := map[Kind]*shape{}
 	for k, c := range classes {
-		m[k] = plant(c.leaves(k))
+		m[k] = &shape{c, plant(c.leaves(k))}
 	}
 	return m
 }()

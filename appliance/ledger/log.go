@@ -65,7 +65,9 @@ func Create(dir string, s note.Signer) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create ledger: %w", err)
 	}
-	w := writer{disk: &osDisk{dir: dir}, signer: s, tiles: hashes{dir: dir}, head: h, made: map[string]bool{}}
+	w := writer{disk: &osDisk{dir: dir}, signer: s, most: walEntries, tiles: hashes{dir: dir}, head: h, made: map[string]bool{}}
+	w.used = int64(len(newWal(h)))
+	w.laid = w.used
 	return start(w, lock), nil
 }
 
@@ -143,13 +145,13 @@ func (l *Log) Append(ctx context.Context, rs ...Record) (int64, error) {
 func (l *Log) encode(buf *[]byte, rs []Record) ([][]byte, error) {
 	enc, now := newEncoder(l.host), time.Now()
 	b, ends := slices.Grow((*buf)[:0], usual*len(rs)), make([]int, len(rs))
+	var r Record // one for all, which the encoder sees
 	for i := range rs {
-		r := rs[i]
-		if r.Time.IsZero() {
+		if r = rs[i]; r.Time.IsZero() {
 			r.Time = now
 		}
 		var err error
-		if b, err = enc.append(b, r); err != nil {
+		if b, err = enc.append(b, &r); err != nil {
 			return nil, fmt.Errorf("record %d: %w", i, err)
 		}
 		ends[i] = len(b)
@@ -246,6 +248,7 @@ func (l *Log) run() {
 		l.commitAll(bs)
 		if closed {
 			l.keep(l.w.publish)
+			l.keep(l.w.tidy)
 			return
 		}
 	}
@@ -276,7 +279,7 @@ func (l *Log) commitAll(bs []*batch) {
 		l.head = l.w.head
 		l.mu.Unlock()
 		es, bs = es[n:], answer(bs, at, n)
-		if len(l.w.entries) == width && l.keep(l.w.rotate) != nil {
+		if l.w.due() && l.keep(l.w.rotate) != nil {
 			break
 		}
 	}

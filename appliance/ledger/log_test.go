@@ -67,12 +67,12 @@ func newLog(t testing.TB, k keys, n, step int) string {
 
 func TestLogKeepsAndVerifies(t *testing.T) {
 	k := newKeys(t, "ledger.example")
-	for _, n := range []int{0, 1, 2, 255, 256, 257, 600, 1024} {
+	for _, n := range []int{0, 1, 2, width, width + 1, walEntries - 1, walEntries, walEntries + 1, 3*walEntries - 300} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			dir := newLog(t, k, n, 97)
 			r, err := Verify(dir, k.v, Options{})
 			must(t, err)
-			if r.Size != int64(n) || r.Bundles != int64(n/256) || r.Live {
+			if r.Size != int64(n) || r.Bundles != int64(n/walEntries*walEntries/width) || r.Live {
 				t.Fatalf("report %+v", r)
 			}
 			// Open and go on: the old checkpoint is an anchor of the new log.
@@ -93,7 +93,7 @@ func TestLogKeepsAndVerifies(t *testing.T) {
 // all entries, which shares only the node hash with ours.
 func TestRootIsTlogs(t *testing.T) {
 	k := newKeys(t, "ledger.example")
-	dir := newLog(t, k, 600, 41)
+	dir := newLog(t, k, walEntries+600, 41)
 	var stored []tlog.Hash
 	reader := tlog.HashReaderFunc(func(idx []int64) ([]tlog.Hash, error) {
 		hs := make([]tlog.Hash, len(idx))
@@ -120,7 +120,7 @@ func TestRootIsTlogs(t *testing.T) {
 			t.Fatalf("root at %d is %v, want %v", n, got, want)
 		}
 	}
-	if n != 600 || w.head().Root != must1(tlog.TreeHash(n, reader))(t) {
+	if n != walEntries+600 || w.head().Root != must1(tlog.TreeHash(n, reader))(t) {
 		t.Fatalf("%d entries", n)
 	}
 }

@@ -72,7 +72,7 @@ func load(d disk, dir string, s note.Signer, v note.Verifier) (*writer, *tear, e
 		return nil, nil, err
 	}
 	w := &writer{
-		disk: d, signer: s, entries: wal.entries, head: wal.head(), shown: cp.Size, wal: wal.good,
+		disk: d, signer: s, entries: wal.entries, most: walEntries, head: wal.head(), shown: cp.Size, wal: wal.good, used: int64(len(wal.good)),
 		tiles: hashes{dir, wal.start(), wal.leaves}, made: map[string]bool{},
 	}
 	if w.peaks, err = w.tiles.peaks(wal.start()); err != nil {
@@ -108,7 +108,7 @@ func (w *writer) settle(t *tear) error {
 	if t != nil {
 		return w.recover(t)
 	}
-	if len(w.entries) == width { // a rotation was cut off
+	if w.due() { // a rotation was cut off
 		return w.rotate()
 	}
 	return w.restart(w.wal)
@@ -131,7 +131,7 @@ func (w *writer) recover(t *tear) error {
 	if err := w.restart(appendFrame(b, frameCheckpoint, w.head.Checkpoint)); err != nil {
 		return err
 	}
-	if len(w.entries) == width {
+	if w.due() {
 		return w.rotate()
 	}
 	return nil
@@ -165,16 +165,17 @@ func (t *tear) record() Record {
 // can be honest (a power cut that lost an earlier page of the same commit);
 // it is cut, and its size and root are recorded for an auditor to compare.
 func torn(w *walImage, open opener) (*tear, error) {
-	if len(w.rest) == 0 {
-		return nil, nil
+	rest := bytes.TrimRight(w.rest, "\x00") // a checkpoint ends in a line
+	if len(rest) == 0 {
+		return nil, nil // room that a commit was making, at most
 	}
-	t := &tear{bytes: len(w.rest), why: w.why, end: w.bad}
+	t := &tear{bytes: len(rest), why: w.why, end: w.bad}
 	if w.full() {
 		return nil, &Fault{walFile, t.end, fmt.Sprintf("%d bytes follow a full bundle", t.bytes), restore}
 	}
-	for i := range w.rest {
-		h, n, ok := signedAt(w.rest[i:], open)
-		if ok && i+n < len(w.rest) {
+	for i := range rest {
+		h, n, ok := signedAt(rest[i:], open)
+		if ok && i+n < len(rest) {
 			return nil, &Fault{walFile, t.end, fmt.Sprintf("damaged (%v), though the commit of size %d was finished after it", w.why, h.Size), restore}
 		}
 		if ok {

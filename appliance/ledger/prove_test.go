@@ -16,8 +16,9 @@ func readAll(dir string) ([]byte, error) { return os.ReadFile(filepath.Join(dir,
 
 func TestProof(t *testing.T) {
 	k := newKeys(t, "ledger.example")
-	dir := newLog(t, k, 600, 60)
-	for _, i := range []int64{0, 1, 255, 256, 511, 512, 599} {
+	const n = walEntries + 600 // some in bundles, some in the wal
+	dir := newLog(t, k, n, 60)
+	for _, i := range []int64{0, 1, width - 1, width, walEntries - 1, walEntries, walEntries + width, n - 1} {
 		p, err := Prove(dir, i)
 		must(t, err)
 		b, err := json.Marshal(p) // an auditor gets it as a file
@@ -31,12 +32,12 @@ func TestProof(t *testing.T) {
 		}
 		for name, bad := range map[string]func(*Proof){
 			"index":  func(p *Proof) { p.Index ^= 1 },
-			"far":    func(p *Proof) { p.Index = 600 },
+			"far":    func(p *Proof) { p.Index = n },
 			"below":  func(p *Proof) { p.Index = -1 },
 			"event":  func(p *Proof) { p.Event = bytes.Replace(p.Event, []byte("ada"), []byte("eve"), 1) },
 			"hash":   func(p *Proof) { p.Hashes[0][3] ^= 1 },
 			"short":  func(p *Proof) { p.Hashes = p.Hashes[1:] },
-			"other":  func(p *Proof) { p.Checkpoint = strings.Replace(p.Checkpoint, "600", "601", 1) },
+			"other":  func(p *Proof) { p.Checkpoint = strings.Replace(p.Checkpoint, fmt.Sprint(n), fmt.Sprint(n+1), 1) },
 			"no key": func(p *Proof) { p.Checkpoint = "" },
 		} {
 			var q Proof
@@ -47,9 +48,9 @@ func TestProof(t *testing.T) {
 			}
 		}
 	}
-	for _, i := range []int64{-1, 600} {
+	for _, i := range []int64{-1, n} {
 		if _, err := Prove(dir, i); err == nil {
-			t.Errorf("proved entry %d of 600", i)
+			t.Errorf("proved entry %d of %d", i, n)
 		}
 	}
 }
@@ -95,7 +96,7 @@ func (c client) ReadTiles(ts []tlog.Tile) ([][]byte, error) {
 
 func TestExportTiles(t *testing.T) {
 	k := newKeys(t, "ledger.example")
-	for _, n := range []int{0, 1, 256, 257, 600} {
+	for _, n := range []int{0, 1, width, width + 1, 600, walEntries, walEntries + 600} {
 		dir := newLog(t, k, n, 60)
 		out := filepath.Join(t.TempDir(), "out")
 		must(t, ExportTiles(dir, out))

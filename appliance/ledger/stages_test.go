@@ -32,12 +32,13 @@ func BenchmarkStages(b *testing.B) {
 	l, err := Create(b.TempDir()+"/log", s)
 	must(b, err)
 	defer l.Close()
+	var again Unmarshaler
 	for _, st := range []struct {
 		name string
 		work func() error
 	}{
 		{"marshal", func() error { _, err := MarshalRecords(rs); return err }},
-		{"unmarshal", func() error { _, err := UnmarshalRecords(sent, 0); return err }},
+		{"unmarshal", func() error { _, err := again.Records(sent, 0); return err }},
 		{"encode", func() error { _, err := l.encode(new([]byte), came); return err }},
 		{"record", func() error { return l.Record(context.Background(), came...) }},
 	} {

@@ -15,11 +15,16 @@ import (
 
 // smallLog is a closed log of n entries of a few bytes: small enough to flip
 // its bytes one by one. The bytes needn't be events for Verify.
-func smallLog(t testing.TB, k keys, n, step int) string {
+// Its wal holds one bundle at most, so that few entries make many files.
+func smallLog(t testing.TB, k keys, n, step int) string { return logOf(t, k, n, step, width) }
+
+// logOf is smallLog with so many entries in the wal.
+func logOf(t testing.TB, k keys, n, step, most int) string {
 	t.Helper()
 	dir := newLog(t, k, 0, 1)
 	w, _, err := load(&osDisk{dir: dir}, dir, k.s, k.v)
 	must(t, err)
+	w.most = most
 	for i := 0; i < n; {
 		var es [][]byte
 		for j := i; j < min(i+step, n); j++ {
@@ -28,11 +33,12 @@ func smallLog(t testing.TB, k keys, n, step int) string {
 		did, err := w.commit(es)
 		must(t, err)
 		i += did
-		if len(w.entries) == width {
+		if w.due() {
 			must(t, w.rotate())
 		}
 	}
 	must(t, w.publish())
+	must(t, w.tidy())
 	_, err = Verify(dir, k.v, Options{})
 	must(t, err)
 	return dir

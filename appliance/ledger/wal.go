@@ -20,6 +20,9 @@ import (
 // they make. The checkpoints are numbered without a gap. The checksum is
 // there to tell a torn write from a changed one and to name the entry that
 // was hit; what protects the bytes, and the number, is the checkpoint.
+//
+// Behind the last commit there may be zeros, fewer than walStep, up to a
+// multiple of walStep: room that was made ahead, see writer.put.
 const (
 	walMagic  = "clawbox wal 2\n"
 	frameHead = 7
@@ -27,10 +30,28 @@ const (
 	frameEntry      = 'E'
 	frameCheckpoint = 'C'
 
-	// maxWal is more than 256 entries of the largest size, each in its own
-	// commit, can need.
-	maxWal = 2 * width * (maxEntry + frameHead)
+	// The wal rotates when it holds walEntries, or a whole number of bundles
+	// and walBytes: the files and flushes of a rotation cost as much as some
+	// hundred entries do.
+	walEntries = 8 * width
+	walBytes   = 4 << 20
+
+	// maxWal is more than can follow walBytes until a bundle is full: entries of
+	// the largest size, each in its own commit.
+	maxWal = walBytes + 2*width*(maxEntry+frameHead)
+
+	walStep = 256 << 10
 )
+
+var zeros [walStep]byte
+
+// padded is how long a wal of n bytes is with its zeros.
+func padded(n int64) int64 { return (n + walStep - 1) / walStep * walStep }
+
+// isFull says whether a wal of so many entries and bytes is one that rotates.
+func isFull(entries int, bytes int64) bool {
+	return entries == walEntries || entries > 0 && entries%width == 0 && bytes >= walBytes
+}
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -74,14 +95,14 @@ type walImage struct {
 	leaves  []tlog.Hash // their leaf hashes
 	commits []Head      // every checkpoint frame; the first is the start
 	good    []byte      // the bytes up to and with the last commit
-	rest    []byte      // the bytes after it
+	rest    []byte      // the bytes after it, without the zeros
 	why     error       // why rest isn't a commit; nil when it is empty
 	bad     int64       // the entry where that was found
 }
 
 func (w *walImage) start() int64 { return w.commits[0].Size }
 func (w *walImage) head() Head   { return w.commits[len(w.commits)-1] }
-func (w *walImage) full() bool   { return len(w.entries) == width }
+func (w *walImage) full() bool   { return isFull(len(w.entries), int64(len(w.good))) }
 
 // scanWal takes b apart. Bytes at the end that aren't a whole commit are
 // reported in rest: only they can come from a torn write. Everything else
@@ -90,6 +111,7 @@ func scanWal(b []byte, open opener) (*walImage, error) {
 	if !bytes.HasPrefix(b, []byte(walMagic)) {
 		return nil, fmt.Errorf("does not begin with %q", walMagic)
 	}
+	b = withoutZeros(b)
 	w := &walImage{good: b[:len(walMagic)], rest: b[len(walMagic):]}
 	var es [][]byte // entries since the last checkpoint
 	for at := w.rest; len(at) > 0; {
@@ -112,6 +134,17 @@ func scanWal(b []byte, open opener) (*walImage, error) {
 		w.why = errors.New("no checkpoint follows")
 	}
 	return w, w.started(len(es))
+}
+
+// withoutZeros cuts off the zeros behind the last commit, which itself ends in a
+// line. Other zeros than those that a commit leaves stay, to be found wrong, but
+// for those behind a commit that a crash has torn.
+func withoutZeros(b []byte) []byte {
+	t := bytes.TrimRight(b, "\x00")
+	if n := len(b) - len(t); n >= walStep || len(b)%walStep != 0 {
+		return b
+	}
+	return t
 }
 
 // started refuses a wal without its first checkpoint: it was written in one
@@ -143,8 +176,8 @@ func (w *walImage) commit(es [][]byte, body []byte, open opener) error {
 	if want := w.head().Size + int64(len(es)); h.Size != want || len(es) == 0 {
 		return fmt.Errorf("is of size %d after %d new entries, want %d", h.Size, len(es), want)
 	}
-	if h.Size-w.start() > width {
-		return fmt.Errorf("is of size %d, beyond the bundle that begins at %d", h.Size, w.start())
+	if h.Size-w.start() > walEntries {
+		return fmt.Errorf("is of size %d, more than %d beyond the bundle that begins at %d", h.Size, walEntries, w.start())
 	}
 	for _, e := range es {
 		w.leaves = append(w.leaves, tlog.RecordHash(e))

@@ -94,19 +94,29 @@ var errWire = errors.New("malformed records")
 // spare is room for attributes that the receiver adds to a record.
 const spare = 3
 
-// smallest is how many bytes a record takes at least.
-const smallest = 16
-
 // UnmarshalRecords reads what MarshalRecords wrote, from a peer that may be
 // hostile, and at most the given number (0: any). It checks the form only;
 // Append checks what records say. Attributes are in More.
-func UnmarshalRecords(b []byte, most int) ([]Record, error) {
-	room := len(b) / smallest / 8 // what is usual; more is made where it is short
-	if most > 0 {
-		room = min(room, most)
+func UnmarshalRecords(b []byte, most int) ([]Record, error) { return new(Unmarshaler).Records(b, most) }
+
+// keptAttrs is for how many attributes memory is kept.
+const keptAttrs = 1 << 15
+
+// Unmarshaler is UnmarshalRecords for who reads very many. It uses its memory
+// again: what Records gives is good until the next call.
+type Unmarshaler struct {
+	rs []Record
+	w  wire
+}
+
+// Records is UnmarshalRecords.
+func (u *Unmarshaler) Records(b []byte, most int) ([]Record, error) {
+	// One copy of b, of which all strings are parts.
+	rs, w := u.rs[:0], &u.w
+	if cap(w.attrs) > keptAttrs {
+		w.attrs = nil
 	}
-	rs := make([]Record, 0, room)
-	w := &wire{s: string(b)} // one copy, of which all strings are parts
+	w.s, w.attrs, w.err = string(b), w.attrs[:0], nil
 	for len(w.s) > 0 {
 		if most > 0 && len(rs) == most {
 			return nil, fmt.Errorf("%w: more than %d at once", errWire, most)
@@ -117,6 +127,7 @@ func UnmarshalRecords(b []byte, most int) ([]Record, error) {
 			return nil, w.err
 		}
 	}
+	u.rs = rs
 	return rs, nil
 }
 
@@ -144,7 +155,7 @@ func (w *wire) record(r *Record) {
 func (w *wire) attributes(r *Record) {
 	n := w.length()
 	if cap(w.attrs)-len(w.attrs) < n+spare {
-		w.attrs = make([]Attr, 0, max(n+spare, 512))
+		w.attrs = make([]Attr, 0, max(n+spare, 512, 2*cap(w.attrs))) // the others are in use
 	}
 	at := len(w.attrs)
 	for range n {

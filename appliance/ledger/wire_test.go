@@ -21,7 +21,15 @@ func TestWire(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := UnmarshalRecords(b, 0)
+	var u Unmarshaler // whose memory has held others
+	other, err := MarshalRecords([]Record{rs[1], {Kind: KindDNS, Verdict: Denied, More: []Attr{Text("left", "over"), Flag("cut")}}, rs[1]})
+	if err == nil {
+		_, err = u.Records(other, 0)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := u.Records(b, 0)
 	if err != nil || len(got) != 2 {
 		t.Fatalf("%v, %v", got, err)
 	}
@@ -87,6 +95,15 @@ func TestUnmarshalBound(t *testing.T) {
 	b, err := MarshalRecords(make([]Record, 5))
 	if err != nil {
 		t.Fatal(err)
+	}
+	var u Unmarshaler // one that has read others before
+	for range 3 {
+		if _, err := u.Records(b, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if rs, err := u.Records(b, 5); err != nil || len(rs) != 5 {
+		t.Errorf("with memory of others: %d records, %v", len(rs), err)
 	}
 	if rs, err := UnmarshalRecords(b, 5); err != nil || len(rs) != 5 {
 		t.Errorf("five of five: %d, %v", len(rs), err)

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"hash"
 	"path"
+	"slices"
 	"sync"
 
 	"golang.org/x/mod/sumdb/note"
@@ -18,20 +19,23 @@ type writer struct {
 	signer  note.Signer
 	tiles   hashes
 	peaks   peaks
-	entries [][]byte // in the wal, at most width
+	entries [][]byte // in the wal
+	most    int      // of them, a multiple of width
 	head    Head     // last durable commit
 	shown   int64    // size that the checkpoint file states
 	made    map[string]bool
 	wal     []byte // its committed bytes, as Open found them
+	used    int64  // bytes of the wal up to the last commit
+	laid    int64  // its length: zeros follow
 
 	frames []byte // of the entries; kept for the next wal, like what follows
 	bundle []byte
 }
 
-// commit makes es durable with one flush. It takes as many as the bundle has
-// room for and returns how many those were.
+// commit makes es durable with one flush. It takes as many as the wal has room
+// for and returns how many those were.
 func (w *writer) commit(es [][]byte) (int, error) {
-	n := min(len(es), width-len(w.entries))
+	n := w.fits(es)
 	w.reserve(es[:n])
 	at, b := len(w.frames), w.frames
 	entries, leaves := w.entries, w.tiles.leaves
@@ -47,12 +51,59 @@ func (w *writer) commit(es [][]byte) (int, error) {
 		return 0, err
 	}
 	b = appendFrame(b, frameCheckpoint, h.Checkpoint)
-	if err := w.all(op{verb: grow, path: walFile, data: b[at:]}, op{verb: flush, path: walFile}); err != nil {
+	if err := w.put(b[at:]); err != nil {
 		return 0, err
 	}
 	w.peaks, w.head, w.frames = p, h, b
 	w.entries, w.tiles.leaves = entries, leaves
 	return n, nil
+}
+
+// fits says how many of es the next commit takes: no more than fill the wal, or
+// a bundle where the wal has its bytes, so that a commit ends where it rotates.
+func (w *writer) fits(es [][]byte) int {
+	n, room := min(len(es), w.most-len(w.entries)), walBytes-w.used
+	if room <= 0 {
+		return min(n, width-len(w.entries)%width)
+	}
+	for i, e := range es[:n] {
+		if room -= int64(len(e)); room <= 0 {
+			return i + 1
+		}
+	}
+	return n
+}
+
+// due says whether it is time to rotate.
+func (w *writer) due() bool {
+	return len(w.entries) == w.most || isFull(len(w.entries), w.used)
+}
+
+// put writes a commit behind the others, and flushes it. Where the file has to
+// grow, it grows by more: a flush of bytes that are in the file already needs no
+// commit of the file system's journal, and takes half as long.
+func (w *writer) put(b []byte) error {
+	end := w.used + int64(len(b))
+	ops := []op{{verb: grow, path: walFile, at: w.used, data: b}}
+	laid := max(w.laid, padded(end))
+	if laid > w.laid {
+		ops = append(ops, op{verb: grow, path: walFile, at: end, data: zeros[:laid-end]})
+	}
+	if err := w.all(append(ops, op{verb: flush, path: walFile})...); err != nil {
+		return err
+	}
+	w.used, w.laid = end, laid
+	return nil
+}
+
+// tidy cuts off the zeros behind the last commit.
+func (w *writer) tidy() error {
+	if w.laid == w.used {
+		return nil
+	}
+	err := w.all(op{verb: trim, path: walFile, at: w.used})
+	w.laid = w.used
+	return err
 }
 
 // reserve makes room for frames, so that those that are there stay where they
@@ -64,6 +115,15 @@ func (w *writer) reserve(es [][]byte) {
 	}
 	if cap(w.frames)-len(w.frames) < n {
 		w.frames = make([]byte, 0, max(2*n, width*usual))
+	}
+}
+
+// empty makes frames ready for the next wal, in one piece of memory if the last
+// one had several.
+func (w *writer) empty() {
+	w.frames = w.frames[:0]
+	if n := min(int(w.used), walBytes) + headRoom; cap(w.frames) < n {
+		w.frames = make([]byte, 0, n)
 	}
 }
 
@@ -86,42 +146,70 @@ var (
 	leafHashes = sync.Pool{New: func() any { return sha256.New() }}
 )
 
-// rotate moves a full wal to a bundle and tiles. The wal stays until all of
-// them are durable. No rename for a tile: until the wal is replaced nobody
-// counts on the file, and Open writes it again if a crash comes between. The
-// checkpoint file is brought up to date in the same step; it is below the start
-// of the wal for the moment between two renames only.
+// rotate moves the wal's entries, a multiple of width, to bundles and tiles. The
+// wal stays until all of them are durable. No rename for a tile: until the wal is
+// replaced nobody counts on the file, and Open writes it again if a crash comes
+// between. The checkpoint file is brought up to date in the same step; it is below
+// the start of the wal for the moment between two renames only.
 func (w *writer) rotate() error {
-	n := w.tiles.start / width
-	w.bundle = appendBundle(w.bundle[:0], w.entries...)
-	files := []op{{verb: write, path: tilePath(-1, n), data: w.bundle}}
-	for l := 0; ; l++ {
-		hs, err := w.tiles.row(l, n*width, width)
+	w.bundle = slices.Grow(w.bundle[:0], int(w.used))
+	var files []op
+	for at := 0; at < len(w.entries); at += width {
+		from := len(w.bundle)
+		w.bundle = appendBundle(w.bundle, w.entries[at:at+width]...)
+		n := w.tiles.start/width + int64(at/width)
+		ts, err := w.tilesOf(n)
 		if err != nil {
 			return err
 		}
-		files = append(files, op{verb: write, path: tilePath(l, n), data: joinHashes(hs)})
-		if (n+1)%width != 0 {
-			break
-		}
-		n /= width // that tile completes one above it
+		files = append(append(files, op{verb: write, path: tilePath(-1, n), data: w.bundle[from:]}), ts...)
 	}
-	dirs := make([]op, len(files))
-	for i, f := range files {
-		dirs[i] = op{verb: syncDir, path: path.Dir(f.path)}
-		if err := w.mkdirs(dirs[i].path); err != nil {
-			return err
-		}
+	dirs, err := w.dirsOf(files)
+	if err != nil {
+		return err
 	}
-	if err := w.disk.do(append(files, w.heads(newWal(w.head))...)...); err != nil {
+	wal := newWal(w.head)
+	if err := w.disk.do(append(files, w.heads(wal)...)...); err != nil {
 		return err
 	}
 	if err := w.disk.do(dirs...); err != nil {
 		return err
 	}
-	w.tiles.start, w.tiles.leaves, w.entries = w.tiles.start+width, w.tiles.leaves[:0], w.entries[:0]
-	w.frames = w.frames[:0]
+	w.tiles.start, w.tiles.leaves, w.entries = w.tiles.start+int64(len(w.entries)), w.tiles.leaves[:0], w.entries[:0]
+	w.empty()
+	w.used, w.laid = int64(len(wal)), int64(len(wal))
 	return w.swap()
+}
+
+// tilesOf are the tiles that bundle n completes.
+func (w *writer) tilesOf(n int64) ([]op, error) {
+	var files []op
+	for l := 0; ; l++ {
+		hs, err := w.tiles.row(l, n*width, width)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, op{verb: write, path: tilePath(l, n), data: joinHashes(hs)})
+		if (n+1)%width != 0 {
+			return files, nil
+		}
+		n /= width // that tile completes one above it
+	}
+}
+
+// dirsOf makes the directories of files, and gives what flushes their names.
+func (w *writer) dirsOf(files []op) (flushes []op, err error) {
+	for _, f := range files {
+		d := op{verb: syncDir, path: path.Dir(f.path)}
+		if slices.ContainsFunc(flushes, func(o op) bool { return o.path == d.path }) {
+			continue
+		}
+		if err := w.mkdirs(d.path); err != nil {
+			return nil, err
+		}
+		flushes = append(flushes, d)
+	}
+	return flushes, nil
 }
 
 // mkdirs makes dir and its parents, once in a writer's life: a directory that
@@ -150,6 +238,7 @@ func (w *writer) restart(b []byte) error {
 	if err != nil {
 		return err
 	}
+	w.used, w.laid = int64(len(b)), int64(len(b))
 	return w.publish()
 }
 

@@ -32,7 +32,7 @@ var common = append([]uint32{
 var groups = map[string][]uint32{
 	"write": append([]uint32{
 		unix.SYS_FSYNC, unix.SYS_FDATASYNC, unix.SYS_FTRUNCATE, unix.SYS_FALLOCATE, unix.SYS_RENAMEAT, unix.SYS_RENAMEAT2, unix.SYS_MKDIRAT,
-		unix.SYS_UNLINKAT, unix.SYS_LINKAT, unix.SYS_FCHMOD, unix.SYS_FCHMODAT, unix.SYS_UTIMENSAT, unix.SYS_COPY_FILE_RANGE, unix.SYS_UMASK,
+		unix.SYS_UNLINKAT, unix.SYS_LINKAT, unix.SYS_FCHMOD, unix.SYS_FCHMODAT, unix.SYS_UTIMENSAT, unix.SYS_COPY_FILE_RANGE, unix.SYS_UMASK, unix.SYS_SYNC_FILE_RANGE,
 	}, archWrite...),
 	"connect": {unix.SYS_CONNECT}, // and socket, by its arguments
 	// What net.InterfaceAddrs needs: a routing socket, and bind, which Landlock
