@@ -160,6 +160,12 @@ func (u *upgrading) diskFull() {
 		return err == nil && out == "False"
 	})
 	u.settled()
+	// That its agent was evicted could not be kept, so it failed closed, and stays so
+	// until somebody who knows the cause starts it again.
+	if _, err := u.box("agent", "launch", "busy"); err != nil {
+		u.doctor("refuses work", "restart it once the cause is gone")
+		u.node("systemctl", "restart", "clawbox.service")
+	}
 	u.wait120("an agent again", func() bool { _, err := u.box("agent", "launch", "busy"); return err == nil })
 	u.runs("1.35", "0.1.0")
 }
