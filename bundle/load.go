@@ -101,26 +101,32 @@ type either struct {
 	s *content.Store
 }
 
-func (e *either) chunk(ctx context.Context, b manifest.Blob, i int, buf []byte) (content.Piece, error) {
+func (e *either) read(ctx context.Context, b manifest.Blob, i int, buf []byte) error {
 	src := b.Source(i)
 	if src.OnMedia() {
-		return e.reader.chunk(ctx, b, i, buf)
+		return e.reader.read(ctx, b, i, buf)
 	}
-	buf = buf[:src.Length]
 	f, err := e.s.Open(src.From)
 	if err != nil {
-		return content.Piece{}, err
+		return err
 	}
 	defer f.Close()
-	if err := full(f, buf, src.Offset); err != nil {
-		return content.Piece{}, fmt.Errorf("read %s: %w", f.Name(), err)
+	if err := full(f, buf[:src.Length], src.Offset); err != nil {
+		return fmt.Errorf("read %s: %w", f.Name(), err)
 	}
-	p, err := prove(b, i, buf)
-	if err != nil {
+	return nil
+}
+
+func (e *either) rescue(ctx context.Context, b manifest.Blob, i int, buf []byte, err error) (content.Piece, error) {
+	src := b.Source(i)
+	if src.OnMedia() {
+		return e.reader.rescue(ctx, b, i, buf, err)
+	}
+	if errors.Is(err, manifest.ErrTampered) {
 		err = fmt.Errorf("chunk %d of blob %s lies in the store, in blob %s at %d, and is damaged there: %w; load the full bundle, not the difference to %s",
 			i, b.Digest, src.From, src.Offset, err, e.m.release.Base)
 	}
-	return p, err
+	return content.Piece{}, err
 }
 
 // settle ends blobs of which nothing was missing but the last step.

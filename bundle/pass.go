@@ -11,7 +11,7 @@ import (
 )
 
 // pass is one reading of a blob: each chunk is read, summed, looked into and
-// handed on, the next one being read meanwhile. It is a source for one stream.
+// handed on, others being read meanwhile. It is a source for one stream.
 type pass struct {
 	x    *manifest.Blob
 	in   io.ReaderAt
@@ -19,7 +19,6 @@ type pass struct {
 	look *looking                    // nil: it needs no look
 	skip func(i int) bool            // nil: every chunk is read
 	put  func(i int, p []byte) error // nil: nobody wants the bytes
-	next ahead
 }
 
 // spare keeps buffers from pass to pass: an image set has hundreds of layers.
@@ -35,7 +34,6 @@ func (p *pass) run(ctx context.Context, task Task) error {
 	} else {
 		bufs[0] = make([]byte, p.x.Size)
 	}
-	defer p.next.wait() // it has a buffer
 	return streamIn(ctx, bufs, []toRead{{blob: *p.x}}, p, func(c chunk) error {
 		if c.err != nil || p.skips(c.i) {
 			return c.err
@@ -57,19 +55,22 @@ func (p *pass) len(i int) int64 {
 
 func (p *pass) skips(i int) bool { return p.skip != nil && p.skip(i) }
 
-func (p *pass) begin(b manifest.Blob, i int, buf []byte) {
-	if !p.skips(i) {
-		p.next.start(b.Digest, i, func() error { return full(p.in, buf[:p.len(i)], int64(i)*manifest.ChunkSize) })
+func (p *pass) read(_ context.Context, _ manifest.Blob, i int, buf []byte) error {
+	if p.skips(i) {
+		return nil
 	}
+	return full(p.in, buf[:p.len(i)], int64(i)*manifest.ChunkSize)
 }
 
-// chunk sums and looks at the same time, where both have something to do.
-func (p *pass) chunk(ctx context.Context, b manifest.Blob, i int, buf []byte) (content.Piece, error) {
+// rescue knows no other way.
+func (p *pass) rescue(_ context.Context, _ manifest.Blob, _ int, _ []byte, err error) (content.Piece, error) {
+	return content.Piece{}, err
+}
+
+// prove sums and looks at the same time, where both have something to do.
+func (p *pass) prove(_ manifest.Blob, i int, buf []byte) (content.Piece, error) {
 	if p.skips(i) {
 		return content.Piece{}, nil
-	}
-	if err, _ := p.next.take(b.Digest, i); err != nil {
-		return content.Piece{}, err
 	}
 	data := buf[:p.len(i)]
 	var serr, lerr error

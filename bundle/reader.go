@@ -74,7 +74,6 @@ type reader struct {
 	views map[int]view
 	coder reedsolomon.Encoder // nil until it is needed
 	bufs  [][]byte
-	next  ahead
 }
 
 // view is the payload of an encrypted part, decrypted, and read ahead.
@@ -91,7 +90,6 @@ func (m *Media) reader(warn func(error)) *reader {
 }
 
 func (r *reader) close() {
-	r.next.wait()
 	for i := range r.files {
 		r.forget(i)
 	}
@@ -100,7 +98,6 @@ func (r *reader) close() {
 // forget closes part i; what the kernel remembers of it may be as wrong as what
 // came over the cable, and goes, too.
 func (r *reader) forget(i int) {
-	r.next.wait() // it reads a file
 	if v, ok := r.views[i]; ok {
 		v.ahead.Close() // it reads the file
 		delete(r.views, i)
@@ -184,65 +181,37 @@ func (r *reader) payload(i int, w io.ReaderAt) (io.ReaderAt, error) {
 	return v, nil
 }
 
-// begin starts to read chunk i of b into buf. A chunk that is not on the media, or
-// encrypted, is left to chunk; and so is what can't be opened.
-func (r *reader) begin(b manifest.Blob, i int, buf []byte) {
-	r.next.wait()
-	if !b.Source(i).OnMedia() || r.m.release.Encryption != "" {
-		return
-	}
+// read reads chunk i of b.
+func (r *reader) read(_ context.Context, b manifest.Blob, i int, buf []byte) error {
 	_, n := b.Chunk(i)
 	ss := spans(r.m.release, b.Source(i))
-	from, err := r.turn(ss)
-	if err != nil {
-		return
-	}
-	r.next.start(b.Digest, i, func() error {
-		return gather(ss, buf[:n], func(k int, p []byte) error { return full(from[k], p, ss[k].offset) })
-	})
+	r.turn(ss)
+	return gather(ss, buf[:n], func(k int, p []byte) error { return r.at(ss[k], p) })
 }
 
-// fetched waits for chunk i of b, which begin may have read already.
-func (r *reader) fetched(b manifest.Blob, i int, buf []byte) error {
-	if err, ok := r.next.take(b.Digest, i); ok {
-		return err
-	}
-	ss := spans(r.m.release, b.Source(i))
-	return gather(ss, buf, func(k int, p []byte) error { return r.at(ss[k], p) })
-}
-
-// turn opens the parts in which ss lie. But for the rebuilding no others stay
-// open.
-func (r *reader) turn(ss []span) (fs []mediaFile, err error) {
+// turn closes the parts in which ss do not lie: but for the rebuilding no others
+// stay open.
+func (r *reader) turn(ss []span) {
 	for i := range r.files {
 		if r.coder == nil && !slices.ContainsFunc(ss, func(s span) bool { return s.part-1 == i }) {
 			r.forget(i)
 		}
 	}
-	for _, s := range ss {
-		f, err := r.open(s.part - 1)
-		if err != nil {
-			return nil, err
-		}
-		fs = append(fs, f)
-	}
-	return fs, nil
 }
 
 // at reads the bytes of s.
 func (r *reader) at(s span, p []byte) error {
 	i := s.part - 1
-	fs, err := r.turn([]span{s})
+	f, err := r.open(i)
 	if err != nil {
 		return err
 	}
-	w := fs[0]
 	if r.m.release.Encryption == "" {
-		return full(w, p, s.offset)
+		return full(f, p, s.offset)
 	}
 	v, ok := r.views[i]
 	if !ok {
-		v.ahead = content.NewAhead(w, r.m.release.Parts[i].Size)
+		v.ahead = content.NewAhead(f, r.m.release.Parts[i].Size)
 		if v.ReaderAt, err = r.payload(i, v.ahead); err != nil {
 			v.ahead.Close()
 			return err
@@ -303,19 +272,30 @@ func prove(b manifest.Blob, i int, data []byte) (content.Piece, error) {
 	return p, nil
 }
 
-// chunk reads and proves chunk i of b into buf. What can't be read is read
-// again for some seconds, what is not what was signed once; then it is rebuilt
-// from parity.
-func (r *reader) chunk(ctx context.Context, b manifest.Blob, i int, buf []byte) (content.Piece, error) {
+// prove proves chunk i of b.
+func (r *reader) prove(b manifest.Blob, i int, buf []byte) (content.Piece, error) {
 	_, n := b.Chunk(i)
-	src, buf := b.Source(i), buf[:n]
-	ss := spans(r.m.release, src)
-	p, first := provedIf(r.fetched(b, i, buf), b, i, buf)
-	if first == nil {
-		return p, nil
+	return prove(b, i, buf[:n])
+}
+
+// chunk is read, prove and, if need be, rescue, for who wants one chunk.
+func (r *reader) chunk(ctx context.Context, b manifest.Blob, i int, buf []byte) (p content.Piece, err error) {
+	if err = r.read(ctx, b, i, buf); err == nil {
+		p, err = r.prove(b, i, buf)
 	}
-	r.next.drop() // from here on the files are this goroutine's alone
-	err := first
+	if err != nil {
+		return r.rescue(ctx, b, i, buf, err)
+	}
+	return p, nil
+}
+
+// rescue gets a chunk after an error. What can't be read is read again for some
+// seconds, what is not what was signed once; then it is rebuilt from parity.
+func (r *reader) rescue(ctx context.Context, b manifest.Blob, i int, buf []byte, first error) (p content.Piece, err error) {
+	_, n := b.Chunk(i)
+	buf = buf[:n]
+	ss := spans(r.m.release, b.Source(i))
+	err = first
 	for try := 0; !errors.Is(err, errLost) && r.again(ctx, err, try); try++ {
 		if p, err = provedIf(gather(ss, buf, r.afresh(ss)), b, i, buf); err == nil {
 			r.warn(r.m.damage(b, fmt.Sprintf("%v; it could be read when it was read again", first), ss...))

@@ -73,7 +73,9 @@ func (r *reader) gaps() (errs []error) {
 	for _, g := range gs {
 		p := make([]byte, g.Length)
 		path := or(r.m.parts[g.Part-1], manifest.PartName(g.Part))
-		err := r.at(span{g.Part, g.Offset, g.Length}, p)
+		s := span{g.Part, g.Offset, g.Length}
+		r.turn([]span{s})
+		err := r.at(s, p)
 		switch {
 		case errors.Is(err, errLost): // reported already
 		case err != nil:
@@ -88,11 +90,18 @@ func (r *reader) gaps() (errs []error) {
 // mediaOnly gives those chunks that lie on the media.
 type mediaOnly struct{ *reader }
 
-func (r mediaOnly) chunk(ctx context.Context, b manifest.Blob, i int, buf []byte) (content.Piece, error) {
+func (r mediaOnly) read(ctx context.Context, b manifest.Blob, i int, buf []byte) error {
+	if !b.Source(i).OnMedia() {
+		return nil
+	}
+	return r.reader.read(ctx, b, i, buf)
+}
+
+func (r mediaOnly) prove(b manifest.Blob, i int, buf []byte) (content.Piece, error) {
 	if !b.Source(i).OnMedia() {
 		return content.Piece{}, nil
 	}
-	return r.reader.chunk(ctx, b, i, buf)
+	return r.reader.prove(b, i, buf)
 }
 
 // strangers names what is in clawbox/ and not in the release, up to maxDamage
@@ -158,7 +167,7 @@ func (m *Media) checkRoots() (errs []error) {
 type verifier struct {
 	task   Task
 	errs   []error
-	warned []error // the reader's own, from its goroutine, read after the stream
+	warned []error // the reader's own
 }
 
 func (v *verifier) found(errs ...error) {

@@ -251,6 +251,9 @@ func TestScannerAtEveryAlignment(t *testing.T) {
 		if a, k := rules[i].anchor, rarest(rules[i].anchor); k+3 > len(a) || k+3 > furthest {
 			t.Errorf("%s is looked for by 3 bytes from %d on", a, k)
 		}
+		if r := rules[i]; r.form.compiled().NumSubexp() < 1 { // nobody compiles it before it is needed
+			t.Errorf("%s: no group of its form is the secret", r.name)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"regexp"
+	"sync"
 )
 
 // rule finds one kind of key material. anchor is a literal of at least three
@@ -13,7 +14,7 @@ import (
 type rule struct {
 	name   string
 	anchor string
-	form   *regexp.Regexp
+	form   expression
 	// before must be found in the bytes in front of the anchor; "" for anything.
 	before string
 	// word: the byte before the anchor must be no letter, digit or underscore.
@@ -22,7 +23,17 @@ type rule struct {
 	random bool
 }
 
-func form(s string) *regexp.Regexp { return regexp.MustCompile(`\A(?:` + s + `)`) }
+// expression is a regular expression that is compiled when it is first used:
+// most runs of a program that has this table look for nothing.
+type expression struct {
+	text     string
+	compiled func() *regexp.Regexp
+}
+
+func form(s string) expression {
+	s = `\A(?:` + s + `)`
+	return expression{s, sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(s) })}
+}
 
 // rules is the table. Forms are the publishers' own, as their documentation or
 // the scanners of code hosts give them.
@@ -70,7 +81,7 @@ var Rules = func() string {
 	h := sha256.New()
 	fmt.Fprintln(h, scannerVersion, placeholders)
 	for _, r := range rules {
-		fmt.Fprintf(h, "%q %q %q %q %t %t\n", r.name, r.anchor, r.form, r.before, r.word, r.random)
+		fmt.Fprintf(h, "%q %q %q %q %t %t\n", r.name, r.anchor, r.form.text, r.before, r.word, r.random)
 	}
 	return hex.EncodeToString(h.Sum(nil)[:8])
 }()

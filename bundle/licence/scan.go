@@ -112,8 +112,8 @@ const common = "in im mi io ho gh ig th he au ut or rg pa at ap pi an nt ro st t
 // so that a look at every second position finds every anchor. A bit each: 8 KiB
 // stay in the nearest cache. byPair are the rules by these pairs, and where the
 // anchor begins before them.
-var pairs, byPair = func() (t [1 << 10]uint64, by [][]mark) {
-	by = make([][]mark, 1<<16)
+var pairs, byPair = func() (t [1 << 10]uint64, by map[uint16][]mark) {
+	by = map[uint16][]mark{}
 	for i := range rules {
 		a := rules[i].anchor
 		k := rarest(a)
@@ -178,7 +178,7 @@ func (s *Scanner) rule(r *rule, i int) {
 	if r.before != "" && !bytes.Contains(before, []byte(r.before)) {
 		return
 	}
-	m := r.form.FindSubmatchIndex(s.buf[i:min(len(s.buf), i+window)])
+	m := r.form.compiled().FindSubmatchIndex(s.buf[i:min(len(s.buf), i+window)])
 	if m == nil {
 		return
 	}

@@ -74,6 +74,7 @@ with that release lack is written.`,
 }
 
 func (b *buildFlags) run(cmd *cobra.Command, a *app) error {
+	manyProcs()
 	if _, err := bundle.LoadRecipe(b.Recipe); err != nil {
 		return usageError{err}
 	}
@@ -195,6 +196,7 @@ MEDIA are the directories of one bundle, in any order. They are never written
 to. Damage is named by part and offset (exit status 3).`,
 		Args: usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			manyProcs()
 			m, err := f.open(args)
 			if err != nil {
 				return err

@@ -63,6 +63,7 @@ func (f *installFlags) register(c *cobra.Command) {
 }
 
 func install(cmd *cobra.Command, a *app, f installFlags, dirs []string) error {
+	manyProcs()
 	trust, _, err := installer.Trust(a.root, f.threshold, f.keys...)
 	if err != nil {
 		return usageError{err}

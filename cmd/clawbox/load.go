@@ -30,6 +30,7 @@ With --item the layout gets no more than that, such as one image for skopeo.
   skopeo copy oci:layout:web:1.2 docker-archive:web.tar`,
 		Args: usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			manyProcs()
 			m, err := m.open(args)
 			if err != nil {
 				return err

@@ -70,6 +70,7 @@ that is kept, and the node and all that clawbox runs on it have to become ready.
 }
 
 func upgrade(cmd *cobra.Command, a *app, f upgradeFlags, dirs []string) error {
+	manyProcs()
 	if _, err := a.config(); err != nil {
 		return err
 	}
