@@ -155,6 +155,7 @@ func (s *standIn) Version(_ context.Context, kubeconfig string) (string, error) 
 	s.asked = kubeconfig
 	return s.version, s.err
 }
+
 func (s *standIn) Account(_ context.Context, kubeconfig, namespace, secret string) (Account, error) {
 	s.asked = kubeconfig + " " + namespace + " " + secret
 	return s.account, s.err
