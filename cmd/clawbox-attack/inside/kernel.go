@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"strconv"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -137,7 +138,14 @@ func vmWrite() error {
 		// The child is this program, and has the same segments: its code is at
 		// the same place. Reading it is enough.
 		remote := unix.RemoteIovec{Base: 0x400000, Len: 1}
-		_, err := unix.ProcessVMReadv(pid, []unix.Iovec{local}, []unix.RemoteIovec{remote}, 0)
+		read := func() error {
+			_, err := unix.ProcessVMReadv(pid, []unix.Iovec{local}, []unix.RemoteIovec{remote}, 0)
+			return err
+		}
+		err := read()
+		for end := time.Now().Add(time.Second); err == unix.EFAULT && time.Now().Before(end); err = read() {
+			time.Sleep(time.Millisecond) // it has been told to execute, and has no segments yet
+		}
 		if err == nil {
 			return nil
 		}
