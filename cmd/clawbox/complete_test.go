@@ -25,6 +25,8 @@ import (
 // while, and one that is killed.
 func TestComplete(t *testing.T) {
 	j := newRelease(t, "crowd", crowdPolicy)
+	// Its allowance would soon slow the neighbour down, and it is to flood to the end.
+	j.write("answers.yaml", answersText+"recordMiB: 4096\n")
 	j.install()
 	daemon := j.serveAlone()
 	t.Run("full", func(t *testing.T) { j.as(t).full() })
