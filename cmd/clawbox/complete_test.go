@@ -145,9 +145,9 @@ func listenIn(pid int) (l net.Listener, err error) {
 // opens files as fast as it can, until the result is called.
 func (j *journey) noise() func() {
 	j.t.Helper()
-	c := exec.Command("busybox", "sh", "-c", "while :; do :; done")
-	j.check(c.Start())
 	j.ok("agent", "launch", "loud", "--agent", "busy", "--", "/bin/crowd", "flood")
+	c := exec.Command("busybox", "sh", "-c", "while :; do :; done") // last: what fails leaves none behind
+	j.check(c.Start())
 	return func() {
 		j.run("agent", "stop", "loud", "--grace", "0s") // with a killed ledger it has ended
 		c.Process.Kill()
