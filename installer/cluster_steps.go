@@ -359,8 +359,8 @@ func engineModel(s *content.Store, name string, m model.Model) engine.Model {
 // nextOfCluster says what to do after an installation of the profile cluster.
 func nextOfCluster(a Answers) string {
 	if !withSystemd(a) {
-		s := "start the appliance with: " + serveCommand(a) + "\nthen K3s with: clawbox cluster serve " + a.Cluster.Role
-		return s + "\nthen: clawbox cluster apply, and start the appliance again: it runs agents as pods from then on"
+		return "start the appliance with: " + serveCommand(a) + "\nthen K3s with: clawbox cluster serve " + a.Cluster.Role +
+			"\nthen: clawbox cluster apply, and start the appliance again: it runs agents as pods from then on"
 	}
 	if a.Cluster.Role == RoleServer {
 		return "the cluster runs; look at it with: clawbox status, kubectl get pods -A; add a node with: clawbox token create"

@@ -6,11 +6,10 @@
 // The manifest is one YAML stream: the agents' namespace (PodSecurity
 // "restricted", no traffic by NetworkPolicy), the RuntimeClass, a
 // ServiceAccount with a token for `clawbox serve` that may make, see and
-// delete pods there and nothing else and that nodes may read, and two
-// ValidatingAdmissionPolicies
-// (Kubernetes 1.30). They say early and in the API what the node holds to in
-// any case: see appliance/gate. The containerd part goes behind K3s's
-// config-v3.toml.tmpl on every node.
+// delete pods there and nothing else, and which nodes may read, and two
+// ValidatingAdmissionPolicies (Kubernetes 1.30). They say early and in the API
+// what the node holds to in any case: see appliance/gate. The containerd part
+// goes behind K3s's config-v3.toml.tmpl on every node.
 package pods
 
 import (

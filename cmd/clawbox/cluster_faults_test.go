@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/clawbox/clawbox/appliance/control"
-	"github.com/clawbox/clawbox/internal/k3shost"
 )
 
 // TestClusterFaults does to a cluster's node what happens to machines: its daemon
@@ -18,17 +17,11 @@ import (
 // full. Nothing is lost, agents fail closed, and doctor names the cause. Not part
 // of e2e-host; run it by hand with CLAWBOX_K3S.
 func TestClusterFaults(t *testing.T) {
-	artifacts := os.Getenv("CLAWBOX_K3S")
-	if artifacts == "" {
-		t.Skip("CLAWBOX_K3S is not set: it is at what `make k3s` built")
-	}
-	u := &upgrading{podNode: &podNode{journey: newRelease(t, "probe", podPolicy)}, artifacts: artifacts}
+	u := newUpgrading(t, "1.35", "1.35")
 	u.programs()
 	u.stick("one", 1, "1.35", "coredns")
 	u.smallDisk()
-	lan, err := k3shost.NewLAN()
-	u.check(err)
-	t.Cleanup(func() { lan.Close() })
+	lan, _ := u.network()
 	u.boot(lan)
 	t.Cleanup(func() { u.check(u.m.Halt()) })
 	t.Cleanup(u.said)
@@ -36,7 +29,7 @@ func TestClusterFaults(t *testing.T) {
 		u.clawbox(0, "", "install", "/e2e/one", "--key", "/e2e/e2e.pub", "--answers", "/e2e/answers.yaml")
 		u.clawbox(0, "", "agent", "launch", "busy")
 	})
-	_, err = u.inside("echo kept > /workspace/kept")
+	_, err := u.inside("echo kept > /workspace/kept")
 	u.check(err)
 	if !u.phase("sound", func() { u.runs("1.35", "0.1.0"); u.doctor("", "ready, with all that clawbox runs") }) {
 		t.FailNow()

@@ -1,11 +1,8 @@
 package main
 
 import (
-	"os"
 	"strings"
 	"testing"
-
-	"github.com/clawbox/clawbox/internal/k3shost"
 )
 
 // TestClusterJoin makes a second machine a node of a cluster, by clawbox alone
@@ -13,22 +10,13 @@ import (
 // its own machine's appliance and ledger, and stays so when first the server and
 // then the node are upgraded.
 func TestClusterJoin(t *testing.T) {
-	artifacts := os.Getenv("CLAWBOX_K3S")
-	if artifacts == "" {
-		t.Skip("CLAWBOX_K3S is not set: K3s is built and tested by `make e2e-host`")
-	}
-	u := &upgrading{podNode: &podNode{journey: newRelease(t, "probe", podPolicy)}, artifacts: artifacts, from: "1.34", to: "1.35"}
+	u := newUpgrading(t, "1.34", "1.35")
 	u.phase("make the sticks", func() {
 		u.programs()
 		u.stick("one", 1, u.from, "coredns")
 		u.stick("three", 3, u.to, "coredns")
 	})
-	lan, err := k3shost.NewLAN()
-	u.check(err)
-	t.Cleanup(func() { lan.Close() })
-	tap, err := lan.Tap()
-	u.check(err)
-	defer tap.Close()
+	lan, tap := u.network()
 	two := &upgrading{podNode: &podNode{journey: u.journey, hostname: "two"}, from: u.from, to: u.to}
 	for _, x := range []*upgrading{u, two} {
 		x.boot(lan)
@@ -50,7 +38,7 @@ func TestClusterJoin(t *testing.T) {
 	if at, err := u.kubectl("", "get", "pods", "-n", agents, "-o", "jsonpath={.items[*].spec.nodeName}"); err != nil || at != "two" {
 		t.Errorf("the agent's pod is on %q, %v; want two", at, err)
 	}
-	_, err = two.inside("echo kept > /workspace/kept")
+	_, err := two.inside("echo kept > /workspace/kept")
 	u.check(err)
 	u.phase("attacks", func() {
 		t.Run("attacks", two.attacks)

@@ -57,24 +57,37 @@ func TestClusterUpgrade(t *testing.T) { clusterLife(t, "1.34", "1.35") }
 // TestClusterUpgradeNewest is the same without another K3s, for a quick look.
 func TestClusterUpgradeNewest(t *testing.T) { clusterLife(t, "1.35", "1.35") }
 
-func clusterLife(t *testing.T, from, to string) {
+// newUpgrading is where K3s was built; elsewhere the test is skipped.
+func newUpgrading(t *testing.T, from, to string) *upgrading {
+	t.Helper()
 	artifacts := os.Getenv("CLAWBOX_K3S")
 	if artifacts == "" {
 		t.Skip("CLAWBOX_K3S is not set: K3s is built and tested by `make e2e-host`")
 	}
-	u := &upgrading{podNode: &podNode{journey: newRelease(t, "probe", podPolicy)}, artifacts: artifacts, from: from, to: to}
+	return &upgrading{podNode: &podNode{journey: newRelease(t, "probe", podPolicy)}, artifacts: artifacts, from: from, to: to}
+}
+
+// network is a network that leads nowhere, and what watches it.
+func (u *upgrading) network() (*k3shost.LAN, *k3shost.Tap) {
+	u.t.Helper()
+	lan, err := k3shost.NewLAN()
+	u.check(err)
+	u.t.Cleanup(func() { lan.Close() })
+	tap, err := lan.Tap()
+	u.check(err)
+	u.t.Cleanup(func() { tap.Close() })
+	return lan, tap
+}
+
+func clusterLife(t *testing.T, from, to string) {
+	u := newUpgrading(t, from, to)
 	u.phase("make the sticks", func() {
 		u.programs()
 		u.stick("one", 1, from, "coredns")
 		u.stick("two", 2, to, "sleeper")
 		u.stick("three", 3, to, "coredns")
 	})
-	lan, err := k3shost.NewLAN()
-	u.check(err)
-	t.Cleanup(func() { lan.Close() })
-	tap, err := lan.Tap()
-	u.check(err)
-	defer tap.Close()
+	lan, tap := u.network()
 	u.boot(lan)
 	t.Cleanup(func() { u.check(u.m.Halt()) })
 	t.Cleanup(u.said)
@@ -84,7 +97,7 @@ func clusterLife(t *testing.T, from, to string) {
 	})
 	u.phase("launch an agent", func() { u.clawbox(0, "", "agent", "launch", "busy") })
 	u.inCluster("before")
-	_, err = u.inside("echo kept > /workspace/kept")
+	_, err := u.inside("echo kept > /workspace/kept")
 	u.check(err)
 	if !u.phase("attacks", func() { t.Run("attacks", u.attacks) }) || !u.runs(from, "0.1.0") {
 		t.FailNow() // what follows would say nothing
