@@ -68,11 +68,18 @@ func (p *pass) rescue(_ context.Context, _ manifest.Blob, _ int, _ []byte, err e
 }
 
 // prove sums and looks at the same time, where both have something to do.
-func (p *pass) prove(_ manifest.Blob, i int, buf []byte) (content.Piece, error) {
-	if p.skips(i) {
-		return content.Piece{}, nil
+func (p *pass) prove(cs []*chunk) {
+	for _, c := range cs {
+		if c.err = p.see(c.i, c.buf[:p.len(c.i)]); c.err != nil {
+			return // the stream ends here
+		}
 	}
-	data := buf[:p.len(i)]
+}
+
+func (p *pass) see(i int, data []byte) error {
+	if p.skips(i) {
+		return nil
+	}
 	var serr, lerr error
 	add := func() { serr = p.sum.add(i, data) }
 	see := func() { _, lerr = p.look.Write(data) }
@@ -86,5 +93,5 @@ func (p *pass) prove(_ manifest.Blob, i int, buf []byte) (content.Piece, error) 
 	default:
 		parallel(add, see)
 	}
-	return content.Piece{}, errors.Join(serr, lerr)
+	return errors.Join(serr, lerr)
 }

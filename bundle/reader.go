@@ -250,38 +250,66 @@ func full(v io.ReaderAt, p []byte, off int64) error {
 // behind it, or the digest at the end, with what was signed. Other bytes are an
 // ErrTampered.
 func prove(b manifest.Blob, i int, data []byte) (content.Piece, error) {
-	from := content.StartState
+	x := stretch(b, i, data)
+	p, err := x.From.Piece(x.Off, x.Data)
+	return p, hold(p, err, b, i)
+}
+
+// stretch is what is hashed to prove chunk i of b.
+func stretch(b manifest.Blob, i int, data []byte) content.Stretch {
+	x := content.Stretch{From: content.StartState, Off: int64(i) * manifest.ChunkSize, Data: data}
 	if i > 0 {
-		from = b.States[i-1]
+		x.From = b.States[i-1]
 	}
-	p, err := from.Piece(int64(i)*manifest.ChunkSize, data)
+	return x
+}
+
+// hold compares what hashing chunk i of b gave with what was signed.
+func hold(p content.Piece, err error, b manifest.Blob, i int) error {
 	if err != nil {
-		return p, err
+		return err
 	}
-	got, want := p.Digest().String(), b.Digest.String()
+	got, want := "", ""
 	if i < len(b.States) {
 		s, err := p.State()
 		if err != nil {
-			return p, err
+			return err
 		}
 		got, want = "the sha256 state "+s.String(), "the sha256 state "+b.States[i].String()
+	} else {
+		got, want = p.Digest().String(), b.Digest.String()
 	}
 	if got != want {
-		return p, &manifest.TamperedError{What: "blob " + b.Digest.String(), Detail: fmt.Sprintf("got %s, want %s", got, want)}
+		return &manifest.TamperedError{What: "blob " + b.Digest.String(), Detail: fmt.Sprintf("got %s, want %s", got, want)}
 	}
-	return p, nil
+	return nil
 }
 
-// prove proves chunk i of b.
-func (r *reader) prove(b manifest.Blob, i int, buf []byte) (content.Piece, error) {
-	_, n := b.Chunk(i)
-	return prove(b, i, buf[:n])
+// prove proves chunks, two at a time.
+func (r *reader) prove(cs []*chunk) {
+	for len(cs) > 1 {
+		a, b := cs[0], cs[1]
+		var err error
+		a.piece, b.piece, err = content.Pieces(a.stretch(), b.stretch())
+		a.err, b.err = hold(a.piece, err, a.blob, a.i), hold(b.piece, err, b.blob, b.i)
+		cs = cs[2:]
+	}
+	for _, c := range cs {
+		x := c.stretch()
+		c.piece, c.err = prove(c.blob, c.i, x.Data)
+	}
+}
+
+func (c *chunk) stretch() content.Stretch {
+	_, n := c.blob.Chunk(c.i)
+	return stretch(c.blob, c.i, c.buf[:n])
 }
 
 // chunk is read, prove and, if need be, rescue, for who wants one chunk.
 func (r *reader) chunk(ctx context.Context, b manifest.Blob, i int, buf []byte) (p content.Piece, err error) {
 	if err = r.read(ctx, b, i, buf); err == nil {
-		p, err = r.prove(b, i, buf)
+		_, n := b.Chunk(i)
+		p, err = prove(b, i, buf[:n])
 	}
 	if err != nil {
 		return r.rescue(ctx, b, i, buf, err)

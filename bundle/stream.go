@@ -31,8 +31,8 @@ type chunk struct {
 type source interface {
 	// read reads chunk i of b into buf.
 	read(ctx context.Context, b manifest.Blob, i int, buf []byte) error
-	// prove proves a chunk that was read.
-	prove(b manifest.Blob, i int, buf []byte) (content.Piece, error)
+	// prove sets piece and err of chunks that were read, which are in order.
+	prove(cs []*chunk)
 	// rescue gets the proved bytes of a chunk in another way, after err of read or
 	// of prove.
 	rescue(ctx context.Context, b manifest.Blob, i int, buf []byte, err error) (content.Piece, error)
@@ -58,11 +58,13 @@ func streamIn(ctx context.Context, bufs [][]byte, jobs []toRead, from source, ea
 	var prover sync.WaitGroup
 	prover.Go(func() {
 		for cs := range read {
+			var todo []*chunk
 			for k := range cs {
-				if c := &cs[k]; !c.ended {
-					c.piece, c.err = from.prove(c.blob, c.i, c.buf)
+				if !cs[k].ended {
+					todo = append(todo, &cs[k])
 				}
 			}
+			from.prove(todo)
 			proved <- cs
 		}
 	})

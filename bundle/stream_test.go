@@ -34,14 +34,14 @@ func (s *script) read(_ context.Context, _ manifest.Blob, i int, buf []byte) err
 	return nil
 }
 
-func (s *script) prove(_ manifest.Blob, i int, buf []byte) (content.Piece, error) {
-	if buf[0] != 'r' {
-		return content.Piece{}, fmt.Errorf("chunk %d is proved, and was not read", i)
+func (s *script) prove(cs []*chunk) {
+	for _, c := range cs {
+		if c.buf[0] != 'r' {
+			c.err = fmt.Errorf("chunk %d is proved, and was not read", c.i)
+		} else if c.buf[0] = 'p'; s.unproved[c.i] {
+			c.err = errScript
+		}
 	}
-	if buf[0] = 'p'; s.unproved[i] {
-		return content.Piece{}, errScript
-	}
-	return content.Piece{}, nil
 }
 
 func (s *script) rescue(_ context.Context, _ manifest.Blob, i int, buf []byte, err error) (content.Piece, error) {

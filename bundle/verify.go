@@ -9,8 +9,8 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"slices"
 
-	"github.com/clawbox/clawbox/bundle/content"
 	"github.com/clawbox/clawbox/bundle/manifest"
 )
 
@@ -97,11 +97,8 @@ func (r mediaOnly) read(ctx context.Context, b manifest.Blob, i int, buf []byte)
 	return r.reader.read(ctx, b, i, buf)
 }
 
-func (r mediaOnly) prove(b manifest.Blob, i int, buf []byte) (content.Piece, error) {
-	if !b.Source(i).OnMedia() {
-		return content.Piece{}, nil
-	}
-	return r.reader.prove(b, i, buf)
+func (r mediaOnly) prove(cs []*chunk) {
+	r.reader.prove(slices.DeleteFunc(cs, func(c *chunk) bool { return !c.blob.Source(c.i).OnMedia() }))
 }
 
 // strangers names what is in clawbox/ and not in the release, up to maxDamage

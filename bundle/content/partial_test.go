@@ -200,6 +200,37 @@ func TestPieces(t *testing.T) {
 	}
 }
 
+// TestPairs: two pieces at a time are what each is alone, whatever their lengths.
+func TestPairs(t *testing.T) {
+	b := noise(4096)
+	one, err := StartState.Piece(0, b[:1024])
+	must(t, err)
+	mid, err := one.State()
+	must(t, err)
+	for _, n := range []int{0, 1, 63, 64, 65, 128, 1000, 1024} {
+		for _, m := range []int{0, 64, 77, 3072} {
+			x, y := Stretch{StartState, 0, b[:n]}, Stretch{mid, 1024, b[1024 : 1024+m]}
+			p, q, err := Pieces(x, y)
+			must(t, err)
+			for _, c := range []struct {
+				got Piece
+				of  Stretch
+			}{{p, x}, {q, y}} {
+				want, err := c.of.From.Piece(c.of.Off, c.of.Data)
+				must(t, err)
+				if c.got.Digest() != want.Digest() || c.got.off != want.off || c.got.from != want.from || !bytes.Equal(c.got.data, want.data) {
+					t.Errorf("%d beside %d bytes: got %s of %d bytes, want %s", n, m, c.got.Digest(), len(c.got.data), want.Digest())
+				}
+			}
+		}
+	}
+	for _, bad := range [][2]Stretch{{{StartState, 13, nil}, {StartState, 0, nil}}, {{StartState, 0, nil}, {StartState, -64, nil}}} {
+		if _, _, err := Pieces(bad[0], bad[1]); err == nil {
+			t.Errorf("at %d and %d: got no error", bad[0].Off, bad[1].Off)
+		}
+	}
+}
+
 func TestAppend(t *testing.T) {
 	s, b := open(t), noise(3000)
 	p := resume(t, s, b)

@@ -10,6 +10,8 @@ import (
 	"hash"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/clawbox/clawbox/bundle/content/lanes"
 )
 
 // State is sha256's chaining value after a whole number of 64-byte blocks
@@ -99,15 +101,43 @@ type Piece struct {
 // Piece hashes data, which begins at byte off of a blob, from s. The piece
 // refers to data; data must not change while the piece is used.
 func (s State) Piece(off int64, data []byte) (Piece, error) {
-	if off < 0 || off%block != 0 {
-		return Piece{}, fmt.Errorf("piece at byte %d: want a multiple of %d", off, block)
+	return Stretch{From: s, Off: off, Data: data}.piece(s, 0)
+}
+
+// Stretch is what a Piece is to be made of: data that begins at byte Off of a
+// blob, which is in the state From there.
+type Stretch struct {
+	From State
+	Off  int64
+	Data []byte
+}
+
+// Pieces is State.Piece of two stretches, which may be of different blobs. Where
+// the processor can it hashes them at the same time, in little more than half of
+// the time (see package lanes).
+func Pieces(a, b Stretch) (pa, pb Piece, err error) {
+	sa, sb, n := a.From, b.From, 0
+	if lanes.Available {
+		n = min(len(a.Data), len(b.Data)) / block * block
+		lanes.Blocks((*[sha256.Size]byte)(&sa), (*[sha256.Size]byte)(&sb), a.Data[:n], b.Data[:n])
 	}
-	h, err := s.resume(off)
+	if pa, err = a.piece(sa, n); err == nil {
+		pb, err = b.piece(sb, n)
+	}
+	return pa, pb, err
+}
+
+// piece makes the piece when n bytes, whole blocks, have led to the state s.
+func (x Stretch) piece(s State, n int) (Piece, error) {
+	if x.Off < 0 || x.Off%block != 0 {
+		return Piece{}, fmt.Errorf("piece at byte %d: want a multiple of %d", x.Off, block)
+	}
+	h, err := s.resume(x.Off + int64(n))
 	if err != nil {
 		return Piece{}, err
 	}
-	h.Write(data)
-	return Piece{off: off, data: data, from: s, sum: h}, nil
+	h.Write(x.Data[n:])
+	return Piece{off: x.Off, data: x.Data, from: x.From, sum: h}, nil
 }
 
 // State returns the state after the piece. It is an error when the piece ends
