@@ -167,7 +167,7 @@ func (l *Log) encode(buf *[]byte, rs []Record) ([][]byte, error) {
 // buffers are *[]byte, each for one Append; maxKept is the largest kept, in bytes.
 var buffers sync.Pool
 
-const maxKept = 1 << 20
+const maxKept = 4 << 20
 
 // usual is about how many bytes an event takes.
 const usual = 1100

@@ -34,6 +34,7 @@ type lab struct {
 	*boxes
 
 	echo, web net.Listener // on the host
+	relay     net.Listener // leads to echo
 	open      atomic.Int64 // connections to echo
 }
 
@@ -73,7 +74,7 @@ func (l *lab) close() error {
 	if l.boxes != nil {
 		err = l.boxes.close()
 	}
-	for _, c := range []net.Listener{l.echo, l.web} {
+	for _, c := range []net.Listener{l.echo, l.web, l.relay} {
 		if c != nil {
 			_ = c.Close()
 		}
@@ -146,11 +147,39 @@ func (l *lab) serve() (err error) {
 			}()
 		}
 	}()
+	if l.relay, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		return err
+	}
+	go l.passOn()
 	page := []byte(strings.Repeat("x", 1024))
 	go func() {
 		_ = http.Serve(l.web, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(page) }))
 	}()
 	return nil
+}
+
+// passOn is the least that stands between two ends of a connection: it takes one,
+// makes another, and copies both ways.
+func (l *lab) passOn() {
+	for {
+		c, err := l.relay.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer c.Close()
+			to, err := net.Dial("tcp", l.echo.Addr().String())
+			if err != nil {
+				return
+			}
+			defer to.Close()
+			go func() {
+				_, _ = io.Copy(to, c)
+				_ = to.(*net.TCPConn).CloseWrite()
+			}()
+			_, _ = io.Copy(c, to)
+		}()
+	}
 }
 
 // dial leads every address that egress has allowed to the servers here.

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -10,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/clawbox/clawbox/policies"
 )
@@ -96,30 +99,41 @@ func sampled(ctx context.Context, p place, j job) (samples, error) {
 	return readSamples(out.Bytes())
 }
 
-// probed compares one system call's cost, with a bound on the difference, and
-// tells how much of it is the sandbox's without the guard.
+// withAlone runs the probe in every place, and in the same second as the fully
+// audited one in a sandbox without the guard.
+func withAlone(ctx context.Context, l *lab, n int, argv ...string) (r, alone rounds, err error) {
+	argv, alone = append([]string{"/bin/probe"}, argv...), rounds{}
+	r, err = turns(ctx, l, n, func(place string, p place) (samples, error) {
+		if place == audited {
+			s, err := sampled(ctx, p, job{argv: argv, alone: true})
+			if err != nil {
+				return nil, err
+			}
+			alone.add(audited, s)
+		}
+		return sampled(ctx, p, job{argv: argv})
+	})
+	alone[host] = r[host]
+	return r, alone, err
+}
+
+// withoutGuard is the row of what withAlone took without the guard.
+func withoutGuard(name string, alone rounds) row {
+	out := newRow(name+", without the guard", alone)
+	delete(out.cells, host) // it stands in the row above
+	return out
+}
+
+// probed compares one system call's cost, with a bound on the difference.
 func probed(name, mode string, count int, bound time.Duration) func(context.Context, *lab, int) ([]row, error) {
 	return func(ctx context.Context, l *lab, n int) ([]row, error) {
-		argv := []string{"/bin/probe", mode, strconv.Itoa(count)}
-		alone := rounds{}
-		r, err := turns(ctx, l, n, func(place string, p place) (samples, error) {
-			if place == audited { // within the same second
-				s, err := sampled(ctx, p, job{argv: argv, alone: true})
-				if err != nil {
-					return nil, err
-				}
-				alone.add(audited, s)
-			}
-			return sampled(ctx, p, job{argv: argv})
-		})
+		r, alone, err := withAlone(ctx, l, n, mode, strconv.Itoa(count))
 		if err != nil {
 			return nil, err
 		}
-		alone[host] = r[host]
-		out, without, more := newRow(name, r), newRow(name+", without the guard", alone), r.more(audited, host)
+		out, more := newRow(name, r), r.more(audited, host)
 		out.target, out.got, out.met = "+ ≤ "+show(bound), signed(more), more <= bound
-		delete(without.cells, host) // measured once, above
-		return []row{out, without}, nil
+		return []row{out, withoutGuard(name, alone)}, nil
 	}
 }
 
@@ -131,13 +145,13 @@ func workload(name, mode, count string) func(context.Context, *lab, int) ([]row,
 				return nil, nil // the report says that it is not installed
 			}
 		}
-		r, err := turns(ctx, l, n, func(_ string, p place) (samples, error) { return probe(ctx, p, mode, count) })
+		r, alone, err := withAlone(ctx, l, n, mode, count)
 		if err != nil {
 			return nil, err
 		}
 		out, q := newRow(name, r), r.ratio(audited, host)
 		out.target, out.got, out.met = "≤ 5 % slower", fmt.Sprintf("%+.1f %%", 100*(q-1)), q <= 1.05
-		return []row{out}, nil
+		return []row{out, withoutGuard(name, alone)}, nil
 	}
 }
 
@@ -298,9 +312,11 @@ var ways = []struct {
 const inMemory = "ledger in memory"
 
 // egressRequests compares the host's own connections with those through
-// steering, policy, two records and a second connection.
+// steering, policy, two records and a second connection. What of that no way out
+// can do without stands below: a second connection, and a write that lasts.
 func egressRequests(ctx context.Context, l *lab, n int) ([]row, error) {
 	dials, gets := rounds{}, rounds{}
+	var relayed, durable samples
 	for range n {
 		for _, w := range ways {
 			addr, url := "192.0.2.1:7000", "http://bench.example/"
@@ -318,15 +334,49 @@ func egressRequests(ctx context.Context, l *lab, n int) ([]row, error) {
 				k.to.add(w.name, s)
 			}
 		}
+		s, err := probe(ctx, l.places[host], "dial", "200", l.relay.Addr().String())
+		if err != nil {
+			return nil, err
+		}
+		relayed = append(relayed, s...)
+		if s, err = durableWrites(l.dir, 200); err != nil {
+			return nil, err
+		}
+		durable = append(durable, s...)
 	}
 	rows := []row{egressRow("new connection, one byte there and back", dials), egressRow("HTTP request of 1 KiB by name, new connection", gets)}
 	for i, r := range []rounds{dials, gets} {
 		without := r.all(inMemory)
 		rows = append(rows, row{name: rows[i].name + ", ledger in memory", cells: map[string]samples{audited: without}, tail: 0.99})
 	}
+	rows = append(rows,
+		row{name: "new connection through a relay that only copies", cells: map[string]samples{host: relayed}, tail: 0.99},
+		row{name: "1 KiB written and flushed to the ledger's disk", cells: map[string]samples{host: durable}, tail: 0.99})
 	d := dials.all(audited).median()
 	rows[0].target, rows[0].got, rows[0].met = "≤ 220 µs", show(d), d <= 220*time.Microsecond
 	return rows, nil
+}
+
+// durableWrites times writes within a file as long as it will be, each flushed:
+// the least that a record takes to be one that a power cut leaves.
+func durableWrites(dir string, n int) (out samples, err error) {
+	const size = 1 << 10
+	f, err := os.CreateTemp(dir, "durable-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close(), os.Remove(f.Name())) }()
+	if _, err = f.Write(make([]byte, n*size)); err == nil {
+		err = f.Sync()
+	}
+	for i := 0; i < n && err == nil; i++ {
+		start := time.Now()
+		if _, err = f.WriteAt(bytes.Repeat([]byte{byte(i)}, size), int64(i)*size); err == nil {
+			err = unix.Fdatasync(int(f.Fd()))
+		}
+		out = append(out, time.Since(start))
+	}
+	return out, err
 }
 
 func egressRow(name string, r rounds) row {

@@ -158,7 +158,7 @@ a file system of its own in one file there, because its policy bounds the disk. 
 watches nothing. Exec is fork to reaped. Connect is the system call alone. Single calls are timed 0.4 s after their place was
 started, when clawbox has made the next launcher ready. The rows without the guard show what namespaces, overlayfs, Landlock and seccomp take of it. New connections and requests
 go to servers on the host's loopback: directly from the host, from clawbox through DNS, steering, policy, two durable
-ledger records and a second connection. An unlisted program is in the image and not on the policy's list.
+ledger records and a second connection; a relay without any rule, and one durable write of a record's size, stand beside them. An unlisted program is in the image and not on the policy's list.
 
 ![ratios to the host](bench-guard.svg)
 `
