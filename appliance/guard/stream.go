@@ -3,6 +3,7 @@ package guard
 import (
 	"fmt"
 	"math"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -140,6 +141,7 @@ func (g *Guard) deliver(q *queue, b []byte, end uint64) {
 	if r.place%batch == 0 || h.Slot != q.slot {
 		q.late, q.slot = q.left() > backlog, h.Slot
 		g.pace(h.Slot, q.which)
+		runtime.Gosched() // whoever asks something waits for a batch, not for Go to step in
 	}
 	if g.divert(r) {
 		return
