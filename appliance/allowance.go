@@ -8,6 +8,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/clawbox/clawbox/appliance/control"
+	"github.com/clawbox/clawbox/appliance/guard"
 	"github.com/clawbox/clawbox/appliance/ledger"
 	"github.com/clawbox/clawbox/appliance/service"
 )
@@ -69,6 +71,17 @@ func (a *allowance) spend(agent string, n int, now time.Time) (wait time.Duratio
 	fresh = !now.Before(c.told)
 	c.told = now.Add(wait)
 	return wait, fresh
+}
+
+// owes says how long it takes until an agent may write n bytes, at most burst.
+func (a *allowance) owes(agent string, n int, now time.Time) time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c := a.agents[agent]
+	if c == nil {
+		return 0
+	}
+	return max(0, time.Duration((float64(n)-a.now(c, now))/a.burst*float64(time.Hour)))
 }
 
 // now is what is left in an account; a.mu is held.
@@ -231,6 +244,30 @@ func (a *Appliance) paced(r *service.Request) error {
 	ag.mu.Unlock()
 	go a.strike(ag, "records", 1, "it causes more records than the ledger takes of one agent, and is slowed down; recordMiB of the configuration says how many")
 	return nil
+}
+
+// startWeight is what an agent must be able to write to be started, in bytes:
+// its launcher causes some 2 KiB of records, and under full audit 0.8 KiB more
+// for each path that the policy names.
+const startWeight = 64 << 10
+
+// solvent refuses an agent whose launcher the guard would freeze, see spent: it
+// could not answer. What the last run did is paid for: its stop waits until the
+// guard has recorded all of it.
+func (a *Appliance) solvent(ctx context.Context, name string) error {
+	if a.tierNow() == guard.TierNone {
+		return nil // nobody watches it, and nobody freezes it
+	}
+	var wait time.Duration
+	if err := a.part("guard").call(ctx, callOwes, ref{name}, &wait); err != nil {
+		return control.Errorf("refused", "the guard does not tell whether agent %s may run: %v; launch it again", name, err)
+	}
+	if wait == 0 {
+		return nil
+	}
+	wait = wait.Truncate(time.Second) + time.Second
+	return control.Errorf("refused", "agent %s is in debt of records: it has caused more than recordMiB of the configuration (%d) lets it, and stands still until %s (in %v); launch it again then, or raise recordMiB and start 'clawbox serve' again, which ends all agents",
+		name, a.cfg.RecordBytes()>>20, time.Now().Add(wait).UTC().Format(time.RFC3339), wait)
 }
 
 // freezes are the guard's waits: whole scopes stand still.

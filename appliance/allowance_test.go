@@ -39,6 +39,33 @@ func TestAllowance(t *testing.T) {
 	}
 }
 
+// TestOwes: an agent that could not pay for its own start waits until it can.
+func TestOwes(t *testing.T) {
+	a := newAllowance("guard", 2*36000) // 36000 bytes, and 10 a second
+	now := time.Unix(1000, 0)
+	if wait := a.owes("ada", 36000, now); wait != 0 {
+		t.Errorf("an agent that nothing is known of waits %v", wait)
+	}
+	a.spend("ada", 36100, now)
+	for _, s := range []struct {
+		after time.Duration
+		bytes int
+		wait  time.Duration
+	}{
+		{0, 0, 10 * time.Second},
+		{0, 100, 20 * time.Second},
+		{15 * time.Second, 100, 5 * time.Second},
+		{20 * time.Second, 100, 0},
+	} {
+		if wait := a.owes("ada", s.bytes, now.Add(s.after)); wait.Round(time.Second) != s.wait {
+			t.Errorf("for %d bytes after %v: wait %v, want %v", s.bytes, s.after, wait, s.wait)
+		}
+	}
+	if wait, _ := a.spend("ada", 0, now); wait.Round(time.Second) != 10*time.Second {
+		t.Errorf("a question cost something: wait %v, want 10s", wait)
+	}
+}
+
 // TestAccountsAreForgotten: those that are full again.
 func TestAccountsAreForgotten(t *testing.T) {
 	a := newAllowance("router", 1<<20)

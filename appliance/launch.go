@@ -28,6 +28,9 @@ func (a *Appliance) Launch(ctx context.Context, q control.LaunchRequest) (contro
 	// It keeps "does it run already" and "start it" together.
 	defer a.turns.of(q.Name)()
 	ag, err := a.prepare(q)
+	if err == nil {
+		err = a.solvent(ctx, ag.Name)
+	}
 	if err != nil {
 		return control.AgentStatus{}, err
 	}

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"runtime"
 	"sync"
+	"time"
 
 	"github.com/clawbox/clawbox/appliance/egress"
 	"github.com/clawbox/clawbox/appliance/guard"
@@ -27,6 +28,7 @@ const (
 	callState   = "state"   // → guardState
 	callWatch   = "watch"   // watching: from now on
 	callUnwatch = "unwatch" // ref: after its processes
+	callOwes    = "owes"    // ref → time.Duration: until it may start, see startWeight
 	callSteer   = "steer"   // ref; the namespace and a listener in it
 	callUnsteer = "unsteer" // ref
 	callWho     = "who"     // whoAsked → egress.Caller; for egress
@@ -185,6 +187,8 @@ func (gs *guardService) supervisor(_ context.Context, r *service.Request) (any, 
 		return nil, err
 	}
 	switch r.Method {
+	case callOwes:
+		return gs.allow.owes(a.ID, startWeight, time.Now()), nil
 	case callSteer:
 		return nil, gs.steer(a.ID, r)
 	case callUnsteer:

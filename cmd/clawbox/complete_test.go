@@ -68,6 +68,15 @@ func TestPaced(t *testing.T) {
 	if d := time.Since(began); d > 10*time.Second {
 		t.Errorf("a frozen agent took %v to stop", d)
 	}
+	// Its launcher would stand still as it did, and give no answer.
+	began = time.Now()
+	j.fails(4, "agent loud is in debt of records", "agent", "launch", "loud")
+	if d := time.Since(began); d > 5*time.Second {
+		t.Errorf("the launch of an agent in debt took %v to be refused", d)
+	}
+	if s := j.ok("agent", "status", "loud"); !strings.Contains(s, "stopped on request") {
+		t.Errorf("after a launch that was refused status says\n%s", s)
+	}
 	j.ok("audit", "verify")
 	if n := j.status().Lost; n != 0 {
 		t.Errorf("%d events were lost", n)
