@@ -57,7 +57,7 @@ $(DIST)/openclaw/index.json:
 	$(AS_ROOT) $(GO) run ./airgap-manifests/openclaw/cmd/openclaw-image -work $(DIST)/openclaw-work -o $(DIST)/openclaw
 
 journey: setup ## Run the journey of a small release through the command line, with faults injected
-	$(AS_ROOT) $(GO) test -count=1 -timeout 30m -run 'TestJourney|TestComplete|TestPaced' -v ./cmd/clawbox
+	$(AS_ROOT) $(GO) test -count=1 -timeout 30m -run 'TestJourney|TestComplete|TestPaced|TestNearlyFull' -v ./cmd/clawbox
 
 e2e: setup ## Take an appliance through its life on fresh offline machines (QEMU, Debian 6.1 and 6.12); E2E="-kernel 6.12" for one
 	@$(AS_ROOT) sh internal/tools/setup.sh kernels

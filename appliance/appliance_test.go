@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	"github.com/clawbox/clawbox/appliance/sandbox"
 	"github.com/clawbox/clawbox/policies"
 	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/sys/unix"
 )
 
 // bare is an Appliance with a ledger and one agent, and nothing that needs root.
@@ -329,6 +331,45 @@ func TestFailedLaunchLeavesNothing(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(a.agentsDir(), "bob", specFile)); err == nil {
 		t.Error("the next daemon would find the agent")
+	}
+}
+
+// TestLaunchNeedsRoom: no agent is launched where the ledger has little room left;
+// the refusal names what is free, what is wanted and where, and status says so too.
+func TestLaunchNeedsRoom(t *testing.T) {
+	a := bare(t)
+	disk, spare := t.TempDir(), 32<<20
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, fmt.Sprintf("size=%d", config.LaunchRoom+spare)); err != nil {
+		t.Skipf("mount tmpfs: %v: a full disk needs root and a mount", err)
+	}
+	t.Cleanup(func() { must(t, unix.Unmount(disk, unix.MNT_DETACH)) })
+	a.cfg.Paths.Ledger = filepath.Join(disk, "ledger")
+	must(t, a.openLedgerBy(openHere))
+	defer a.log.Close()
+	must(t, a.roomy())
+	must(t, os.WriteFile(filepath.Join(disk, "filler"), make([]byte, spare), 0o600))
+	const src = "apiVersion: clawbox.io/v1\nkind: AgentPolicy\nmetadata: {name: x}\nrequire: {tier: T4}\n"
+	_, err := a.Launch(context.Background(), control.LaunchRequest{Name: "bob", Image: "i", Policy: "x.yaml", Source: []byte(src)})
+	var e *control.Error
+	if !errors.As(err, &e) || e.Code != "refused" {
+		t.Fatalf("launched beside a full ledger: %v", err)
+	}
+	for _, want := range []string{"MB are free", "want 536.9 MB", a.cfg.Paths.Ledger, "registry gc"} {
+		if !strings.Contains(e.Detail, want) {
+			t.Errorf("the refusal lacks %q: %s", want, e.Detail)
+		}
+	}
+	if st := a.Status(); st.Full == "" || st.Error != "" {
+		t.Errorf("status says %q, and that work is refused for %q", st.Full, st.Error)
+	}
+	if _, err := os.Lstat(filepath.Join(a.agentsDir(), "bob")); err == nil {
+		t.Error("the agent's folder was made")
+	}
+	must(t, os.Remove(filepath.Join(disk, "filler")))
+	must(t, a.roomy())
+	a.cfg.Paths.Ledger = filepath.Join(disk, "none")
+	if err := a.roomy(); err == nil || !strings.Contains(err.Error(), "can't be told") {
+		t.Errorf("where nothing can be looked at: %v", err)
 	}
 }
 

@@ -8,22 +8,34 @@ import (
 	"log/slog"
 	"path/filepath"
 
+	"github.com/clawbox/clawbox/appliance/config"
+	"github.com/clawbox/clawbox/appliance/control"
 	"github.com/clawbox/clawbox/appliance/ledger"
 	"golang.org/x/sys/unix"
 )
 
-// diskFloor is what must stay free on the ledger's file system, in bytes: an
-// agent that fills the disk is stopped while the ledger can still say so.
-const diskFloor = 256 << 20
-
 // maxCounted bounds how many files of an agent are counted.
 const maxCounted = 200_000
+
+// roomy refuses one more agent where the ledger could soon take no records of it,
+// which would end all agents.
+func (a *Appliance) roomy() error {
+	free, err := freeBytes(a.cfg.Paths.Ledger)
+	if err != nil {
+		return control.Errorf("refused", "no agent is launched: how much is free for the ledger in %s can't be told: %v", a.cfg.Paths.Ledger, err)
+	}
+	if free < config.LaunchRoom {
+		return control.Errorf("refused", "no agent is launched: %.1f MB are free for the ledger in %s, want %.1f MB; remove agents' snapshots ('clawbox agent snapshots'), unused blobs ('clawbox registry gc'), or what else is on that disk",
+			float64(free)/1e6, a.cfg.Paths.Ledger, config.LaunchRoom/1e6)
+	}
+	return nil
+}
 
 // makeRoom stops the agent that has written most when the disk is nearly full.
 // Writable folders have no quota of their own yet (docs/threat-model.md).
 func (a *Appliance) makeRoom() {
 	free, err := freeBytes(a.cfg.Paths.Ledger)
-	if err != nil || free >= diskFloor {
+	if err != nil || free >= config.StopRoom {
 		return
 	}
 	var worst *agent

@@ -29,6 +29,9 @@ func (a *Appliance) Launch(ctx context.Context, q control.LaunchRequest) (contro
 	defer a.turns.of(q.Name)()
 	ag, err := a.prepare(q)
 	if err == nil {
+		err = a.roomy()
+	}
+	if err == nil {
 		err = a.solvent(ctx, ag.Name)
 	}
 	if err != nil {

@@ -26,6 +26,9 @@ func (a *Appliance) Status() control.Status {
 		Landlock: landlock(confine.LandlockABI()), Registry: a.cfg.Registry, Agents: a.agentStatuses(), Services: a.serviceStatuses(),
 		Pending: held, LedgerSize: uint64(head.Size), LedgerRoot: head.Root.String(),
 	}
+	if err := a.roomy(); err != nil {
+		st.Full = err.Error()
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	st.Tier, st.TierWhy = string(a.tier), a.tierWhy

@@ -18,7 +18,7 @@ const (
 	minMemory   = 1 << 30
 	goodMemory  = 4 << 30
 	minInodes   = 100_000 // an unpacked agent image has tens of thousands of files
-	spareSpace  = 1 << 30 // ledger, logs, agents' workspaces
+	spareSpace  = 1 << 30 // ledger, logs, agents' workspaces; more than config.LaunchRoom
 	slowFsync   = 50 * time.Millisecond
 	unixPathMax = 107 // sun_path without its final NUL, unix(7)
 )

@@ -35,6 +35,7 @@ type Status struct {
 	LedgerSize uint64          `json:"ledgerSize"`      // entries
 	LedgerRoot string          `json:"ledgerRoot"`      // base64 of the Merkle root
 	Weakenings []string        `json:"weakenings"`      // every protection that is lower than the default
+	Full       string          `json:"full,omitempty"`  // why no agent is launched though work goes on: the ledger's disk is nearly full
 	Error      string          `json:"error,omitempty"` // why the appliance refuses work, if it does
 }
 

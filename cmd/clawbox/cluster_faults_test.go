@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/clawbox/clawbox/appliance/config"
 	"github.com/clawbox/clawbox/appliance/control"
 )
 
@@ -138,21 +139,40 @@ func (u *upgrading) registryKilled() {
 	u.runs("1.35", "0.1.0")
 }
 
-// diskFull fills the disk, and makes room again.
+// fill takes the node's disk, but for so many bytes.
+func (u *upgrading) fill(leave int64) {
+	u.t.Helper()
+	u.node("sh", "-c", fmt.Sprintf("touch /var/filler; n=$(($(df --output=avail -B1 /var | tail -1) - %d)); [ $n -le 0 ] || fallocate -l $(($(stat -c %%s /var/filler) + n)) /var/filler || true", leave))
+}
+
+// diskFull fills the disk, at first nearly, and makes room again.
 func (u *upgrading) diskFull() {
 	u.t.Helper()
-	u.node("sh", "-c", "fallocate -l $(df --output=avail -B1 /var | tail -1) /var/filler || dd if=/dev/zero of=/var/filler bs=1M status=none || true")
-	u.doctor("disk", "")
-	refused := false
-	for range 5 { // the kubelet makes room meanwhile
-		u.node("sh", "-c", "dd if=/dev/zero of=/var/filler bs=64k oflag=append conv=notrunc status=none || true")
-		if _, err := u.box("agent", "launch", "late", "--agent", "busy"); err != nil {
-			refused = true
-			break
+	// More than kubelet and appliance leave to an agent that runs (5 %, config.StopRoom).
+	nearly := int64(config.LaunchRoom - 112<<20)
+	u.wait120("a launch to be refused for want of room", func() bool {
+		u.fill(nearly) // the kubelet makes room meanwhile
+		_, err := u.box("agent", "launch", "late", "--agent", "busy")
+		if err == nil {
+			_, err = u.box("agent", "stop", "late")
+			u.check(err)
+			return false
 		}
-		_, _ = u.box("agent", "stop", "late") // what is full may refuse that, too
+		out, serr := u.box("status")
+		return strings.Contains(err.Error(), "no agent is launched") && serr == nil && strings.Contains(out, "NEARLY FULL")
+	})
+	u.doctor("disk", "no agent is launched")
+	if _, err := u.inside("echo on >> /workspace/kept"); err != nil {
+		u.t.Errorf("the agent that ran already: %v", err)
 	}
-	if !refused {
+	// On a full disk nothing runs: what it did might not be recorded.
+	u.wait120("the agent to end on a full disk", func() bool {
+		u.fill(0)
+		u.node("sh", "-c", "dd if=/dev/zero of=/var/filler bs=64k oflag=append conv=notrunc status=none || true")
+		out, err := u.box("agent", "status", "busy")
+		return err != nil || strings.Contains(out, "stopped") // without its supervisor no agent runs
+	})
+	if _, err := u.box("agent", "launch", "late", "--agent", "busy"); err == nil {
 		u.t.Error("agents are launched on a full disk")
 	}
 	u.doctor("node", "DiskPressure")

@@ -83,6 +83,9 @@ func printStatus(w io.Writer, st hostStatus) {
 	for _, weak := range st.Weakenings {
 		fmt.Fprintf(t, "WEAKENED\t%s\n", weak)
 	}
+	if st.Full != "" {
+		fmt.Fprintf(t, "NEARLY FULL\t%s\n", st.Full)
+	}
 	if st.Error != "" {
 		fmt.Fprintf(t, "REFUSING WORK\t%s\n", st.Error)
 	}

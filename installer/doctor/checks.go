@@ -6,13 +6,14 @@ import (
 	"strings"
 	"time"
 
+	"github.com/clawbox/clawbox/appliance/config"
 	"github.com/clawbox/clawbox/bundle"
 )
 
 // What is too little, and too soon.
 const (
 	lowRoom    = 1 << 30   // bytes: images are unpacked, and the ledger grows
-	noRoom     = 100 << 20 // the appliance stops agents before the ledger has no room
+	noRoom     = 100 << 20 // where the ledger lies, config.LaunchRoom counts
 	lowInodes  = 20_000
 	soon       = 90 * 24 * time.Hour
 	verySoon   = 14 * 24 * time.Hour
@@ -232,6 +233,9 @@ func protection(f Facts) Result {
 	return good("tier %s, Landlock ABI %d", f.Status.Tier, f.Status.Landlock)
 }
 
+// makeRoom is what to do about a full disk.
+const makeRoom = "remove agents' snapshots ('clawbox agent snapshots'), unused blobs ('clawbox registry gc'), or what else is there"
+
 func disk(f Facts) Result {
 	var worst Result
 	for _, d := range f.Disks {
@@ -239,8 +243,10 @@ func disk(f Facts) Result {
 		switch {
 		case d.RO:
 			return bad(Failure, d.Path+" is mounted read-only", "the kernel does that after errors of the disk", "look at 'dmesg'; replace the disk, or remount it")
+		case d.Ledger && d.Free < config.LaunchRoom:
+			return bad(Failure, at, fmt.Sprintf("the ledger's disk is nearly full: no agent is launched below %s, and agents are stopped below %s", bundle.Size(config.LaunchRoom), bundle.Size(config.StopRoom)), makeRoom)
 		case d.Free < noRoom:
-			return bad(Failure, at, "the disk is full", "remove agents' snapshots ('clawbox agent snapshots'), unused blobs ('clawbox registry gc'), or what else is there")
+			return bad(Failure, at, "the disk is full", makeRoom)
 		case d.Inodes >= 0 && d.Inodes < lowInodes:
 			worst = bad(Warning, fmt.Sprintf("%d inodes free on %s", d.Inodes, d.Path), "many small files", "find and remove them")
 		case d.Free < lowRoom && worst.State == "":

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/clawbox/clawbox/airgap-manifests/pods"
+	"github.com/clawbox/clawbox/appliance/config"
 	"github.com/clawbox/clawbox/appliance/control"
 	"github.com/clawbox/clawbox/appliance/gate/settings"
 	"github.com/clawbox/clawbox/installer"
@@ -79,6 +80,8 @@ func TestChecks(t *testing.T) {
 		{"disk", Failure, func(f *Facts) { f.Disks[0].Free = 1 << 20 }, "gc"},
 		{"disk", Failure, func(f *Facts) { f.Disks[0].RO = true }, "dmesg"},
 		{"disk", Warning, func(f *Facts) { f.Disks[0].Free = 500 << 20 }, "make room"},
+		{"disk", Failure, func(f *Facts) { f.Disks[0].Ledger, f.Disks[0].Free = true, config.LaunchRoom-1 }, "gc"},
+		{"disk", Warning, func(f *Facts) { f.Disks[0].Ledger, f.Disks[0].Free = true, config.LaunchRoom }, "make room"},
 		{"disk", Warning, func(f *Facts) { f.Disks[0].Inodes = 3 }, "remove"},
 		{"ledger", Failure, func(f *Facts) { f.Ledger.Fault = "wal: entry 3" }, "audit verify"},
 		{"ledger", Failure, func(f *Facts) { f.Ledger.Exists = false }, "clawbox restore"},

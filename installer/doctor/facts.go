@@ -53,6 +53,7 @@ type Disk struct {
 	Size   int64  `json:"size"`
 	Inodes int64  `json:"inodes"` // free; -1: made as needed
 	RO     bool   `json:"readOnly"`
+	Ledger bool   `json:"ledger"` // the ledger lies there
 }
 
 // Ledger is the state of the record.

@@ -173,7 +173,7 @@ func (g *looking) kernel() error {
 
 func (g *looking) disks() error {
 	seen := map[int32]bool{}
-	for _, p := range []string{g.cfg.Paths.State, g.cfg.Paths.Store, g.cfg.Paths.Ledger, g.l.Opt()} {
+	for _, p := range []string{g.cfg.Paths.Ledger, g.cfg.Paths.State, g.cfg.Paths.Store, g.l.Opt()} {
 		var st unix.Statfs_t
 		err := unix.Statfs(p, &st)
 		if errors.Is(err, unix.ENOENT) {
@@ -186,7 +186,7 @@ func (g *looking) disks() error {
 			continue
 		}
 		seen[st.Fsid.Val[0]^st.Fsid.Val[1]] = true
-		d := Disk{Path: p, Free: int64(st.Bavail) * st.Bsize, Size: int64(st.Blocks) * st.Bsize, Inodes: int64(st.Ffree), RO: st.Flags&unix.ST_RDONLY != 0}
+		d := Disk{Path: p, Free: int64(st.Bavail) * st.Bsize, Size: int64(st.Blocks) * st.Bsize, Inodes: int64(st.Ffree), RO: st.Flags&unix.ST_RDONLY != 0, Ledger: p == g.cfg.Paths.Ledger}
 		if st.Files == 0 {
 			d.Inodes = -1
 		}
