@@ -164,20 +164,21 @@ const callPaced = "paced"
 type pacing struct {
 	Agent string        `json:"agent"`
 	Wait  time.Duration `json:"wait"`
+	Grown bool          `json:"grown,omitempty"` // it is a wait that was told already, and is longer now
 }
 
 // tellPaced tells it. What can't be told is no reason to stop: the wait is what
 // counts.
-func tellPaced(c *service.Conn, agent string, wait time.Duration) {
+func tellPaced(c *service.Conn, p pacing) {
 	ctx, cancel := context.WithTimeout(context.Background(), callTime)
 	defer cancel()
-	if err := c.Call(ctx, callPaced, pacing{agent, wait}, nil); err != nil {
-		slog.Warn("an agent's pause could not be told", "agent", agent, "error", err)
+	if err := c.Call(ctx, callPaced, p, nil); err != nil {
+		slog.Warn("an agent's pause could not be told", "agent", p.Agent, "error", err)
 	}
 }
 
 func tellPacedBy(s *service.Self) func(string, time.Duration) {
-	return func(agent string, wait time.Duration) { tellPaced(s.Conn, agent, wait) }
+	return func(agent string, wait time.Duration) { tellPaced(s.Conn, pacing{Agent: agent, Wait: wait}) }
 }
 
 // pacedLog is a ledger that answers late who has written too much: what waits
@@ -237,11 +238,16 @@ func (a *Appliance) paced(r *service.Request) error {
 		return nil // it was removed meanwhile
 	}
 	ag.mu.Lock()
-	ag.pauses++
+	if !q.Grown {
+		ag.pauses++
+	}
 	if until := time.Now().Add(q.Wait); until.After(ag.paused) {
 		ag.paused = until
 	}
 	ag.mu.Unlock()
+	if q.Grown {
+		return nil
+	}
 	go a.strike(ag, "records", 1, "it causes more records than the ledger takes of one agent, and is slowed down; recordMiB of the configuration says how many")
 	return nil
 }
@@ -316,7 +322,7 @@ func (gs *guardService) spent(rs []ledger.Record) {
 			continue
 		}
 		if fresh {
-			go tellPaced(gs.self.Conn, agent, wait)
+			go tellPaced(gs.self.Conn, pacing{Agent: agent, Wait: wait})
 		}
 		if gs.freezes.extend(agent, now.Add(wait)) {
 			gs.hold(agent, wait)
@@ -341,7 +347,9 @@ func (gs *guardService) hold(agent string, wait time.Duration) {
 	}
 	var later func()
 	later = func() {
+		// What was in the rings when it was frozen made the wait longer.
 		if left := gs.freezes.over(agent, time.Now()); left > 0 {
+			go tellPaced(gs.self.Conn, pacing{Agent: agent, Wait: left, Grown: true})
 			time.AfterFunc(left, later)
 			return
 		}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/clawbox/clawbox/appliance/ledger"
+	"github.com/clawbox/clawbox/appliance/service"
 )
 
 // TestAllowance: as much at once as in an hour, then as it comes back.
@@ -134,5 +135,26 @@ func TestPacedLog(t *testing.T) {
 	p.Recorder = refusing{}
 	if err := p.Record(context.Background(), r); err == nil {
 		t.Error("a refusal got lost")
+	}
+}
+
+// TestPauseGrows: a wait that has grown is told again, and is one pause.
+func TestPauseGrows(t *testing.T) {
+	a := served(t)
+	ours, theirs, err := service.Pair()
+	must(t, err)
+	_, err = service.NewConn(ours, a.answerGuard)
+	must(t, err)
+	c, err := service.NewConn(theirs, nil)
+	must(t, err)
+	defer c.Close()
+	begun := time.Now()
+	tellPaced(c, pacing{Agent: "ada", Wait: 20 * time.Second})
+	tellPaced(c, pacing{Agent: "ada", Wait: 10 * time.Minute, Grown: true})
+	ag := a.agents["ada"]
+	ag.mu.Lock()
+	defer ag.mu.Unlock()
+	if until := ag.paused.Sub(begun); ag.pauses != 1 || until < 10*time.Minute {
+		t.Errorf("got %d pauses, the last for %v; want one for ten minutes", ag.pauses, until)
 	}
 }
