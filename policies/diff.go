@@ -177,23 +177,59 @@ func orAnyHeader(h string) string {
 }
 
 func (d *differ) inference() {
-	words := func(rs []Route) []string {
-		out := make([]string, len(rs))
-		for i, r := range rs {
-			out[i] = strings.Join(r.Models, ", ") + " at " + r.Upstream
-		}
-		return out
-	}
-	x, y := words(d.a.Inference.Routes), words(d.b.Inference.Routes)
-	n := len(d.out)
-	d.listed("inference.routes", "call the models", x, y)
-	if n == len(d.out) && !slices.Equal(x, y) {
-		d.say(Other, "inference.routes", "routes are tried in another order: %s", strings.Join(y, "; "))
-	}
+	d.routes()
 	d.ranked("inference.sensitive", "what is done with sensitive content that would leave the host", d.a.Inference.Sensitive, d.b.Inference.Sensitive, "strip", "deny")
 	bx, by := d.a.Inference.Budget, d.b.Inference.Budget
 	d.bound("inference.budget.requests", "model calls", int64(bx.Requests), int64(by.Requests), formatCount)
 	d.bound("inference.budget.tokens", "tokens", int64(bx.Tokens), int64(by.Tokens), formatCount)
+}
+
+// routes compares where the calls for each model go: the first route that names
+// it counts, so a route that is gone can hand its models to a later one.
+func (d *differ) routes() {
+	x, y := d.a.Inference.Routes, d.b.Inference.Routes
+	n, seen := len(d.out), map[string]bool{}
+	for _, r := range slices.Concat(x, y, []Route{{Models: []string{"*"}}}) {
+		for _, m := range r.Models {
+			if !seen[m] {
+				d.route(m, upstreamOf(x, m), upstreamOf(y, m))
+			}
+			seen[m] = true
+		}
+	}
+	if n == len(d.out) && !slices.EqualFunc(x, y, func(a, b Route) bool { return a.String() == b.String() }) {
+		d.say(Same, "inference.routes", "calls of every model go where they went, by other routes")
+	}
+}
+
+// route compares where calls for one model go; "*" is any that no route names.
+func (d *differ) route(model, x, y string) {
+	const field = "inference.routes"
+	name := "the model " + model
+	if model == "*" {
+		name = "any other model"
+	}
+	switch {
+	case x == y:
+	case x == "":
+		d.say(Wider, field, "agent may now call %s at %s", name, y)
+	case y == "":
+		d.say(Narrower, field, "agent may no longer call %s at %s", name, x)
+	case y == Local:
+		d.say(Narrower, field, "calls of %s now go to %s, were for %s", name, y, x)
+	default: // what is said there leaves the host, or goes to somebody else
+		d.say(Wider, field, "calls of %s now go to %s, were for %s", name, y, x)
+	}
+}
+
+// upstreamOf is where calls for a model go, "" for nowhere.
+func upstreamOf(rs []Route, model string) string {
+	for _, r := range rs {
+		if slices.Contains(r.Models, model) || slices.Contains(r.Models, "*") {
+			return r.Upstream
+		}
+	}
+	return ""
 }
 
 func formatCount(n int64) string { return strconv.FormatInt(n, 10) }

@@ -1,7 +1,10 @@
 package policies
 
 import (
+	"fmt"
+	"math/rand/v2"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -40,7 +43,34 @@ func TestDiffWords(t *testing.T) {
 		},
 		{
 			head + "inference: {routes: [{models: [a], upstream: x}, {models: ['*'], upstream: local}]}\n",
-			head + "inference: {routes: [{models: ['*'], upstream: local}, {models: [a], upstream: x}]}\n", "other: routes are tried in another order: * at local; a at x",
+			head + "inference: {routes: [{models: ['*'], upstream: local}, {models: [a], upstream: x}]}\n", "narrower: calls of the model a now go to local, were for x",
+		},
+		{ // what the first route no longer takes, the second one does
+			head + "inference: {routes: [{models: [a], upstream: local}, {models: ['*'], upstream: x}]}\n",
+			head + "inference: {routes: [{models: ['*'], upstream: x}]}\n", "wider: calls of the model a now go to x, were for local",
+		},
+		{
+			head + "inference: {routes: [{models: [a], upstream: x}]}\n",
+			head + "inference: {routes: [{models: [a], upstream: x}, {models: [a], upstream: local}]}\n", "same: calls of every model go where they went, by other routes",
+		},
+		{rule(", path: /a, access: full"), rule(", access: full"), "wider: the path that the rule at a.example:443 is for is now none, was /a"},
+		{
+			head + "network: {allow: [{host: a.example, allowedIPs: [10.0.0.0/8]}]}\n", head + "network: {allow: [a.example]}\n",
+			"wider: the addresses that a.example, ports 80 and 443 may lead to are now public ones, were 10.0.0.0/8",
+		},
+		{ // /bin/b was held to reading
+			head + "network: {allow: [{host: a.example, protocol: http, access: read-only, binaries: [/bin/a, /bin/b]}, a.example]}\n",
+			head + "network: {allow: [{host: a.example, protocol: http, access: read-only, binaries: [/bin/a]}, a.example]}\n",
+			"narrower: agent may no longer use it at a.example, ports 80 and 443 from /bin/b\n" +
+				"wider: what the rule for a.example, ports 80 and 443 no longer governs, the rule for a.example, ports 80 and 443 does",
+		},
+		{ // without the first rule nobody looks at names
+			head + "network: {allow: [a.example, {domain: a.example, protocol: tcp}]}\n", head + "network: {allow: [{domain: a.example, protocol: tcp}]}\n",
+			"wider: agent reaches a.example, ports 80 and 443 as the rule for domain a.example, ports 80 and 443 says, which the one that is gone no longer holds in check",
+		},
+		{ // the budget is that of the first of equals
+			head + "network: {allow: [{host: a.example, budget: {up: 1MiB}}, {domain: a.example}]}\n", head + "network: {allow: [{domain: a.example}, {host: a.example, budget: {up: 1MiB}}]}\n",
+			"wider: the rule for domain a.example, ports 80 and 443 now comes before the one for a.example, ports 80 and 443: where both say the same, credentials and budget are its own",
 		},
 		{head + "filesystem: {write: [/tmp, /w]}\n", head + "filesystem: {write: [/w, /tmp], workdir: /tmp}\n", "same: the same, in another order"},
 	} {
@@ -127,5 +157,99 @@ func TestDiffCoversEveryField(t *testing.T) {
 	}
 	if len(Diff(p, q)) != 0 {
 		t.Errorf("the walk left something changed: %v", Diff(p, q))
+	}
+}
+
+// more says what q gives an agent for r that p does not, as far as Decide and
+// Endpoint know it.
+func more(p, q *Policy, r Request) string {
+	a, b := p.Decide(r), q.Decide(r)
+	switch {
+	case b.Verdict != Allow:
+	case r.Action == Infer && b.Upstream == Local && a.Upstream != "": // what is said stays here
+	case a.Verdict != Allow, a.Upstream != b.Upstream:
+		return fmt.Sprintf("%s: %+v became %+v", r, a, b)
+	case r.Action == Connect:
+		r.Message = nil
+		x, _ := p.Endpoint(r)
+		y, _ := q.Endpoint(r)
+		if max(1, treatment(&y)) > max(1, treatment(&x)) {
+			return fmt.Sprintf("%s: as %s, was as %s", r, y.words(), x.words())
+		}
+	}
+	return ""
+}
+
+// edited is p as somebody could have changed it.
+func (w world) edited(p *Policy) *Policy {
+	q := *p
+	allow, routes := slices.Clone(p.Network.Allow), slices.Clone(p.Inference.Routes)
+	at := func(n int) (i, end int) { i = w.IntN(n + 1); return i, min(i+1, n) }
+	i, end := at(len(allow))
+	switch w.IntN(7) {
+	case 0:
+		allow = slices.Delete(allow, i, end)
+	case 1:
+		allow = slices.Insert(allow, i, w.rule(Allow))
+	case 2, 3, 4:
+		if i == end {
+			break
+		}
+		x := HostRule{Host: allow[i].Host, CIDR: allow[i].CIDR, Domain: allow[i].Domain}
+		w.terms(&x)
+		h := &allow[i]
+		switch {
+		case w.IntN(3) == 0:
+			h.Binaries = x.Binaries
+		case w.IntN(2) == 0:
+			h.AllowedIPs = x.AllowedIPs
+		case h.Inspected() && x.Inspected():
+			h.Path = x.Path
+		}
+	case 5:
+		w.Shuffle(len(routes), func(i, j int) { routes[i], routes[j] = routes[j], routes[i] })
+	case 6:
+		i, end := at(len(routes))
+		routes = slices.Delete(routes, i, end)
+	}
+	q.Network.Allow, q.Inference.Routes = allow, routes
+	return &q
+}
+
+// Whatever else is said of a change: where an agent may do more, a line says wider.
+func TestDiffHidesNothing(t *testing.T) {
+	base, pairs := preset(t, "sandbox"), 0
+	for seed := range uint64(3000) {
+		w := world{rand.New(rand.NewPCG(seed, 7))}
+		p := w.policy(base)
+		for i := range p.Network.Allow { // few destinations, so that rules meet
+			if h := &p.Network.Allow[i]; seed%4 > 0 {
+				h.Host, h.Domain, h.CIDR, h.Ports = "a.b", "", "", nil
+				if w.IntN(3) == 0 {
+					h.Host, h.Domain = "", "b"
+				}
+			}
+		}
+		p, err := Parse("p.yaml", p.YAML())
+		if err != nil {
+			continue // it contradicts itself
+		}
+		q, err := Parse("q.yaml", w.edited(p).YAML())
+		if err != nil {
+			continue
+		}
+		pairs++
+		ds := Diff(p, q)
+		if slices.ContainsFunc(ds, func(d Difference) bool { return d.Kind == Wider }) {
+			continue
+		}
+		for range 30 {
+			if s := more(p, q, w.about(p)); s != "" {
+				t.Fatalf("seed %d: %s\nthe difference says %v\nfrom\n%sto\n%s", seed, s, ds, p.YAML(), q.YAML())
+			}
+		}
+	}
+	if pairs < 400 {
+		t.Errorf("only %d pairs of policies were compared", pairs)
 	}
 }

@@ -34,6 +34,26 @@ func (d *differ) network() {
 			d.rules(before[k], nil)
 		}
 	}
+	d.order(x.Allow, y.Allow)
+}
+
+// order says which of two rules that speak for one destination now comes first:
+// among equals that one's credentials and budget hold.
+func (d *differ) order(x, y []HostRule) {
+	was := map[string]int{}
+	for i := range x {
+		was[x[i].YAML()] = i
+	}
+	for j := range y {
+		for i := range j {
+			a, b := &y[i], &y[j]
+			m, both := was[a.YAML()]
+			n, all := was[b.YAML()]
+			if both && all && m > n && a.touches(b) && (a.Budget != b.Budget || !slices.Equal(a.Credentials, b.Credentials)) {
+				d.say(Wider, "network.allow", "the rule for %s now comes before the one for %s: where both say the same, credentials and budget are its own", a.words(), b.target())
+			}
+		}
+	}
 }
 
 // byTarget groups rules by what they let reach.
@@ -75,15 +95,19 @@ func (d *differ) rules(x, y []HostRule) {
 	}
 }
 
-// gone says that a rule is there no more. One whose messages were judged also
-// held the others for its destination in check: the strictest governs.
+// gone says that a rule is there no more. It may also have held others for its
+// destination in check: the strictest governs.
 func (d *differ) gone(r *HostRule) {
-	others := func(o HostRule) bool { return o.touches(r) && o.YAML() != r.YAML() }
-	if i := slices.IndexFunc(d.b.Network.Allow, others); i >= 0 && r.Inspected() {
+	if i := slices.IndexFunc(d.b.Network.Allow, func(o HostRule) bool { return r.checks(&o) }); i >= 0 {
 		d.say(Wider, "network.allow", "agent reaches %s as the rule for %s says, which the one that is gone no longer holds in check", r.words(), d.b.Network.Allow[i].target())
 		return
 	}
 	d.say(Narrower, "network.allow", "agent may no longer reach %s", r.words())
+}
+
+// checks says whether another rule could let more pass if h were not there.
+func (h *HostRule) checks(o *HostRule) bool {
+	return o.YAML() != h.YAML() && o.touches(h) && (h.Inspected() || treatment(h) < treatment(o) || h.Budget != LinkBudget{} && h.Budget != o.Budget)
 }
 
 // words says the whole rule.
@@ -93,7 +117,7 @@ func (h HostRule) words() string {
 		s += " as " + h.Protocol
 	}
 	if h.Path != "" {
-		s += " below " + h.Path
+		s += " on the paths " + h.Path
 	}
 	switch {
 	case !h.Inspected():
@@ -139,16 +163,26 @@ func (d *differ) terms(x, y HostRule) {
 	where := " at " + x.target()
 	d.anyOf(at("binaries"), "agent may now use it"+where+" from", "agent may no longer use it"+where+" from", x.Binaries, y.Binaries)
 	if x.Protocol != y.Protocol {
-		kind := Other
-		if (HostRule{Protocol: y.Protocol}).Inspected() != x.Inspected() {
-			kind = map[bool]string{true: Wider, false: Narrower}[x.Inspected()]
+		kind := Wider // other messages, at least
+		if treatment(&y) < treatment(&x) && !x.Inspected() {
+			kind = Narrower
 		}
 		d.say(kind, at("protocol"), "the protocol%s is now %s, was %s", where, orOpen(y.Protocol), orOpen(x.Protocol))
 	}
 	if x.Inspect != y.Inspect {
-		d.say(Other, at("inspect"), "TLS%s is %s decrypted", where, map[bool]string{true: "now", false: "no longer"}[y.Inspect])
+		word := "no longer decrypted"
+		switch {
+		case y.Inspect:
+			word = "now decrypted"
+		case y.Inspected():
+			word = "now refused"
+		}
+		d.say(Other, at("inspect"), "TLS%s is %s", where, word)
 	}
-	d.plain(at("path"), x.Path, y.Path, "the path that the rule"+where+" is for")
+	if x.Path != y.Path { // it speaks for other requests, and no longer for these
+		d.say(Wider, at("path"), "the path that the rule%s is for is now %s, was %s", where, orNone(y.Path), orNone(x.Path))
+	}
+	d.beside(x, y)
 	d.calls(at, where, x, y)
 	d.leads(at("allowedIPs"), x, y)
 	d.listed(at("credentials"), "have put in"+where+" the credential", x.Credentials, y.Credentials)
@@ -158,10 +192,28 @@ func (d *differ) terms(x, y HostRule) {
 	d.bound(at("budget.connections"), "connections at once"+where, int64(x.Budget.Connections), int64(y.Budget.Connections), formatCount)
 }
 
-// leads compares allowedIPs, of which an empty list means public addresses.
+// beside says what a narrower rule means where others speak for its destination:
+// what it no longer speaks for is theirs, and what it now inspects too.
+func (d *differ) beside(x, y HostRule) {
+	if slices.Equal(x.Binaries, y.Binaries) && slices.Equal(x.AllowedIPs, y.AllowedIPs) && x.Path == y.Path && x.Protocol == y.Protocol {
+		return
+	}
+	i := slices.IndexFunc(d.b.Network.Allow, func(o HostRule) bool {
+		return o.YAML() != y.YAML() && (x.checks(&o) || o.touches(&y) && o.Inspected() && y.Inspected())
+	})
+	if i >= 0 {
+		d.say(Wider, "network.allow", "what the rule for %s no longer governs, the rule for %s does", x.target(), d.b.Network.Allow[i].words())
+	}
+}
+
+// leads compares allowedIPs, of which an empty list means public addresses:
+// neither covers the other.
 func (d *differ) leads(field string, x, y HostRule) {
+	if len(x.AllowedIPs) == 0 && len(y.AllowedIPs) == 0 {
+		return
+	}
 	if len(x.AllowedIPs) == 0 || len(y.AllowedIPs) == 0 {
-		d.plain(field, leadWords(x), leadWords(y), "the addresses that "+x.target()+" may lead to")
+		d.say(Wider, field, "the addresses that %s may lead to are now %s, were %s", x.target(), leadWords(y), leadWords(x))
 		return
 	}
 	d.anyOf(field, x.target()+" may now lead to", x.target()+" may no longer lead to", x.AllowedIPs, y.AllowedIPs)
