@@ -34,7 +34,8 @@ func unpack(ctx context.Context, r io.Reader, dir string, ids []age.Identity) (A
 		return About{}, err
 	}
 	r = in
-	if string(head) == ageHead {
+	sealed := string(head) == ageHead
+	if sealed {
 		if len(ids) == 0 {
 			return About{}, errors.New("the backup is encrypted: name the identity that it was made for with --identity")
 		}
@@ -47,7 +48,7 @@ func unpack(ctx context.Context, r io.Reader, dir string, ids []age.Identity) (A
 		return About{}, err
 	}
 	defer z.Close()
-	u := &unpacking{dir: dir, got: map[string]File{}}
+	u := &unpacking{dir: dir, sealed: sealed, got: map[string]File{}}
 	if err := u.all(ctx, tar.NewReader(z)); err != nil {
 		return About{}, fmt.Errorf("backup: %w", err)
 	}
@@ -56,9 +57,10 @@ func unpack(ctx context.Context, r io.Reader, dir string, ids []age.Identity) (A
 
 // unpacking is one unpack at work.
 type unpacking struct {
-	dir   string
-	got   map[string]File
-	about About
+	dir    string
+	sealed bool // it was encrypted
+	got    map[string]File
+	about  About
 }
 
 func (u *unpacking) all(ctx context.Context, t *tar.Reader) error {
@@ -100,14 +102,22 @@ func (u *unpacking) readAbout(t *tar.Reader) error {
 	if u.about.Format != Format || d.More() {
 		return fmt.Errorf("%s: got format %.80q; wanted %s: it was made by another version of clawbox", aboutFile, u.about.Format, Format)
 	}
+	if u.about.Keys && !u.sealed {
+		return fmt.Errorf("%s says that keys are in a backup that is not encrypted; wanted them in an encrypted one only; take another copy", aboutFile)
+	}
 	return nil
 }
 
 // file writes one file, with holes where it has nothing but zeros.
 func (u *unpacking) file(t *tar.Reader, h *tar.Header) error {
 	name, rel, ok := strings.Cut(h.Name, "/")
-	if !ok || !fs.ValidPath(rel) || !slices.ContainsFunc(parts, func(p part) bool { return p.name == name }) {
+	i := slices.IndexFunc(parts, func(p part) bool { return p.name == name })
+	if !ok || !fs.ValidPath(rel) || i < 0 {
 		return fmt.Errorf("got a file named %.80q; wanted one of a part of the state", h.Name)
+	}
+	// Write never puts them there; who edits the file could give any to be placed.
+	if parts[i].secret && !u.sealed {
+		return fmt.Errorf("got %.80q, which is secret, in a backup that is not encrypted; wanted it in an encrypted one only: somebody has put it there; take another copy", h.Name)
 	}
 	if _, twice := u.got[h.Name]; twice {
 		return fmt.Errorf("got %.80q a second time", h.Name)
@@ -146,6 +156,7 @@ func (u *unpacking) prove() error {
 		if !ok || g.Size != f.Size || g.SHA256 != f.SHA256 {
 			return fmt.Errorf("backup: %.120q is not what its list says; take another copy", f.name())
 		}
+		delete(u.got, f.name()) // a second line is for no file
 		path := filepath.Join(u.dir, f.Part, f.Path)
 		if err := errors.Join(os.Lchown(path, f.UID, f.GID), os.Chmod(path, f.Mode.Perm())); err != nil {
 			return err
