@@ -485,3 +485,36 @@ func scratch(t *testing.T, path string, seed int64) {
 	_, err = f.WriteAt(noise(100+seed, 64), 3<<20)
 	must(t, err, f.Close())
 }
+
+// What a hostile stick has in the place of a file isn't opened at all: a device
+// may do something then. A pipe's writer shows it: it waits for a reader.
+func TestNothingElseIsOpened(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "release.note")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	opened := make(chan error, 1)
+	go func() {
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		opened <- errors.Join(err, f.Close())
+	}()
+	for range 20 { // the writer may come late
+		if _, _, err := openFile(path); err == nil {
+			t.Error("a pipe was opened")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	select {
+	case err := <-opened:
+		t.Fatalf("its other end was opened: %v", err)
+	default:
+	}
+	r, err := os.Open(path) // lets the writer go
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if err := <-opened; err != nil {
+		t.Error(err)
+	}
+}
