@@ -13,16 +13,18 @@ import (
 // Move moves the file or folder oldpath to newpath, which must not be a folder
 // with something in it. On one file system it is Rename. From one to another it
 // copies: beside newpath first, with owners and modes, so that newpath is there
-// whole or not at all; oldpath goes last. Regular files, folders and symbolic
-// links only; holes are filled, times and extended attributes are lost.
+// whole or not at all; oldpath goes last. What a move that was cut off has left
+// beside newpath, which may be a secret, goes with the next one to there. Regular
+// files, folders and symbolic links only; holes are filled, times and extended
+// attributes are lost. One at a time to one newpath.
 func Move(oldpath, newpath string) error {
 	err := Rename(oldpath, newpath)
 	if !errors.Is(err, syscall.EXDEV) {
 		return err
 	}
 	dir := filepath.Dir(newpath)
-	tmp, err := os.MkdirTemp(dir, ".move.tmp-*")
-	if err != nil {
+	tmp := filepath.Join(dir, ".move.tmp-"+filepath.Base(newpath))
+	if err := errors.Join(os.RemoveAll(tmp), os.Mkdir(tmp, 0o700)); err != nil {
 		return fmt.Errorf("move %s: %w", oldpath, err)
 	}
 	defer os.RemoveAll(tmp)

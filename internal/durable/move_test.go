@@ -110,3 +110,22 @@ func TestMoveFails(t *testing.T) {
 		t.Errorf("got %v, want fs.ErrNotExist", err)
 	}
 }
+
+// TestMoveAfterCut: what a move that was cut off left is gone after the next one.
+func TestMoveAfterCut(t *testing.T) {
+	src, dst := t.TempDir(), elsewhere(t)
+	to := filepath.Join(dst, "key")
+	left := filepath.Join(dst, ".move.tmp-key")
+	if err := errors.Join(os.Mkdir(left, 0o700), os.WriteFile(filepath.Join(left, "copy"), []byte("secret"), 0o600), os.WriteFile(filepath.Join(src, "key"), []byte("key"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := Move(filepath.Join(src, "key"), to); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(to); err != nil || string(b) != "key" {
+		t.Errorf("got %q, %v", b, err)
+	}
+	if got := names(t, dst); len(got) != 1 {
+		t.Errorf("left over: %q", got)
+	}
+}
