@@ -19,6 +19,8 @@ type Head struct {
 	Root       tlog.Hash
 	Commit     int64  // commits since the log was made, this one included; 0 for the empty log
 	Checkpoint []byte // the signed note that says so
+
+	published bool // the note is one for the checkpoint file
 }
 
 // An opener turns the bytes of a note into the head that it states.
@@ -26,20 +28,36 @@ type opener func(b []byte) (Head, error)
 
 // commitLine begins the extension line that numbers the commits. It stands
 // under the signature, so that a checkpoint taken out of the wal leaves a gap
-// that nobody without the key can close.
-const commitLine = "commit "
+// that nobody without the key can close. Those of the wal say what they are:
+// each would else be an older state of the log, ready to be made its
+// checkpoint file by whoever cuts off what came after.
+const (
+	commitLine = "commit "
+	walLine    = "wal " + commitLine
+)
 
-// signHead states the tree p, as commit number n, in a C2SP tlog-checkpoint.
-// The origin is the key's name, as the specification recommends; the number
-// is an extension line, which it allows after the root.
+// signHead states the tree p, as commit number n, for the wal.
 func signHead(s note.Signer, p *peaks, n int64) (Head, error) {
-	root := p.root()
-	text := fmt.Sprintf("%s\n%d\n%s\n%s%d\n", s.Name(), p.n, root, commitLine, n)
+	return Head{Size: p.n, Root: p.root(), Commit: n}.signed(s, walLine)
+}
+
+// publish is the checkpoint file that states h.
+func (h Head) publish(s note.Signer) ([]byte, error) {
+	h, err := h.signed(s, commitLine)
+	return h.Checkpoint, err
+}
+
+// signed is h with a C2SP tlog-checkpoint that states it. The origin is the
+// key's name, as the specification recommends; the number is an extension line,
+// which it allows after the root.
+func (h Head) signed(s note.Signer, line string) (Head, error) {
+	text := fmt.Sprintf("%s\n%d\n%s\n%s%d\n", s.Name(), h.Size, h.Root, line, h.Commit)
 	b, err := note.Sign(&note.Note{Text: text}, s)
 	if err != nil {
-		return Head{}, fmt.Errorf("sign checkpoint of size %d: %w", p.n, err)
+		return Head{}, fmt.Errorf("sign checkpoint of size %d: %w", h.Size, err)
 	}
-	return Head{Size: p.n, Root: root, Commit: n, Checkpoint: b}, nil
+	h.Checkpoint, h.published = b, line == commitLine
+	return h, nil
 }
 
 // parseHead reads the four lines of a checkpoint's text. It accepts exactly
@@ -60,11 +78,13 @@ func parseHead(text, origin string) (Head, error) {
 	if err != nil || root.String()+"\n" != l[2] { // base64 has spare bits: compare
 		return Head{}, fmt.Errorf("checkpoint root %q is not base64 of 32 bytes", strings.TrimSuffix(l[2], "\n"))
 	}
-	n, ok := decimal(strings.TrimPrefix(l[3], commitLine))
-	if !ok || !strings.HasPrefix(l[3], commitLine) {
-		return Head{}, fmt.Errorf("checkpoint has the line %q, want %q and a plain decimal number", strings.TrimSuffix(l[3], "\n"), commitLine)
+	line, inWal := strings.CutPrefix(l[3], walLine)
+	line, published := strings.CutPrefix(line, commitLine)
+	n, ok := decimal(line)
+	if !ok || inWal == published {
+		return Head{}, fmt.Errorf("checkpoint has the line %q, want %q or %q and a plain decimal number", strings.TrimSuffix(l[3], "\n"), commitLine, walLine)
 	}
-	return Head{Size: size, Root: root, Commit: n}, nil
+	return Head{Size: size, Root: root, Commit: n, published: published}, nil
 }
 
 // decimal reads a line that holds a number of 0 or more in its only spelling.

@@ -44,13 +44,11 @@
 // Every byte of every file is covered by a signature, a hash or an exact
 // rule, so Verify finds any change made by somebody without the key. Whoever
 // holds the key, or puts the whole directory back to an older state, is found
-// only by comparing with an anchor kept elsewhere. The wal holds such older
-// states: each of its commits has a signed checkpoint, which can be made the
-// checkpoint file. So whoever may write the files can cut off, without key or
-// copy, all that came after any commit of the wal: up to 2048 entries, which a
-// quiet appliance takes weeks to write. Entries in bundles stay. After a service
-// was stopped by force some can be missing in the same way beside an untouched
-// checkpoint file, at most a second's; Report.Unpublished says how many entries
-// are newer than that.
+// only by comparing with an anchor kept elsewhere. The state in the checkpoint
+// file is such an older state: who stops the service by force can cut off what
+// came after it, at most a second's entries, unless an anchor covers them;
+// Report.Unpublished says how many such entries there are. The checkpoints in the
+// wal have the line "wal commit N" and are none: no checkpoint file can be made
+// of them. Until a wal of an older version rotates, its own can.
 // Key rotation isn't built: one log has one key.
 package ledger

@@ -58,7 +58,11 @@ func Create(dir string, s note.Signer) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create ledger: %w", err)
 	}
-	if err := build(dir, h); err != nil {
+	cp, err := h.publish(s)
+	if err != nil {
+		return nil, fmt.Errorf("create ledger: %w", err)
+	}
+	if err := build(dir, cp, newWal(h)); err != nil {
 		return nil, fmt.Errorf("create ledger: %w", err)
 	}
 	lock, err := lockDir(dir, unix.LOCK_EX)
@@ -72,16 +76,16 @@ func Create(dir string, s note.Signer) (*Log, error) {
 }
 
 // build writes a new log beside dir and renames it into place.
-func build(dir string, h Head) error {
+func build(dir string, checkpoint, wal []byte) error {
 	tmp, err := os.MkdirTemp(filepath.Dir(dir), ".ledger-*")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(tmp) // nothing is left there after the rename
-	if err := writeFile(filepath.Join(tmp, checkpointFile), h.Checkpoint); err != nil {
+	if err := writeFile(filepath.Join(tmp, checkpointFile), checkpoint); err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(tmp, walFile), newWal(h)); err != nil {
+	if err := writeFile(filepath.Join(tmp, walFile), wal); err != nil {
 		return err
 	}
 	if err := flushDir(tmp); err != nil {

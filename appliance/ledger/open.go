@@ -209,7 +209,7 @@ func covers(w *walImage, cp Head) error {
 			return nil
 		}
 		for _, h := range w.commits {
-			if bytes.Equal(h.Checkpoint, cp.Checkpoint) {
+			if h.Size == cp.Size && h.Root == cp.Root && h.Commit == cp.Commit {
 				return nil
 			}
 		}
@@ -230,6 +230,9 @@ func readCheckpoint(dir string, open opener) (Head, error) {
 	h, err := open(b)
 	if err != nil {
 		return Head{}, &Fault{checkpointFile, -1, err.Error(), restore}
+	}
+	if !h.published {
+		return Head{}, &Fault{checkpointFile, -1, fmt.Sprintf("is that of commit %d out of a wal, which was never published", h.Commit), restore}
 	}
 	return h, nil
 }

@@ -17,7 +17,8 @@ import (
 //
 // It begins with the checkpoint of the tree that the full bundles hold, and
 // each commit is one or more entries and the checkpoint over the tree that
-// they make. The checkpoints are numbered without a gap. The checksum is
+// they make. The checkpoints are numbered without a gap, and no checkpoint file
+// can be made of one (walLine). The checksum is
 // there to tell a torn write from a changed one and to name the entry that
 // was hit; what protects the bytes, and the number, is the checkpoint.
 //

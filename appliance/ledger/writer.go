@@ -168,8 +168,16 @@ func (w *writer) rotate() error {
 	if err != nil {
 		return err
 	}
+	// What an older version signed could be a checkpoint file.
+	if w.head, err = w.head.signed(w.signer, walLine); err != nil {
+		return err
+	}
 	wal := newWal(w.head)
-	if err := w.disk.do(append(files, w.heads(wal)...)...); err != nil {
+	heads, err := w.heads(wal)
+	if err != nil {
+		return err
+	}
+	if err := w.disk.do(append(files, heads...)...); err != nil {
 		return err
 	}
 	if err := w.disk.do(dirs...); err != nil {
@@ -244,11 +252,12 @@ func (w *writer) restart(b []byte) error {
 
 // heads writes the next checkpoint file and the next wal beside the present
 // ones; swap puts them in their place.
-func (w *writer) heads(wal []byte) []op {
+func (w *writer) heads(wal []byte) ([]op, error) {
+	cp, err := w.head.publish(w.signer)
 	return []op{
-		{verb: write, path: checkpointFile + ".new", data: w.head.Checkpoint},
+		{verb: write, path: checkpointFile + ".new", data: cp},
 		{verb: write, path: walFile + ".new", data: wal},
-	}
+	}, err
 }
 
 func (w *writer) swap() error {
@@ -266,8 +275,12 @@ func (w *writer) publish() error {
 	if w.shown == w.head.Size {
 		return nil
 	}
-	err := w.all(
-		op{verb: write, path: checkpointFile + ".new", data: w.head.Checkpoint},
+	cp, err := w.head.publish(w.signer)
+	if err != nil {
+		return err
+	}
+	err = w.all(
+		op{verb: write, path: checkpointFile + ".new", data: cp},
 		op{verb: rename, path: checkpointFile + ".new", to: checkpointFile},
 		op{verb: syncDir, path: "."},
 	)
