@@ -83,6 +83,8 @@ func TestEdited(t *testing.T) {
 		"a credential anywhere": edited(t, b, map[string]string{file: string(text), "credentials" + anywhere: "* * * * * root id"}, same),
 		"another key":           edited(t, b, map[string]string{"keys/ledger.key": "mine"}, same),
 		"a key of K3s's":        edited(t, b, map[string]string{"node-keys/var/lib/rancher/k3s/server/token": "mine"}, same),
+		"a layer of an image":   edited(t, b, map[string]string{"state/layers/sha256-1/bin/sh": "mine"}, same),
+		"an agent's disk":       edited(t, b, map[string]string{"agents/ada/disk.img": "mine"}, same),
 		"a claim of keys":       edited(t, b, map[string]string{}, func(a *About) { a.Keys = true }),
 		"a file on no list": edited(t, b, map[string]string{"receipts/2.json": "{}"}, func(a *About) {
 			for i := range a.Files {

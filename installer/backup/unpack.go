@@ -115,7 +115,10 @@ func (u *unpacking) file(t *tar.Reader, h *tar.Header) error {
 	if !ok || !fs.ValidPath(rel) || i < 0 {
 		return fmt.Errorf("got a file named %.80q; wanted one of a part of the state", h.Name)
 	}
-	// Write never puts them there; who edits the file could give any to be placed.
+	// Write takes no others; who edits the file could have any placed.
+	if want := parts[i].want; want != nil && !want(rel) {
+		return fmt.Errorf("got %.80q, which is not of the part %s; somebody has put it there; take another copy", h.Name, name)
+	}
 	if parts[i].secret && !u.sealed {
 		return fmt.Errorf("got %.80q, which is secret, in a backup that is not encrypted; wanted it in an encrypted one only: somebody has put it there; take another copy", h.Name)
 	}
