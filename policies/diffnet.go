@@ -42,14 +42,16 @@ func (d *differ) network() {
 func (d *differ) order(x, y []HostRule) {
 	was := map[string]int{}
 	for i := range x {
-		was[x[i].YAML()] = i
+		was[x[i].YAML()] = i + 1
+	}
+	at := make([]int, len(y)) // where each was, from 1; 0: it is new
+	for i := range y {
+		at[i] = was[y[i].YAML()]
 	}
 	for j := range y {
 		for i := range j {
 			a, b := &y[i], &y[j]
-			m, both := was[a.YAML()]
-			n, all := was[b.YAML()]
-			if both && all && m > n && a.touches(b) && (a.Budget != b.Budget || !slices.Equal(a.Credentials, b.Credentials)) {
+			if at[j] > 0 && at[i] > at[j] && a.touches(b) && (a.Budget != b.Budget || !slices.Equal(a.Credentials, b.Credentials)) {
 				d.say(Wider, "network.allow", "the rule for %s now comes before the one for %s: where both say the same, credentials and budget are its own", a.words(), b.target())
 			}
 		}
@@ -107,7 +109,7 @@ func (d *differ) gone(r *HostRule) {
 
 // checks says whether another rule could let more pass if h were not there.
 func (h *HostRule) checks(o *HostRule) bool {
-	return o.YAML() != h.YAML() && o.touches(h) && (h.Inspected() || treatment(h) < treatment(o) || h.Budget != LinkBudget{} && h.Budget != o.Budget)
+	return o.touches(h) && (h.Inspected() || treatment(h) < treatment(o) || h.Budget != LinkBudget{} && h.Budget != o.Budget) && o.YAML() != h.YAML()
 }
 
 // words says the whole rule.
@@ -199,7 +201,7 @@ func (d *differ) beside(x, y HostRule) {
 		return
 	}
 	i := slices.IndexFunc(d.b.Network.Allow, func(o HostRule) bool {
-		return o.YAML() != y.YAML() && (x.checks(&o) || o.touches(&y) && o.Inspected() && y.Inspected())
+		return (x.checks(&o) || o.touches(&y) && o.Inspected() && y.Inspected()) && o.YAML() != y.YAML()
 	})
 	if i >= 0 {
 		d.say(Wider, "network.allow", "what the rule for %s no longer governs, the rule for %s does", x.target(), d.b.Network.Allow[i].words())
