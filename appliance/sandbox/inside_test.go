@@ -54,7 +54,7 @@ func inside(t *testing.T, b *bench, other map[string]string) {
 		{"limit", "ok 256/256"},
 		{"call=tcp", "ok"},
 		{"write=/dev/null", "ok"},
-		{"write=/dev/shm/f", "ok"}, // with /tmp
+		{"write=/dev/shm/f", "ok"},    // with /tmp
 		{"memfd=0x8", sealedMemory()}, // made, but sealed against execution
 		// Files: listed nowhere, read-only, or the host's.
 		{"list=/", "EACCES"},
