@@ -177,7 +177,7 @@ func TestWrongFiles(t *testing.T) {
 		"part cut off":   {func(d string) error { return os.Truncate(filepath.Join(d, part2), 1000) }, "got 1000 bytes, want 1048576"},
 		"part grown":     {func(d string) error { return os.Truncate(filepath.Join(d, part2), 1048577) }, "got 1048577 bytes, want 1048576"},
 		"part is a link": {func(d string) error { return relink(filepath.Join(d, part2)) }, "part-0002 of 1048576 bytes is missing"},
-		"note is a link": {func(d string) error { return relink(filepath.Join(d, topDir, noteFile)) }, "too many levels"},
+		"note is a link": {func(d string) error { return relink(filepath.Join(d, topDir, noteFile)) }, "is a symbolic link, want a regular file"},
 		"no note":        {func(d string) error { return os.Remove(filepath.Join(d, topDir, noteFile)) }, "incomplete"},
 		"no index":       {func(d string) error { return os.Remove(filepath.Join(d, topDir, indexFile)) }, "no clawbox/index.json"},
 		"note cut off":   {func(d string) error { return os.Truncate(filepath.Join(d, topDir, noteFile), 500) }, "release.note"},

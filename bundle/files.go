@@ -70,8 +70,11 @@ func (j *job) file(ctx context.Context) (fetched, error) {
 }
 
 func describeMode(m fs.FileMode) string {
-	if m.IsDir() {
+	switch {
+	case m.IsDir():
 		return "directory"
+	case m&fs.ModeSymlink != 0:
+		return "symbolic link"
 	}
 	return "special file (" + m.Type().String() + ")"
 }
