@@ -245,10 +245,9 @@ func (a *Appliance) paced(r *service.Request) error {
 		ag.paused = until
 	}
 	ag.mu.Unlock()
-	if q.Grown {
-		return nil
+	if !q.Grown {
+		go a.strike(ag, "records", 1, "it causes more records than the ledger takes of one agent, and is slowed down; recordMiB of the configuration says how many")
 	}
-	go a.strike(ag, "records", 1, "it causes more records than the ledger takes of one agent, and is slowed down; recordMiB of the configuration says how many")
 	return nil
 }
 

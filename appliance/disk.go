@@ -25,8 +25,8 @@ func (a *Appliance) roomy() error {
 		return control.Errorf("refused", "no agent is launched: how much is free for the ledger in %s can't be told: %v", a.cfg.Paths.Ledger, err)
 	}
 	if free < config.LaunchRoom {
-		return control.Errorf("refused", "no agent is launched: %.1f MB are free for the ledger in %s, want %.1f MB; remove agents' snapshots ('clawbox agent snapshots'), unused blobs ('clawbox registry gc'), or what else is on that disk",
-			float64(free)/1e6, a.cfg.Paths.Ledger, config.LaunchRoom/1e6)
+		return control.Errorf("refused", "no agent is launched: %.1f MB are free for the ledger in %s, want %.1f MB; %s",
+			float64(free)/1e6, a.cfg.Paths.Ledger, config.LaunchRoom/1e6, config.MakeRoom)
 	}
 	return nil
 }

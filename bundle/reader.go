@@ -250,8 +250,7 @@ func full(v io.ReaderAt, p []byte, off int64) error {
 // behind it, or the digest at the end, with what was signed. Other bytes are an
 // ErrTampered.
 func prove(b manifest.Blob, i int, data []byte) (content.Piece, error) {
-	x := stretch(b, i, data)
-	p, err := x.From.Piece(x.Off, x.Data)
+	p, err := stretch(b, i, data).Piece()
 	return p, hold(p, err, b, i)
 }
 
@@ -269,15 +268,13 @@ func hold(p content.Piece, err error, b manifest.Blob, i int) error {
 	if err != nil {
 		return err
 	}
-	got, want := "", ""
+	got, want := p.Digest().String(), b.Digest.String()
 	if i < len(b.States) {
 		s, err := p.State()
 		if err != nil {
 			return err
 		}
 		got, want = "the sha256 state "+s.String(), "the sha256 state "+b.States[i].String()
-	} else {
-		got, want = p.Digest().String(), b.Digest.String()
 	}
 	if got != want {
 		return &manifest.TamperedError{What: "blob " + b.Digest.String(), Detail: fmt.Sprintf("got %s, want %s", got, want)}
@@ -290,19 +287,19 @@ func (r *reader) prove(cs []*chunk) {
 	for len(cs) > 1 {
 		a, b := cs[0], cs[1]
 		var err error
-		a.piece, b.piece, err = content.Pieces(a.stretch(), b.stretch())
+		a.piece, b.piece, err = content.Pieces(stretch(a.blob, a.i, a.data()), stretch(b.blob, b.i, b.data()))
 		a.err, b.err = hold(a.piece, err, a.blob, a.i), hold(b.piece, err, b.blob, b.i)
 		cs = cs[2:]
 	}
 	for _, c := range cs {
-		x := c.stretch()
-		c.piece, c.err = prove(c.blob, c.i, x.Data)
+		c.piece, c.err = prove(c.blob, c.i, c.data())
 	}
 }
 
-func (c *chunk) stretch() content.Stretch {
+// data are the bytes that were read.
+func (c *chunk) data() []byte {
 	_, n := c.blob.Chunk(c.i)
-	return stretch(c.blob, c.i, c.buf[:n])
+	return c.buf[:n]
 }
 
 // chunk is read, prove and, if need be, rescue, for who wants one chunk.

@@ -111,22 +111,31 @@ func (p *Policy) decideInfer(model string, sensitive bool) Decision {
 	if !validModel(model) {
 		return deny(ReasonModel)
 	}
-	for _, r := range p.Inference.Routes {
-		if !slices.Contains(r.Models, model) && !slices.Contains(r.Models, "*") {
-			continue
-		}
-		d := p.because(Allow, ReasonInfer, r.String())
-		d.Upstream = r.Upstream
-		switch {
-		case !sensitive || r.Upstream == Local:
-		case p.Inference.Sensitive == "strip":
-			d.Reason, d.Strip = ReasonStrip, true
-		default:
-			d.Verdict, d.Reason = Deny, ReasonSensitive
-		}
-		return d
+	r, ok := routeOf(p.Inference.Routes, model)
+	if !ok {
+		return deny(ReasonUnrouted)
 	}
-	return deny(ReasonUnrouted)
+	d := p.because(Allow, ReasonInfer, r.String())
+	d.Upstream = r.Upstream
+	switch {
+	case !sensitive || r.Upstream == Local:
+	case p.Inference.Sensitive == "strip":
+		d.Reason, d.Strip = ReasonStrip, true
+	default:
+		d.Verdict, d.Reason = Deny, ReasonSensitive
+	}
+	return d
+}
+
+// routeOf is the route of calls for a model: the first that names it. For the
+// model "*" it is that of models which no route names.
+func routeOf(rs []Route, model string) (Route, bool) {
+	for _, r := range rs {
+		if slices.Contains(r.Models, model) || slices.Contains(r.Models, "*") {
+			return r, true
+		}
+	}
+	return Route{}, false
 }
 
 // Local is the upstream that never leaves the host.

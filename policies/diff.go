@@ -192,7 +192,9 @@ func (d *differ) routes() {
 	for _, r := range slices.Concat(x, y, []Route{{Models: []string{"*"}}}) {
 		for _, m := range r.Models {
 			if !seen[m] {
-				d.route(m, upstreamOf(x, m), upstreamOf(y, m))
+				was, _ := routeOf(x, m)
+				is, _ := routeOf(y, m)
+				d.route(m, was.Upstream, is.Upstream)
 			}
 			seen[m] = true
 		}
@@ -202,7 +204,8 @@ func (d *differ) routes() {
 	}
 }
 
-// route compares where calls for one model go; "*" is any that no route names.
+// route compares where calls for one model go, "" for nowhere; "*" is any that no
+// route names.
 func (d *differ) route(model, x, y string) {
 	const field = "inference.routes"
 	name := "the model " + model
@@ -220,16 +223,6 @@ func (d *differ) route(model, x, y string) {
 	default: // what is said there leaves the host, or goes to somebody else
 		d.say(Wider, field, "calls of %s now go to %s, were for %s", name, y, x)
 	}
-}
-
-// upstreamOf is where calls for a model go, "" for nowhere.
-func upstreamOf(rs []Route, model string) string {
-	for _, r := range rs {
-		if slices.Contains(r.Models, model) || slices.Contains(r.Models, "*") {
-			return r.Upstream
-		}
-	}
-	return ""
 }
 
 func formatCount(n int64) string { return strconv.FormatInt(n, 10) }

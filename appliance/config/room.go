@@ -9,3 +9,6 @@ const (
 	StopRoom   = 256 << 20
 	LaunchRoom = StopRoom + defaultRecordMiB<<20
 )
+
+// MakeRoom is what an operator can do about a full disk.
+const MakeRoom = "remove agents' snapshots ('clawbox agent snapshots'), unused blobs ('clawbox registry gc'), or what else is there"

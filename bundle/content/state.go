@@ -101,7 +101,7 @@ type Piece struct {
 // Piece hashes data, which begins at byte off of a blob, from s. The piece
 // refers to data; data must not change while the piece is used.
 func (s State) Piece(off int64, data []byte) (Piece, error) {
-	return Stretch{From: s, Off: off, Data: data}.piece(s, 0)
+	return Stretch{From: s, Off: off, Data: data}.Piece()
 }
 
 // Stretch is what a Piece is to be made of: data that begins at byte Off of a
@@ -112,7 +112,10 @@ type Stretch struct {
 	Data []byte
 }
 
-// Pieces is State.Piece of two stretches, which may be of different blobs. Where
+// Piece is State.Piece of x.
+func (x Stretch) Piece() (Piece, error) { return x.piece(x.From, 0) }
+
+// Pieces is Piece of two stretches, which may be of different blobs. Where
 // the processor can it hashes them at the same time, in little more than half of
 // the time (see package lanes).
 func Pieces(a, b Stretch) (pa, pb Piece, err error) {

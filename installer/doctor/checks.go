@@ -233,9 +233,6 @@ func protection(f Facts) Result {
 	return good("tier %s, Landlock ABI %d", f.Status.Tier, f.Status.Landlock)
 }
 
-// makeRoom is what to do about a full disk.
-const makeRoom = "remove agents' snapshots ('clawbox agent snapshots'), unused blobs ('clawbox registry gc'), or what else is there"
-
 func disk(f Facts) Result {
 	var worst Result
 	for _, d := range f.Disks {
@@ -244,9 +241,9 @@ func disk(f Facts) Result {
 		case d.RO:
 			return bad(Failure, d.Path+" is mounted read-only", "the kernel does that after errors of the disk", "look at 'dmesg'; replace the disk, or remount it")
 		case d.Ledger && d.Free < config.LaunchRoom:
-			return bad(Failure, at, fmt.Sprintf("the ledger's disk is nearly full: no agent is launched below %s, and agents are stopped below %s", bundle.Size(config.LaunchRoom), bundle.Size(config.StopRoom)), makeRoom)
+			return bad(Failure, at, fmt.Sprintf("the ledger's disk is nearly full: no agent is launched below %s, and agents are stopped below %s", bundle.Size(config.LaunchRoom), bundle.Size(config.StopRoom)), config.MakeRoom)
 		case d.Free < noRoom:
-			return bad(Failure, at, "the disk is full", makeRoom)
+			return bad(Failure, at, "the disk is full", config.MakeRoom)
 		case d.Inodes >= 0 && d.Inodes < lowInodes:
 			worst = bad(Warning, fmt.Sprintf("%d inodes free on %s", d.Inodes, d.Path), "many small files", "find and remove them")
 		case d.Free < lowRoom && worst.State == "":

@@ -27,6 +27,13 @@
 	MOVOU  (16*i)(from), w \
 	PSHUFB X13, w
 
+// BEGIN are rounds 4i to 4i+3 of both lanes, whose words are loaded.
+#define BEGIN(i, a, b) \
+	LOAD(i, SI, a)     \
+	LOAD(i, DI, b)     \
+	FOUR(i, a, X1, X2) \
+	FOUR(i, b, X7, X8)
+
 // NEXT makes the next four words out of the last sixteen, w0 to w3, the oldest
 // of which have been through SHA256MSG1, and puts them in the place of w0.
 #define NEXT(w0, w1, w2, w3, t) \
@@ -81,18 +88,9 @@ block:
 	MOVOU X7, 32(SP)
 	MOVOU X8, 48(SP)
 
-	LOAD(0, SI, X3)
-	LOAD(0, DI, X9)
-	FOUR(0, X3, X1, X2)
-	FOUR(0, X9, X7, X8)
-	LOAD(1, SI, X4)
-	LOAD(1, DI, X10)
-	FOUR(1, X4, X1, X2)
-	FOUR(1, X10, X7, X8)
-	LOAD(2, SI, X5)
-	LOAD(2, DI, X11)
-	FOUR(2, X5, X1, X2)
-	FOUR(2, X11, X7, X8)
+	BEGIN(0, X3, X9)
+	BEGIN(1, X4, X10)
+	BEGIN(2, X5, X11)
 	LOAD(3, SI, X6)
 	LOAD(3, DI, X12)
 	BOTH(3, X3, X4, X5, X6, X9, X10, X11, X12)

@@ -9,7 +9,7 @@ import (
 )
 
 // next is what Blocks is held against: the standard library, from a state on.
-func next(t testing.TB, s [Size]byte, p []byte) (out [Size]byte) {
+func next(t testing.TB, s [sha256.Size]byte, p []byte) (out [sha256.Size]byte) {
 	t.Helper()
 	h := sha256.New()
 	b, err := h.(encoding.BinaryMarshaler).MarshalBinary()
@@ -48,17 +48,17 @@ func TestBlocks(t *testing.T) {
 		for i := range buf[:2048] {
 			buf[r.IntN(len(buf))] = byte(r.Uint32()) ^ byte(i)
 		}
-		var a, b [Size]byte
+		var a, b [sha256.Size]byte
 		for i := range a {
 			a[i], b[i] = byte(r.Uint32()), byte(r.Uint32())
 		}
-		n := r.IntN(64) * BlockSize
+		n := r.IntN(64) * sha256.BlockSize
 		p, q := buf[r.IntN(len(buf)-n):][:n], buf[r.IntN(len(buf)-n):][:n]
 		check(t, a, b, p, q)
 	}
 }
 
-func check(t *testing.T, a, b [Size]byte, p, q []byte) {
+func check(t *testing.T, a, b [sha256.Size]byte, p, q []byte) {
 	t.Helper()
 	wantA, wantB := next(t, a, p), next(t, b, q)
 	gotA, gotB := a, b
@@ -76,7 +76,7 @@ func TestRefuses(t *testing.T) {
 					t.Errorf("%d and %d bytes: got no panic", n[0], n[1])
 				}
 			}()
-			var a, b [Size]byte
+			var a, b [sha256.Size]byte
 			Blocks(&a, &b, make([]byte, n[0]), make([]byte, n[1]))
 		}()
 	}
@@ -87,11 +87,11 @@ func FuzzBlocks(f *testing.F) {
 	f.Add([]byte{}, []byte{}, []byte{})
 	f.Add(make([]byte, 64), make([]byte, 1024), []byte{1})
 	f.Fuzz(func(t *testing.T, states, data, other []byte) {
-		var a, b [Size]byte
+		var a, b [sha256.Size]byte
 		copy(a[:], states)
-		copy(b[:], states[min(len(states), Size):])
+		copy(b[:], states[min(len(states), sha256.Size):])
 		// Two stretches of one length, the second from anywhere in memory.
-		n := len(data) / 2 / BlockSize * BlockSize
+		n := len(data) / 2 / sha256.BlockSize * sha256.BlockSize
 		q := append(other[:len(other):len(other)], data[len(data)-n:]...)[len(other):]
 		check(t, a, b, data[:n], q)
 	})
@@ -110,7 +110,7 @@ func Benchmark(b *testing.B) {
 	b.Run("two", func(b *testing.B) {
 		available(b)
 		b.SetBytes(int64(len(p) + len(q)))
-		var x, y [Size]byte
+		var x, y [sha256.Size]byte
 		for b.Loop() {
 			Blocks(&x, &y, p, q)
 		}
