@@ -23,6 +23,9 @@ receipts, standing answers, agents' records and snapshots, and on a cluster's
 server K3s's datastore. It may run meanwhile, and so may K3s; the copy of the ledger
 is verified. Below a DIR the file is named after the host and the time.
 
+The ledger's key signs it. Write the public half down that is printed: a new machine,
+which does not know it, takes the backup only from who can name it.
+
 Private keys and credentials, K3s's among them, are only in a backup that is
 encrypted (--recipient), and without them it serves this host alone. What agents have
 written is in it as far as there are snapshots ('clawbox agent snapshot'). Their
@@ -43,7 +46,7 @@ environments are in it, so keep it as you keep the host.`,
 				return err
 			}
 			return a.print(cmd.OutOrStdout(), about, func(w io.Writer) {
-				fmt.Fprintf(w, "%s: %d files, a ledger of %d entries, release %s\n", path, len(about.Files), about.Entries, about.Version)
+				fmt.Fprintf(w, "%s: %d files, a ledger of %d entries, release %s\nsigned by %s\n", path, len(about.Files), about.Entries, about.Version, about.Key)
 				if !about.Keys {
 					fmt.Fprintln(w, "no private key is in it: it serves this host only; with --recipient another machine can take over")
 				}
@@ -70,6 +73,7 @@ func backupPath(arg string, sealed bool) string {
 
 func restoreCmd(a *app) *cobra.Command {
 	var identities []string
+	var key string
 	var o backup.RestoreOptions
 	c := &cobra.Command{
 		Use:   "restore FILE",
@@ -78,9 +82,11 @@ func restoreCmd(a *app) *cobra.Command {
 be installed, and must not run.
 
 Everything is verified before anything is replaced, and what is replaced is moved
-aside. A ledger is never put back to an earlier state: a backup whose ledger is
+aside. The backup has to be signed by the key of this host's ledger, or by the one
+that --ledger-key names. A ledger is never put back to an earlier state: a backup whose ledger is
 shorter than the one in place, or another one, is refused. On a fresh machine
---replace takes the backup's in place of the one that it has begun.
+--replace takes the backup's in place of the one that it has begun, and --ledger-key
+says whose backup is meant: whoever made it chooses what the machine trusts.
 
 On a cluster K3s must not run either. With --cluster K3s's state alone is put back:
 the ledger stays as it is, and may have gone on since.`,
@@ -89,6 +95,11 @@ the ledger stays as it is, and may have gone on since.`,
 			var err error
 			if o.Identities, err = bundle.LoadIdentities(identities...); err != nil {
 				return usageError{err}
+			}
+			if key != "" {
+				if o.Key, err = backup.LoadKey(key); err != nil {
+					return usageError{err}
+				}
 			}
 			if os.Geteuid() != 0 {
 				return fmt.Errorf("restore needs root, got uid %d", os.Geteuid())
@@ -117,6 +128,7 @@ the ledger stays as it is, and may have gone on since.`,
 	}
 	f := c.Flags()
 	f.StringArrayVar(&identities, "identity", nil, "file with an age or ssh identity that the backup is encrypted to (repeatable)")
+	f.StringVar(&key, "ledger-key", "", "public key of the ledger that has to have signed the backup, or the file with it (default: this host's)")
 	f.StringVar(&o.Operator, "operator", "root", "who answers for it; goes on the ledger")
 	f.BoolVar(&o.Replace, "replace", false, "move a ledger aside that another key has begun")
 	f.BoolVar(&o.Cluster, "cluster", false, "put back K3s's datastore, certificates and token, and nothing else")

@@ -209,10 +209,12 @@ func (u *upgrading) said() {
 		return
 	}
 	for _, unit := range []string{"clawbox.service", "k3s.service"} {
-		u.t.Logf("%s:\n%s", unit, u.m.UnitLog(unit, 30))
+		u.t.Logf("%s:\n%s", unit, u.m.UnitLog(unit, 15))
 	}
-	if out, err := u.kubectl("", "get", "pods,events", "-A"); err == nil {
-		u.t.Log(out)
+	for _, what := range [][]string{{"pods", "-A", "-o", "wide"}, {"events", "-A", "--field-selector", "type=Warning"}} {
+		if out, err := u.kubectl("", append([]string{"get"}, what...)...); err == nil {
+			u.t.Log(out)
+		}
 	}
 }
 
@@ -270,9 +272,12 @@ func (u *upgrading) runs(k3s, release string) bool {
 	if out := u.clawbox(0, "", "status"); !strings.Contains(out, "e2e "+release) {
 		u.t.Errorf("status says\n%s", out)
 	}
-	if out, err := u.kubectl("", "get", "deployments", "-n", "kube-system", "-o", "jsonpath={range .items[*]}{.metadata.name} {.status.readyReplicas} {end}"); err != nil || out != "coredns 1 local-path-provisioner 1" {
-		u.t.Errorf("deployments: %s, %v", out, err)
-	}
+	// A cluster that has just booted says what was true before, first, and takes
+	// it back when its kubelet has looked.
+	u.wait120("the cluster's own deployments", func() bool {
+		out, err := u.kubectl("", "get", "deployments", "-n", "kube-system", "-o", "jsonpath={range .items[*]}{.metadata.name} {.status.readyReplicas} {end}")
+		return err == nil && out == "coredns 1 local-path-provisioner 1"
+	})
 	if out, err := u.inside("cat /workspace/kept"); err != nil || out != "kept\n" {
 		u.t.Errorf("the agent has %q, %v", out, err)
 	}

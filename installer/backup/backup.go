@@ -17,7 +17,8 @@
 // be restored is not written.
 //
 // Restore unpacks beside the state, verifies everything there, and only then
-// replaces something. It refuses a ledger that is shorter than the one in place,
+// replaces something. It takes what the key of the ledger in place has signed, or
+// the key that the operator names. It refuses a ledger that is shorter than the one in place,
 // or that does not go on from it; what it replaces is moved aside, never
 // deleted. Cut off and given again it arrives at the same result.
 //
@@ -37,7 +38,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -51,7 +51,7 @@ import (
 
 // Format heads About, in the archive's last entry.
 const (
-	Format    = "clawbox.io/backup/v1"
+	Format    = "clawbox.io/backup/v2"
 	aboutFile = "backup.json"
 	maxAbout  = 64 << 20 // bytes
 )
@@ -63,8 +63,9 @@ type About struct {
 	Host     string    `json:"host"`
 	Version  string    `json:"version"`
 	Sequence int64     `json:"sequence"`
-	Digest   string    `json:"digest"` // of the signed release
-	Keys     bool      `json:"keys"`   // private keys and credentials are in it
+	Digest   string    `json:"digest"`    // of the signed release
+	Key      string    `json:"ledgerKey"` // public, which signs this; for people only
+	Keys     bool      `json:"keys"`      // private keys and credentials are in it
 	Entries  int64     `json:"ledgerEntries"`
 	Files    []File    `json:"files"`
 }
@@ -93,6 +94,7 @@ type writing struct {
 	cfg   config.Config
 	l     installer.Layout
 	about About
+	key   note.Signer
 	copy  string // of the ledger
 }
 
@@ -112,6 +114,12 @@ func Write(ctx context.Context, out io.Writer, root string, o Options) (About, e
 		Format: Format, Created: time.Now().UTC().Truncate(time.Second), Host: host,
 		Version: version, Sequence: sequence, Digest: digest, Keys: len(o.Recipients) > 0,
 	}}
+	if w.key, err = signer(l.LedgerS()); err != nil {
+		return About{}, err
+	}
+	if w.about.Key, err = w.public(); err != nil {
+		return About{}, err
+	}
 	release, err := l.Hold() // no upgrade changes state meanwhile
 	if err != nil {
 		return About{}, err
@@ -177,10 +185,19 @@ func (w *writing) all(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := w.tar.WriteHeader(&tar.Header{Name: aboutFile, Typeflag: tar.TypeReg, Mode: 0o600, Size: int64(len(b)), ModTime: w.about.Created}); err != nil {
+	sig, err := sign(b, w.key)
+	if err != nil {
 		return err
 	}
-	_, err = w.tar.Write(b)
+	return errors.Join(w.text(aboutFile, b), w.text(noteFile, sig))
+}
+
+// text writes an entry that is on no list.
+func (w *writing) text(name string, b []byte) error {
+	if err := w.tar.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o600, Size: int64(len(b)), ModTime: w.about.Created}); err != nil {
+		return err
+	}
+	_, err := w.tar.Write(b)
 	return err
 }
 
@@ -257,16 +274,4 @@ func (w *writing) copyDatastore(ctx context.Context) error {
 	}
 	_, err := installer.CopyDatastore(ctx, w.l, dir)
 	return err
-}
-
-func verifier(path string) (note.Verifier, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	v, err := note.NewVerifier(strings.TrimSpace(string(b)))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return v, nil
 }

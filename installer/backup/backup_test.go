@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"filippo.io/age"
@@ -202,6 +203,7 @@ func TestLedgerOnlyGrows(t *testing.T) {
 		t.Fatal(err)
 	}
 	q.put(q.l.LedgerV(), p.vkey+"\n")
+	q.put(q.l.LedgerS(), p.skey+"\n")
 	b := q.backupAs(string(text))
 	var f *ledger.Fault
 	if err := p.restore(b, RestoreOptions{Replace: true}); !errors.As(err, &f) {
@@ -220,6 +222,10 @@ func (p *place) backupAs(configuration string) []byte {
 	defer p.put(file, now)
 	w := &writing{cfg: p.c, l: p.l, copy: filepath.Join(p.l.Install(), ".backup")}
 	w.about = About{Format: Format, Version: "1.0.0", Sequence: 1, Digest: p.c.Release.Digest}
+	var err error
+	if w.key, err = signer(p.l.LedgerS()); err != nil {
+		p.t.Fatal(err)
+	}
 	defer os.RemoveAll(w.copy)
 	if err := w.copyLedger(p.t.Context()); err != nil {
 		p.t.Fatal(err)
@@ -254,7 +260,11 @@ func TestFreshMachine(t *testing.T) {
 	}
 	q := newPlace(t, root) // installed anew, with another key
 	q.grow(2)
-	with := RestoreOptions{Identities: []age.Identity{id}}
+	v, err := LoadKey(p.vkey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	with := RestoreOptions{Identities: []age.Identity{id}, Key: v}
 	for _, c := range []struct {
 		name string
 		b    []byte
@@ -263,7 +273,8 @@ func TestFreshMachine(t *testing.T) {
 	}{
 		{"no identity", sealed, RestoreOptions{}, "--identity"},
 		{"other identity", sealed, RestoreOptions{Identities: []age.Identity{identity(t)}}, "decrypt"},
-		{"no keys", plain, RestoreOptions{Replace: true}, "without keys"},
+		{"no keys", plain, RestoreOptions{Replace: true, Key: v}, "without keys"},
+		{"nobody vouches", sealed, RestoreOptions{Identities: with.Identities, Replace: true}, "--ledger-key"},
 		{"another ledger", sealed, with, "--replace"},
 	} {
 		if err := q.restore(c.b, c.o); err == nil || !strings.Contains(err.Error(), c.word) {
@@ -300,12 +311,12 @@ func inside(t *testing.T, b []byte, id age.Identity) []byte {
 	if id != nil {
 		ids = append(ids, id)
 	}
-	a, err := unpack(t.Context(), bytes.NewReader(b), dir, ids)
+	u, err := unpack(t.Context(), bytes.NewReader(b), dir, ids)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var out []byte
-	for _, f := range a.Files {
+	for _, f := range u.about.Files {
 		x, err := os.ReadFile(filepath.Join(dir, f.name()))
 		if err != nil {
 			t.Fatal(err)
@@ -338,7 +349,11 @@ func TestRefused(t *testing.T) {
 		t.Error("a text was restored")
 	}
 	other := newPlace(t, t.TempDir())
-	if err := other.restore(b, RestoreOptions{}); err == nil || !strings.Contains(err.Error(), "other paths") {
+	v, err := LoadKey(p.vkey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.restore(b, RestoreOptions{Key: v}); err == nil || !strings.Contains(err.Error(), "other paths") {
 		t.Errorf("another prefix: %v", err)
 	}
 	if _, err := Write(t.Context(), io.Discard, t.TempDir(), Options{}); err == nil || !strings.Contains(err.Error(), "clawbox install") {
@@ -352,6 +367,39 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// A part takes its place whole, and what was there is never missing: not when the
+// new one can't come, and not where two names can't trade places.
+func TestPut(t *testing.T) {
+	defer func(f func(string, string) error) { exchange = f }(exchange)
+	for name, f := range map[string]func(string, string) error{
+		"exchanged": exchange,
+		"renamed":   func(string, string) error { return syscall.EINVAL },
+		"refused":   func(string, string) error { return syscall.EIO },
+	} {
+		exchange = f
+		dir := t.TempDir()
+		from, to := filepath.Join(dir, "from"), filepath.Join(dir, "to")
+		p := &place{t: t}
+		p.put(filepath.Join(from, "new"), "new")
+		p.put(filepath.Join(to, "old"), "old")
+		r := &restoring{stamp: "now"}
+		err := r.put(from, to)
+		aside := to + ".before-restore-now"
+		switch {
+		case name == "refused" && (err == nil || p.read(filepath.Join(to, "old")) != "old"):
+			t.Errorf("%s: %v", name, err)
+		case name != "refused" && (err != nil || p.read(filepath.Join(to, "new")) != "new" || p.read(filepath.Join(aside, "old")) != "old" || len(r.aside) != 1):
+			t.Errorf("%s: %v, aside %v", name, err, r.aside)
+		}
+		if es, err := os.ReadDir(dir); err != nil || len(es) != 2 {
+			t.Errorf("%s: %v, %v", name, es, err)
+		}
+		if err := r.put(filepath.Join(dir, "none"), to); err == nil || !exists(to) {
+			t.Errorf("%s: nothing to put: %v", name, err)
+		}
+	}
+}
+
 type full struct{}
 
 func (full) Write([]byte) (int, error) { return 0, errors.New("no space left") }
@@ -360,7 +408,15 @@ func (full) Write([]byte) (int, error) { return 0, errors.New("no space left") }
 // what is accepted is what its list says.
 func FuzzUnpack(f *testing.F) {
 	var b bytes.Buffer
-	w := &writing{about: About{Format: Format}}
+	skey, _, err := note.GenerateKey(rand.Reader, "clawbox/test")
+	if err != nil {
+		f.Fatal(err)
+	}
+	key, err := note.NewSigner(skey)
+	if err != nil {
+		f.Fatal(err)
+	}
+	w := &writing{about: About{Format: Format}, key: key}
 	if err := w.stream(f.Context(), &b, nil); err != nil {
 		f.Fatal(err)
 	}
@@ -372,9 +428,9 @@ func FuzzUnpack(f *testing.F) {
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		a, err := unpack(t.Context(), bytes.NewReader(in), dir, nil)
-		if err == nil && a.Format != Format {
-			t.Errorf("accepted %+v", a)
+		u, err := unpack(t.Context(), bytes.NewReader(in), dir, nil)
+		if err == nil && (u.about.Format != Format || u.text == "" || u.note == nil) {
+			t.Errorf("accepted %+v", u)
 		}
 		if es, _ := os.ReadDir(top); len(es) != 1 {
 			t.Errorf("something was written beside the folder: %v", es)

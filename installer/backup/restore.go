@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"filippo.io/age"
@@ -18,6 +19,7 @@ import (
 	"github.com/clawbox/clawbox/appliance/ledger"
 	"github.com/clawbox/clawbox/installer"
 	"github.com/clawbox/clawbox/internal/durable"
+	"golang.org/x/mod/sumdb/note"
 )
 
 // ErrLonger says that the ledger in place has entries that the backup lacks.
@@ -27,6 +29,9 @@ var ErrLonger = errors.New("the ledger in place goes on where the backup's ends"
 type RestoreOptions struct {
 	Identities []age.Identity
 	Operator   string
+	// Key is the one of the ledger that has to have signed the backup; nil: the one
+	// in place.
+	Key note.Verifier
 	// Replace lets the backup take the place of a ledger that was begun with
 	// another key, such as that of a fresh installation. That one is moved aside.
 	Replace bool
@@ -39,12 +44,12 @@ type RestoreOptions struct {
 
 // restoring is one Restore at work.
 type restoring struct {
-	o     RestoreOptions
-	l     installer.Layout
-	cfg   config.Config // in place
-	next  config.Config // the backup's
-	dir   string        // where it is unpacked
-	about About
+	o    RestoreOptions
+	l    installer.Layout
+	cfg  config.Config // in place
+	next config.Config // the backup's
+	dir  string        // where it is unpacked
+	unpacked
 	stamp string
 	aside []string
 	has   map[string]bool // snapshots that are in place already: they stay
@@ -90,7 +95,7 @@ func Restore(ctx context.Context, r io.Reader, root string, o RestoreOptions) (A
 	if err := durable.Mkdir(t.dir, 0o700); err != nil {
 		return About{}, nil, err
 	}
-	if t.about, err = unpack(ctx, r, t.dir, o.Identities); err != nil {
+	if t.unpacked, err = unpack(ctx, r, t.dir, o.Identities); err != nil {
 		return About{}, nil, err
 	}
 	if err := t.fits(); err != nil || o.Check {
@@ -115,15 +120,21 @@ func Restore(ctx context.Context, r io.Reader, root string, o RestoreOptions) (A
 			return t.about, t.aside, fmt.Errorf("%s: %w; correct the cause and give the same command again", p.name, err)
 		}
 	}
-	what := ""
+	what, by := "", ""
 	if o.Cluster {
 		what = "the cluster's state, "
 	}
-	return t.about, t.aside, t.l.TellRestored(o.Operator, fmt.Sprintf("%sfrom a backup of %s, made on %s, whose ledger had %d entries", what, t.about.Created.Format(time.RFC3339), t.about.Host, t.about.Entries))
+	if o.Key != nil {
+		by = fmt.Sprintf(", signed by %s+%08x, which the operator named", o.Key.Name(), o.Key.KeyHash())
+	}
+	return t.about, t.aside, t.l.TellRestored(o.Operator, fmt.Sprintf("%sfrom a backup of %s, made on %s, whose ledger had %d entries%s", what, t.about.Created.Format(time.RFC3339), t.about.Host, t.about.Entries, by))
 }
 
-// fits holds the backup against what is installed.
+// fits holds the backup against what is installed, first its signature.
 func (t *restoring) fits() (err error) {
+	if err := t.signed(); err != nil {
+		return err
+	}
 	version, sequence, digest, err := t.l.Committed()
 	if err != nil {
 		return err
@@ -215,10 +226,7 @@ func (t *restoring) place(p part) error {
 		return nil
 	}
 	if p.how == whole {
-		if err := t.setAside(to); err != nil {
-			return err
-		}
-		return durable.Move(from, to)
+		return t.put(from, to)
 	}
 	for _, f := range t.about.Files {
 		if f.Part != p.name || t.has[snapshotOf(f)] {
@@ -245,22 +253,37 @@ func (t *restoring) placeFile(from, to string, f File) error {
 	}
 	if same, err := sameFile(from, to); err != nil {
 		return err
-	} else if !same {
-		if err := t.setAside(to); err != nil {
+	} else if same {
+		return durable.Move(from, to)
+	}
+	return t.put(from, to)
+}
+
+var exchange = durable.Exchange // a test has file systems that can't
+
+// put moves from to its place. What is there is moved aside in the same step: at
+// no time is there neither, so that what comes next is held against a ledger. Where
+// the file system cannot, it is moved aside first.
+func (t *restoring) put(from, to string) error {
+	if !exists(to) {
+		return durable.Move(from, to)
+	}
+	old := to + ".before-restore-" + t.stamp
+	if err := durable.Move(from, old); err != nil {
+		return err
+	}
+	t.aside = append(t.aside, old)
+	err := exchange(old, to)
+	if !errors.Is(err, syscall.EINVAL) {
+		return err
+	}
+	next := old + ".next"
+	for _, n := range [][2]string{{old, next}, {to, old}, {next, to}} {
+		if err := durable.Rename(n[0], n[1]); err != nil {
 			return err
 		}
 	}
-	return durable.Move(from, to)
-}
-
-// setAside keeps what was there before.
-func (t *restoring) setAside(path string) error {
-	if !exists(path) {
-		return nil
-	}
-	to := path + ".before-restore-" + t.stamp
-	t.aside = append(t.aside, to)
-	return durable.Rename(path, to)
+	return nil
 }
 
 func named(c config.Config) (out []string) {

@@ -25,34 +25,41 @@ import (
 // ageHead begins an encrypted backup.
 const ageHead = "age-encryption.org/v1\n"
 
+// unpacked is a backup whose files are what its list says.
+type unpacked struct {
+	about About
+	text  string // what has to be signed
+	note  []byte // the signature, not looked at
+}
+
 // unpack reads a whole backup into dir, which it fills with PART/PATH, and
-// proves every file before it returns.
-func unpack(ctx context.Context, r io.Reader, dir string, ids []age.Identity) (About, error) {
+// proves every file before it returns. Who signed it, the caller asks.
+func unpack(ctx context.Context, r io.Reader, dir string, ids []age.Identity) (unpacked, error) {
 	in := bufio.NewReaderSize(r, 1<<20)
 	head, err := in.Peek(len(ageHead))
 	if err != nil && !errors.Is(err, io.EOF) {
-		return About{}, err
+		return unpacked{}, err
 	}
 	r = in
 	sealed := string(head) == ageHead
 	if sealed {
 		if len(ids) == 0 {
-			return About{}, errors.New("the backup is encrypted: name the identity that it was made for with --identity")
+			return unpacked{}, errors.New("the backup is encrypted: name the identity that it was made for with --identity")
 		}
 		if r, err = age.Decrypt(in, ids...); err != nil {
-			return About{}, fmt.Errorf("decrypt the backup: %w", err)
+			return unpacked{}, fmt.Errorf("decrypt the backup: %w", err)
 		}
 	}
 	z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(256<<20))
 	if err != nil {
-		return About{}, err
+		return unpacked{}, err
 	}
 	defer z.Close()
 	u := &unpacking{dir: dir, sealed: sealed, got: map[string]File{}}
 	if err := u.all(ctx, tar.NewReader(z)); err != nil {
-		return About{}, fmt.Errorf("backup: %w", err)
+		return unpacked{}, fmt.Errorf("backup: %w", err)
 	}
-	return u.about, u.prove()
+	return u.unpacked, u.prove()
 }
 
 // unpacking is one unpack at work.
@@ -60,7 +67,7 @@ type unpacking struct {
 	dir    string
 	sealed bool // it was encrypted
 	got    map[string]File
-	about  About
+	unpacked
 }
 
 func (u *unpacking) all(ctx context.Context, t *tar.Reader) error {
@@ -73,12 +80,14 @@ func (u *unpacking) all(ctx context.Context, t *tar.Reader) error {
 			return fmt.Errorf("%w: it is no backup, or damaged", err)
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case u.about.Format != "":
+		case u.note != nil || u.text != "" && h.Name != noteFile:
 			return fmt.Errorf("got %.80q after its list", h.Name)
 		case h.Typeflag != tar.TypeReg:
 			return fmt.Errorf("got %.80q, which is no regular file", h.Name)
 		case h.Name == aboutFile:
 			err = u.readAbout(t)
+		case u.text != "":
+			u.note, err = io.ReadAll(io.LimitReader(t, maxNote))
 		default:
 			err = u.file(t, h)
 		}
@@ -105,6 +114,7 @@ func (u *unpacking) readAbout(t *tar.Reader) error {
 	if u.about.Keys && !u.sealed {
 		return fmt.Errorf("%s says that keys are in a backup that is not encrypted; wanted them in an encrypted one only; take another copy", aboutFile)
 	}
+	u.text = noteText(b)
 	return nil
 }
 
@@ -148,8 +158,8 @@ func (u *unpacking) file(t *tar.Reader, h *tar.Header) error {
 // prove holds what came against the list, and gives each file its owner and
 // mode; folders are flushed.
 func (u *unpacking) prove() error {
-	if u.about.Format == "" {
-		return fmt.Errorf("backup: got no %s at its end: it was cut off; take another copy", aboutFile)
+	if u.note == nil {
+		return fmt.Errorf("backup: got no %s at its end: it was cut off; take another copy", noteFile)
 	}
 	if len(u.got) != len(u.about.Files) {
 		return fmt.Errorf("backup: got %d files; its list has %d", len(u.got), len(u.about.Files))

@@ -23,6 +23,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // WriteFile replaces path with data, atomically. The mode is perm exactly:
@@ -62,6 +64,15 @@ func Rename(oldpath, newpath string) error {
 		return err
 	}
 	return syncParents(oldpath, newpath)
+}
+
+// Exchange lets a and b, on one file system, trade places in one step, and flushes
+// both parents. Where the file system cannot, the error is EINVAL.
+func Exchange(a, b string) error {
+	if err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE); err != nil {
+		return &os.LinkError{Op: "exchange", Old: a, New: b, Err: err}
+	}
+	return syncParents(a, b)
 }
 
 // Link makes newpath another name of the file oldpath. It fails with

@@ -108,6 +108,27 @@ func TestRenameLinkRemove(t *testing.T) {
 	}
 }
 
+func TestExchange(t *testing.T) {
+	dir := t.TempDir()
+	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "sub/b")
+	for p, text := range map[string]string{filepath.Join(a, "in"): "first", b: "second"} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o700), os.WriteFile(p, []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Exchange(a, b); err != nil {
+		t.Fatal(err)
+	}
+	x, err := os.ReadFile(a)
+	y, err2 := os.ReadFile(filepath.Join(b, "in"))
+	if string(x) != "second" || string(y) != "first" {
+		t.Errorf("got %q, %v and %q, %v", x, err, y, err2)
+	}
+	if err := Exchange(a, filepath.Join(dir, "none")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v, want %v", err, fs.ErrNotExist)
+	}
+}
+
 func TestSymlinkSwitches(t *testing.T) {
 	dir := t.TempDir()
 	p := filepath.Join(dir, "current")
