@@ -45,11 +45,17 @@ func TestClusterJoin(t *testing.T) {
 		server := u.m.Addr.String()
 		for _, port := range []string{"6443", "10250", "5000"} {
 			out, err := two.inside("/bin/probe http://" + server + ":" + port + "/")
-			if err == nil && !strings.HasPrefix(out, "error") && !strings.HasPrefix(out, "403") || !two.recorded(server, `"port":`+port, "busy") {
-				t.Errorf("the server's port %s: %q, %v, or it is not on the node's ledger", port, out, err)
+			if err == nil && !strings.HasPrefix(out, "error") && !strings.HasPrefix(out, "403") {
+				t.Errorf("the server's port %s: %q, %v", port, out, err)
+			}
+			if !two.recorded(server, `"port":`+port, "busy") {
+				t.Errorf("the server's port %s: %q, %v, and it is not on the node's ledger", port, out, err)
 			}
 		}
 	})
+	if t.Failed() {
+		t.FailNow() // what follows would say nothing
+	}
 	two.settled()
 	two.clawbox(1, "upgrade the server first", "upgrade", "/e2e/three")
 	for _, s := range []struct {

@@ -14,22 +14,27 @@ import (
 	"github.com/clawbox/clawbox/appliance/control"
 )
 
-// recorded says whether the ledger has a refusal of the agent with all words.
+// recorded says whether the ledger has a refusal of the agent with all words, or
+// has it soon: the witness gathers what nobody waits for.
 func (n *podNode) recorded(words ...string) bool {
-	out, err := n.box("audit", "export")
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	for l := range strings.Lines(out) {
-		all := strings.Contains(l, `"disposition_id":2`) // blocked
-		for _, w := range words {
-			all = all && strings.Contains(l, w)
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		out, err := n.box("audit", "export")
+		if err != nil {
+			n.t.Fatal(err)
 		}
-		if all {
-			return true
+		for l := range strings.Lines(out) {
+			all := strings.Contains(l, `"disposition_id":2`) // blocked
+			for _, w := range words {
+				all = all && strings.Contains(l, w)
+			}
+			if all {
+				return true
+			}
+		}
+		if time.Now().After(end) {
+			return false
 		}
 	}
-	return false
 }
 
 // TestPodsOnK3s governs an agent in a real cluster: launched, attacking,
