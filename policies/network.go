@@ -1,6 +1,10 @@
 package policies
 
-import "net/url"
+import (
+	"net/netip"
+	"net/url"
+	"slices"
+)
 
 // HostRule matches destinations. Exactly one of Host, Domain and CIDR is set.
 // In deny rules only these, Ports and Line mean anything.
@@ -93,4 +97,10 @@ type Message struct {
 	Args map[string]any // MCP tools/call: params.arguments, as encoding/json decodes them
 
 	Frame string // WebSocket: "text" or "binary"; "": the handshake
+}
+
+// LeadsTo says whether AllowedIPs, where there are any, have a.
+func (h HostRule) LeadsTo(a netip.Addr) bool {
+	a = a.Unmap().WithZone("")
+	return len(h.AllowedIPs) == 0 || slices.ContainsFunc(h.AllowedIPs, func(net string) bool { return within(a, net) })
 }

@@ -50,6 +50,7 @@ type box struct {
 	calls  *queue // inspected connections
 	room   *room  // what their requests may take
 	ends   ends
+	masks  masks
 
 	mu      sync.Mutex // guards the rest
 	conns   map[*conn]bool

@@ -31,7 +31,7 @@ type call struct {
 	size    int64           // bytes taken of the box's memory for bodies
 	entered bool            // counted in
 	creds   []string        // names of the credentials that were put in
-	mask    *inspect.Masker // of what was put in; nil: nothing
+	mask    *inspect.Masker // of the agent's credentials; nil: it has none
 
 	mu     sync.Mutex // guards the rest
 	cancel context.CancelFunc
@@ -219,9 +219,9 @@ func (k *call) credentials() *refusal {
 		return refuse("net.credential", "use https, and inspect: true in the rule", "a credential would travel in clear")
 	}
 	k.creds = names
-	if len(names) > 0 {
-		k.mask = inspect.NewMasker(x.used...)
-		k.q.Header.Set("Accept-Encoding", "identity") // an answer that repeats it can then be masked
+	// Also where none was put in: a server may keep what another request brought.
+	if k.mask = k.s.box.masker(k.s.law(), x.used); k.mask != nil {
+		k.q.Header.Set("Accept-Encoding", packing(k.q.Header))
 	}
 	return k.body(refuse("net.credential", remedy, "a placeholder for a credential stands in the request's body"))
 }

@@ -1,12 +1,14 @@
 package egress
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"sync"
 	"time"
@@ -297,7 +299,7 @@ func (c *conn) deny(why *refusal) {
 	if !c.write(ledger.Denied, why.reason, why.detail, map[string]any{"rule": why.rule}) {
 		why = noLedger()
 	}
-	c.tell(403, why)
+	c.tell(cmp.Or(why.status, http.StatusForbidden), why)
 }
 
 // tell answers an HTTP client, and resets any other.
@@ -311,7 +313,7 @@ func (c *conn) tell(status int, why *refusal) {
 		return
 	}
 	body := c.body(why)
-	text := map[int]string{403: "Forbidden", 502: "Bad Gateway"}[status]
+	text := http.StatusText(status)
 	_ = c.in.SetDeadline(time.Now().Add(2 * time.Second))
 	fmt.Fprintf(c.in, "HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", status, text, len(body), body)
 	_ = c.in.CloseWrite()

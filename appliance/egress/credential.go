@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/clawbox/clawbox/appliance/inspect"
 	"github.com/clawbox/clawbox/policies"
@@ -167,11 +168,56 @@ func (s *spotter) Read(b []byte) (n int, err error) {
 	return n, err
 }
 
-// maskAnswer masks head, body and trailer. A server that packs its body,
-// though it was asked not to, has it unpacked here, or is refused.
+// masks keeps the Masker of a sandbox while its credentials stay the same.
+type masks struct {
+	mu sync.Mutex
+	of []string
+	m  *inspect.Masker
+}
+
+// masker hides all credentials that the policy gives the agent, and what was put
+// in besides, such as one as a part of Basic's text; nil: there is nothing to hide.
+func (b *box) masker(p *policies.Policy, used []string) *inspect.Masker {
+	var all []string
+	value := b.proxy.credential(b.agent.ID)
+	for _, c := range p.Credentials {
+		if v, ok := value(c.Name); ok && v != "" {
+			all = append(all, v)
+		}
+	}
+	more := slices.DeleteFunc(slices.Clone(used), func(s string) bool { return slices.Contains(all, s) })
+	if len(more) > 0 {
+		return inspect.NewMasker(append(all, more...)...)
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	b.masks.mu.Lock()
+	defer b.masks.mu.Unlock()
+	if !slices.Equal(b.masks.of, all) {
+		b.masks.of, b.masks.m = all, inspect.NewMasker(all...)
+	}
+	return b.masks.m
+}
+
+// packing is what an answer that has to be masked may be packed with: nothing, or
+// gzip, which is unpacked here, where the client asked for that and for the whole.
+func packing(h http.Header) string {
+	if h.Get("Range") == "" && strings.Contains(strings.ToLower(strings.Join(h["Accept-Encoding"], ",")), "gzip") {
+		return "gzip"
+	}
+	return "identity"
+}
+
+// maskAnswer masks head, body and trailer. A server that packs its body otherwise
+// than it was asked to is refused.
 func maskAnswer(res *http.Response, m *inspect.Masker) error {
 	head := func(h http.Header) {
-		for _, vs := range h {
+		for name, vs := range h {
+			if m.Names(name) {
+				delete(h, name)
+				continue
+			}
 			for i := range vs {
 				vs[i] = m.Text(vs[i])
 			}
@@ -190,18 +236,32 @@ func maskAnswer(res *http.Response, m *inspect.Masker) error {
 
 // unpack takes off an answer's content coding.
 func unpack(res *http.Response) error {
-	code := res.Header.Get("Content-Encoding")
+	codes := codings(res.Header)
 	switch {
-	case code == "" || strings.EqualFold(code, "identity") || res.Request != nil && res.Request.Method == http.MethodHead:
+	case len(codes) == 0 || res.Request != nil && res.Request.Method == http.MethodHead:
 		return nil
-	case res.StatusCode == http.StatusPartialContent || !strings.EqualFold(code, "gzip") || len(res.Header["Content-Encoding"]) > 1:
-		return refuse("net.credential", "ask for it without the credential", "the answer is packed (Content-Encoding %.40q), and what it repeats of the credential can't be hidden", code)
+	case res.StatusCode == http.StatusPartialContent || len(codes) > 1 || codes[0] != "gzip":
+		return refuse("net.credential", "ask for it in a form that is not packed, or without the credential", "the answer is packed (Content-Encoding %.40q), and what it repeats of the agent's credentials can't be hidden", codes)
 	}
 	res.Header.Del("Content-Encoding")
 	res.Header.Del("Content-Length")
 	res.ContentLength, res.Uncompressed = -1, true
 	res.Body = &unzipped{ReadCloser: res.Body}
 	return nil
+}
+
+// codings lists an answer's content codings but for identity, which is none.
+func codings(h http.Header) (out []string) {
+	for c := range strings.SplitSeq(strings.ToLower(strings.Join(h["Content-Encoding"], ",")), ",") {
+		switch c = strings.TrimSpace(c); c {
+		case "", "identity":
+		case "x-gzip":
+			out = append(out, "gzip")
+		default:
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 // unzipped reads gzip.

@@ -53,7 +53,7 @@ func (k *call) answer(w http.ResponseWriter, why *refusal) {
 // forward sends the request on and its answer back, as it comes.
 func (k *call) forward(w http.ResponseWriter) {
 	p := &httputil.ReverseProxy{
-		Transport: quiet{k.s.out}, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0),
+		Transport: quiet{k.s.way(k, true)}, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0),
 		Rewrite:        func(r *httputil.ProxyRequest) { k.address(r.Out) },
 		ModifyResponse: k.answered,
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {

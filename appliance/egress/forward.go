@@ -95,13 +95,21 @@ func (c *conn) outward(nc net.Conn) (net.Conn, *tally) {
 	return &outward{Conn: nc, c: c, count: t}, t
 }
 
-// dial resolves, checks every address and connects to one that was checked.
-func (c *conn) dial(ctx context.Context) (net.Conn, netip.AddrPort, *refusal) {
+// dial resolves, checks every address, also by further rules, and connects to one
+// that was checked.
+func (c *conn) dial(ctx context.Context, rules ...policies.HostRule) (net.Conn, netip.AddrPort, *refusal) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	as, why := c.addresses(ctx)
 	if why != nil {
 		return nil, netip.AddrPort{}, why
+	}
+	for _, a := range as {
+		for _, r := range rules {
+			if c.name && !r.LeadsTo(a) {
+				return nil, netip.AddrPort{}, c.elsewhere(a)
+			}
+		}
 	}
 	var errs []error
 	for _, a := range as[:min(len(as), 4)] {
@@ -144,32 +152,35 @@ func (c *conn) addresses(ctx context.Context) ([]netip.Addr, *refusal) {
 	return as, nil
 }
 
-// leads says why the connection's name may not lead to a, nil if it may.
+// leads says why the connection's name may not lead to a, nil if it may: by the
+// policy, and by the rule that governs the connection, also where another rule, or
+// an operator, would let it lead further.
 func (c *conn) leads(a netip.Addr) *refusal {
 	r := c.request(policies.Connect)
 	r.Addr = a
-	d := c.box.agent.Policy().Decide(r)
+	d := c.law().Decide(r)
 	if why := control(a, c.port); why != nil {
 		return why
 	}
+	_, rule := c.metered()
+	out := d.Reason == policies.ReasonAddress || !rule.LeadsTo(a)
 	switch {
 	case d.Reason == policies.ReasonDenied:
 		w := refuse(d.Reason, "only a changed policy can allow it", "%s resolves to %s, which a deny rule names", c.host, a)
 		w.rule = d.Rule
 		return w
-	case c.box.proxy.hosts[c.host] == a && d.Reason == policies.ReasonAddress && len(c.allowedIPs()) == 0:
+	case c.box.proxy.hosts[c.host] == a && out && len(rule.AllowedIPs) == 0:
 		return nil // the operator said where it leads
-	case private(a) && (d.Reason == policies.ReasonAddress || d.Verdict == policies.Hold && c.box.proxy.hosts[c.host] != a && !c.names(a)):
+	case private(a) && (out || d.Verdict == policies.Hold && c.box.proxy.hosts[c.host] != a && !c.names(a)):
 		return refuse("net.ssrf", "add the name to hosts in appliance.yaml, or the network to allowedIPs of the rule", "%s resolves to the private address %s", c.host, a)
-	case d.Reason == policies.ReasonAddress:
-		return refuse(d.Reason, "ask the operator to add it to allowedIPs of the rule", "%s resolves to %s, where the policy does not let it lead", c.host, a)
+	case out:
+		return c.elsewhere(a)
 	}
 	return nil
 }
 
-func (c *conn) allowedIPs() []string {
-	_, rule := c.metered()
-	return rule.AllowedIPs
+func (c *conn) elsewhere(a netip.Addr) *refusal {
+	return refuse(policies.ReasonAddress, "ask the operator to add it to allowedIPs of the rule", "%s resolves to %s, where the policy does not let it lead", c.host, a)
 }
 
 // names says whether an allow rule names the address itself; "*" never does.

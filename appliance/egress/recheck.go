@@ -25,8 +25,8 @@ func (c *conn) recheck() []ledger.Record {
 	if !live {
 		return nil // still being decided
 	}
-	why := c.standing(once)
 	c.govern()
+	why := c.standing(once)
 	m, is := c.metered()
 	switch again := "connect again"; {
 	case why != nil:

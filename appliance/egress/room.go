@@ -14,7 +14,7 @@ import (
 const (
 	maxBody     = 4 << 20 // bytes of a body that is read whole
 	allBodies   = 128 << 20
-	maxCalls    = 256  // requests at once
+	maxCalls    = 256  // requests at once, inspected ones and those of plain HTTP
 	maxOutwards = 1024 // connections to servers
 	maxWaiting  = 1000 // refused requests that wait for their turn
 
@@ -22,6 +22,11 @@ const (
 	// read, and inspect bounds how many values there are.
 	readCost = 32
 	maxRead  = 20 << 20
+
+	// The head of an answer, in bytes. A server that sends nothing but short lines
+	// makes net/http hold some 15 times as many, for as long as it pleases: with
+	// maxCalls some 128 MiB.
+	answerHead = 32 << 10
 
 	// What HTTP/2 buffers: of answers that a client does not take, and of
 	// bodies that a server does not take, in bytes.

@@ -25,11 +25,10 @@ type session struct {
 	far  *waited  // the client's end as it came
 	near net.Conn // as http.Server reads it
 	sent tally
-	out  *http.Transport // HTTP/1.1 and, over TLS, HTTP/2
-	old  *http.Transport // HTTP/1.1 only, for WebSockets
 
 	mu   sync.Mutex // guards the rest
-	outs map[*outward]bool
+	ways map[string]*http.Transport
+	outs map[*outward]bool // nil: the session has ended
 	live map[*call]bool
 }
 
@@ -43,19 +42,35 @@ const (
 )
 
 func newSession(c *conn) *session {
-	s := &session{conn: c, outs: map[*outward]bool{}, live: map[*call]bool{}}
-	s.out, s.old = s.transport(true), s.transport(false)
-	return s
+	return &session{conn: c, ways: map[string]*http.Transport{}, outs: map[*outward]bool{}, live: map[*call]bool{}}
+}
+
+// way is how a call goes out: over HTTP/1.1, or with h2 and over TLS HTTP/2, too.
+// Calls whose rules bound where the name may lead share no connection with others.
+func (s *session) way(k *call, h2 bool) *http.Transport {
+	bound := slices.DeleteFunc(slices.Clone(k.rules), func(r policies.HostRule) bool { return len(r.AllowedIPs) == 0 })
+	key := fmt.Sprint(h2)
+	for _, r := range bound {
+		key += fmt.Sprintf(" %q", r.AllowedIPs)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t, ok := s.ways[key]
+	if !ok {
+		t = s.transport(h2, bound)
+		s.ways[key] = t
+	}
+	return t
 }
 
 // transport connects to the session's one destination only, whatever a
-// request names.
-func (s *session) transport(h2 bool) *http.Transport {
+// request names, and where the rules say.
+func (s *session) transport(h2 bool, rules []policies.HostRule) *http.Transport {
 	t := &http.Transport{
-		DialContext:     func(ctx context.Context, _, _ string) (net.Conn, error) { return s.reach(ctx) },
+		DialContext:     func(ctx context.Context, _, _ string) (net.Conn, error) { return s.reach(ctx, rules) },
 		TLSClientConfig: &tls.Config{RootCAs: s.box.proxy.c.Roots, ServerName: s.host, MinVersion: tls.VersionTLS12},
 		MaxConnsPerHost: maxOutward, MaxIdleConnsPerHost: maxOutward, IdleConnTimeout: idleOutside, TLSHandshakeTimeout: tlsPatience,
-		DisableCompression: true, MaxResponseHeaderBytes: 256 << 10, ExpectContinueTimeout: time.Second,
+		DisableCompression: true, MaxResponseHeaderBytes: answerHead, ExpectContinueTimeout: time.Second,
 		Protocols: new(http.Protocols),
 		HTTP2:     &http.HTTP2Config{MaxReceiveBufferPerStream: answerWindow, MaxReceiveBufferPerConnection: answersWindow},
 	}
@@ -64,14 +79,15 @@ func (s *session) transport(h2 bool) *http.Transport {
 	return t
 }
 
-// reach makes one more connection to the destination, checked like the first.
-func (s *session) reach(ctx context.Context) (_ net.Conn, err error) {
+// reach makes one more connection to the destination, checked like the first, and
+// by the rules of the call that wants it.
+func (s *session) reach(ctx context.Context, rules []policies.HostRule) (_ net.Conn, err error) {
 	defer caught(&err) // net/http dials in goroutines of its own
 	free, why := s.box.outwardRoom()
 	if why != nil {
 		return nil, why
 	}
-	nc, to, why := s.dial(ctx)
+	nc, to, why := s.dial(ctx, rules...)
 	if why != nil {
 		free()
 		return nil, why
@@ -112,15 +128,16 @@ func (s *session) forget(o *outward) {
 // close ends what the session has open outside.
 func (s *session) close() {
 	s.mu.Lock()
-	outs := s.outs
+	outs, ways := s.outs, slices.Collect(maps.Values(s.ways))
 	s.outs = nil
 	s.mu.Unlock()
 	for o := range outs {
 		reset(o)
 		o.closed()
 	}
-	s.out.CloseIdleConnections()
-	s.old.CloseIdleConnections()
+	for _, t := range ways {
+		t.CloseIdleConnections()
+	}
 }
 
 // inspect serves the connection request by request until it ends.

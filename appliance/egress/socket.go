@@ -17,13 +17,17 @@ import (
 func (k *call) socket(w http.ResponseWriter) {
 	q := k.q.Clone(k.q.Context())
 	k.address(q)
-	res, err := k.s.old.RoundTrip(q)
+	res, err := k.s.way(k, false).RoundTrip(q)
 	if err != nil {
 		k.answer(w, k.unreached(err))
 		return
 	}
 	defer res.Body.Close()
-	if err := k.answered(res); err != nil || res.StatusCode != http.StatusSwitchingProtocols {
+	if err := k.answered(res); err != nil {
+		k.answer(w, k.unreached(err))
+		return
+	}
+	if res.StatusCode != http.StatusSwitchingProtocols {
 		copyAnswer(w, res)
 		return
 	}
@@ -76,10 +80,7 @@ func (k *call) frames(w http.ResponseWriter, res *http.Response, server io.ReadW
 	if gone {
 		return
 	}
-	sock := inspect.Socket{Handshake: k.msgs[0], Ask: k.frame, Room: messages{k.s.box.room}}
-	if k.mask != nil {
-		sock.Mask = k.mask.Bytes
-	}
+	sock := inspect.Socket{Handshake: k.msgs[0], Ask: k.frame, Room: messages{k.s.box.room}, Mask: k.mask}
 	err = inspect.Frames(ctx, near, k.countSocket(server), sock)
 	var no *inspect.Refusal
 	if errors.As(err, &no) {

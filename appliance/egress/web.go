@@ -71,8 +71,13 @@ func (b *box) webServer() *http.Server {
 	return srv
 }
 
-// relay carries one request to out and its answer back.
+// relay carries one request to out and its answer back, within the sandbox's room.
 func (c *conn) relay(out net.Conn) (up, down int64) {
+	if !c.box.room.calls.TryAcquire(1) {
+		c.deny(busy("%d requests of this sandbox are under way already", maxCalls))
+		return 0, 0
+	}
+	defer c.box.room.calls.Release(1)
 	w := &web{Conn: c.in, c: c, out: &counted{Conn: out}}
 	c.box.web.put(w)
 	if w.follow.more.Load() && !w.upgraded.Load() {
@@ -140,6 +145,6 @@ func (w *web) transport() *http.Transport {
 			}
 			return w.out, nil
 		},
-		DisableKeepAlives: true, DisableCompression: true, MaxResponseHeaderBytes: 1 << 20, ExpectContinueTimeout: time.Second,
+		DisableKeepAlives: true, DisableCompression: true, MaxResponseHeaderBytes: answerHead, ExpectContinueTimeout: time.Second,
 	}
 }

@@ -50,6 +50,14 @@ type frame struct {
 
 func (f frame) control() bool { return f.op >= opClose }
 
+// reason is where in a payload text may begin: behind a close frame's code.
+func (f frame) reason() int {
+	if f.op == opClose {
+		return 2
+	}
+	return 0
+}
+
 // readFrame reads a header: no reserved bits (no extension was agreed on),
 // known opcodes, the shortest form of the length.
 func readFrame(r *bufio.Reader) (f frame, err error) {

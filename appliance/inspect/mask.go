@@ -2,6 +2,7 @@ package inspect
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"html"
 	"io"
@@ -12,7 +13,7 @@ import (
 
 // Masker overwrites secrets with as many asterisks: a server that shows what
 // it was sent must not show it to the agent. It knows the secrets as they are
-// and as JSON, URLs and HTML spell them.
+// and as JSON, URLs, HTML and base64 spell them.
 type Masker struct{ forms [][]byte }
 
 // NewMasker masks secrets; empty ones are nothing.
@@ -39,9 +40,27 @@ func spellings(s string) []string {
 		j := string(b[1 : len(b)-1])
 		out = append(out, j, strings.ReplaceAll(j, "/", `\/`))
 	}
+	out = append(out, cores(s)...)
 	slices.Sort(out)
 	return slices.Compact(out)
 }
+
+// cores are the letters that s always gives as a part of something in base64, as
+// the password in Basic: one row for each place where it may begin in a group of
+// three bytes (RFC 4648). Letters that hold bits of what is beside s are not among
+// them, nor is a row so short that other texts have it.
+func cores(s string) (out []string) {
+	for at := range 3 {
+		b := append(make([]byte, at, at+len(s)), s...)
+		enc := base64.StdEncoding.EncodeToString(b)[(8*at+5)/6 : 8*len(b)/6]
+		if len(enc) >= leastCore {
+			out = append(out, enc, strings.NewReplacer("+", "-", "/", "_").Replace(enc))
+		}
+	}
+	return out
+}
+
+const leastCore = 8
 
 // Bytes masks b in place.
 func (m *Masker) Bytes(b []byte) {
@@ -66,6 +85,16 @@ func (m *Masker) Text(s string) string {
 		s = strings.ReplaceAll(s, string(x), strings.Repeat("*", len(x)))
 	}
 	return s
+}
+
+// Names says whether a name that is compared without regard to case, as a header's,
+// has a secret in it; a nil Masker knows none.
+func (m *Masker) Names(s string) bool {
+	if m == nil {
+		return false
+	}
+	s = strings.ToLower(s)
+	return slices.ContainsFunc(m.forms, func(x []byte) bool { return strings.Contains(s, strings.ToLower(string(x))) })
 }
 
 // Reader masks a stream. It holds back only bytes that a secret may begin

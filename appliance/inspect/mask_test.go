@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"encoding/base64"
 	"io"
 	"strings"
 	"testing"
@@ -46,6 +47,19 @@ func TestMaskerForms(t *testing.T) {
 		if got := m.Text(in); got != want {
 			t.Errorf("%s: got %s, want %s", in, got, want)
 		}
+	}
+	for i := range 6 { // as a part of something in base64, wherever it begins
+		for _, enc := range []*base64.Encoding{base64.StdEncoding, base64.RawURLEncoding} {
+			in := enc.EncodeToString([]byte("me:me:"[:i] + "ghp-?>?>?" + secret + "\xff\xfe tail"))
+			got := NewMasker("ghp-?>?>?" + secret).Text(in)
+			// At most the letters that share bits with what is beside may be left.
+			if out := strings.Trim(got, "*"); len(got) != len(in) || strings.Count(got, "*") < (len("ghp-?>?>?"+secret)*8-10)/6 || out == in {
+				t.Errorf("%s became %s", in, got)
+			}
+		}
+	}
+	if m := NewMasker(secret); !m.Names("X-"+strings.ToUpper(secret)) || m.Names("X-Other") || (*Masker)(nil).Names(secret) {
+		t.Error("names of headers")
 	}
 	if (*Masker)(nil).Text("x") != "x" {
 		t.Error("a nil Masker changes text")

@@ -2,10 +2,12 @@ package inspect
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -25,9 +27,9 @@ type Socket struct {
 	// Room is asked for the bytes of each of the client's frames before they
 	// are read, and gets them back after the message; nil: there is enough.
 	Room Room
-	// Mask changes, in place, what the server's frames carry, at most 32 KiB at
-	// a time; nil: nothing.
-	Mask func([]byte)
+	// Mask hides what the server's frames must not show, also where it is spread
+	// over the frames of a message, and in control frames; nil: nothing.
+	Mask *Masker
 }
 
 // Room is memory that several connections share.
@@ -45,9 +47,9 @@ const (
 
 // Frames carries a WebSocket between a client and a server (RFC 6455) until
 // one of them closes it, and closes both. Messages of the client are read
-// whole, judged, and sent on in one frame; control frames pass between; what
-// the server sends is checked for form and passes as it comes. Both ends are
-// read after their handshakes.
+// whole, judged, and sent on in one frame; what the server sends is checked for
+// form and passes as it comes. Control frames pass between, but carry nothing of
+// the client's to the server: see beat. Both ends are read after their handshakes.
 //
 // A panic, of Ask too, is the caller's, after both ends were closed.
 //
@@ -123,6 +125,7 @@ var errEnded = errors.New("a close frame was sent")
 type pipe struct {
 	Socket
 	client, server side
+	beat           beat
 }
 
 // side is where one of them is written to. A frame is written in one piece.
@@ -199,7 +202,7 @@ func (p *pipe) up(ctx context.Context, r *bufio.Reader) error {
 			return err
 		}
 		if f.control() {
-			if done, err := p.server.control(f, r); done || err != nil {
+			if done, err := p.clientControl(f, r); done || err != nil {
 				return err
 			}
 			continue
@@ -251,21 +254,107 @@ func (h *holding) free() {
 	h.n = 0
 }
 
-// control passes a control frame on and says whether it was the last frame.
-func (s *side) control(f frame, r *bufio.Reader) (done bool, err error) {
+// control reads a control frame's payload.
+func control(f frame, r *bufio.Reader) ([]byte, error) {
 	b, err := f.payload(r, nil)
 	if err == nil && f.op == opClose {
 		err = checkClose(b)
 	}
-	if err == nil {
-		err = s.send(frame{fin: true, op: f.op}, b)
+	return b, err
+}
+
+// clientControl passes a control frame of the client's on, without what it
+// carries, and says whether it was the last frame.
+func (p *pipe) clientControl(f frame, r *bufio.Reader) (done bool, err error) {
+	b, err := control(f, r)
+	if err != nil {
+		return false, err
+	}
+	send := true
+	switch f.op {
+	case opPing:
+		b = p.beat.ask(b)
+	case opPong:
+		b, send = p.beat.answer(b)
+	case opClose:
+		b = b[:min(len(b), 2)] // the code
+	}
+	if send {
+		err = p.server.send(frame{fin: true, op: f.op}, b)
 	}
 	return f.op == opClose, err
 }
 
+// serverControl passes a control frame of the server's on, masked.
+func (p *pipe) serverControl(f frame, r *bufio.Reader) (done bool, err error) {
+	b, err := control(f, r)
+	if err != nil {
+		return false, err
+	}
+	said := slices.Clone(b)
+	if p.Mask != nil {
+		p.Mask.Bytes(b[min(len(b), f.reason()):])
+	}
+	switch f.op {
+	case opPing:
+		p.beat.asked(said, b)
+	case opPong:
+		b = p.beat.answered(b)
+	}
+	return f.op == opClose, p.client.send(frame{fin: true, op: f.op}, b)
+}
+
+// beat is what pings and pongs are about: whether the other side is there. The
+// 125 bytes of a ping could carry what no policy has judged, so the server gets
+// empty ones, and its own back in a pong, nothing else; the client's pong has what
+// its ping had (RFC 6455, 5.5.3: of several, the last).
+type beat struct {
+	mu      sync.Mutex
+	client  []byte // payload of the client's ping that is not answered; nil: none
+	server  []byte // of the server's; nil: none
+	clients []byte // how the client was shown that
+}
+
+// ask takes the client's ping and gives what the server gets.
+func (b *beat) ask(payload []byte) []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.client = append([]byte{}, payload...)
+	return nil
+}
+
+// answered takes the server's pong and gives what the client gets.
+func (b *beat) answered(payload []byte) []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.client == nil {
+		return payload
+	}
+	payload, b.client = b.client, nil
+	return payload
+}
+
+// asked takes the server's ping, as it came and as the client is shown it.
+func (b *beat) asked(said, shown []byte) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.server, b.clients = append([]byte{}, said...), append([]byte{}, shown...)
+}
+
+// answer takes the client's pong and gives what the server gets, if anything.
+func (b *beat) answer(payload []byte) ([]byte, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.server == nil || !bytes.Equal(payload, b.clients) {
+		return nil, false
+	}
+	payload, b.server = b.server, nil
+	return payload, true
+}
+
 // down carries what the server sends, long frames in parts.
 func (p *pipe) down(r *bufio.Reader) error {
-	l := flow{}
+	l, m := flow{}, masking{mask: p.Mask}
 	buf := make([]byte, chunk)
 	for {
 		f, err := readFrame(r)
@@ -276,12 +365,12 @@ func (p *pipe) down(r *bufio.Reader) error {
 			return err
 		}
 		if f.control() {
-			if done, err := p.client.control(f, r); done || err != nil {
+			if done, err := p.serverControl(f, r); done || err != nil {
 				return err
 			}
 			continue
 		}
-		if err := p.client.parts(f, r, buf, p.Mask); err != nil {
+		if err := p.client.parts(f, r, buf, &m); err != nil {
 			return err
 		}
 		if f.fin {
@@ -290,20 +379,50 @@ func (p *pipe) down(r *bufio.Reader) error {
 	}
 }
 
-// parts passes a data frame on in pieces of at most len(buf), so that no
-// frame of a slow server keeps control frames waiting.
-func (s *side) parts(f frame, r *bufio.Reader, buf []byte, mask func([]byte)) error {
-	for op, left := f.op, f.n; ; op = opContinue {
+// masking is how far a message of the server's has been masked.
+type masking struct {
+	mask *Masker // nil: nothing is
+	held []byte  // of the message, not sent yet: a secret may begin in it
+	op   byte    // of the message, while nothing of it was sent; else opContinue
+}
+
+// next takes a piece of the message and gives what can be sent of it; last says
+// that the message ends with it.
+func (m *masking) next(b []byte, last bool) []byte {
+	if m.mask == nil {
+		return b
+	}
+	b = append(m.held, b...)
+	m.mask.Bytes(b)
+	n := len(b)
+	if !last {
+		n -= m.mask.held(b)
+	}
+	m.held = slices.Clone(b[n:])
+	return b[:n]
+}
+
+// parts passes a data frame on in pieces of some len(buf), so that no frame of a
+// slow server keeps control frames waiting.
+func (s *side) parts(f frame, r *bufio.Reader, buf []byte, m *masking) error {
+	if f.op != opContinue {
+		m.op = f.op
+	}
+	for left := f.n; ; {
 		b := buf[:min(left, int64(len(buf)))]
 		if _, err := io.ReadFull(r, b); err != nil {
 			return wholly(err)
 		}
-		if mask != nil {
-			mask(b)
-		}
 		left -= int64(len(b))
-		if err := s.send(frame{fin: f.fin && left == 0, op: op}, b); err != nil || left == 0 {
-			return err
+		last := f.fin && left == 0
+		if b = m.next(b, last); len(b) > 0 || last || m.mask == nil {
+			if err := s.send(frame{fin: last, op: m.op}, b); err != nil {
+				return err
+			}
+			m.op = opContinue
+		}
+		if left == 0 {
+			return nil
 		}
 	}
 }

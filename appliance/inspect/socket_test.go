@@ -141,7 +141,7 @@ func down(fin bool, op byte, s string) []byte {
 func TestFrames(t *testing.T) {
 	w := open(t, Socket{})
 	write(t, w.client, bytes.Join([][]byte{up(false, opText, "hel"), up(true, opPing, "p"), up(false, opContinue, "l"), up(true, opContinue, "o"), up(true, opBinary, "\x00")}, nil))
-	if f, s := read(t, w.fromClient); f.op != opPing || s != "p" || f.mask == nil {
+	if f, s := read(t, w.fromClient); f.op != opPing || s != "" || f.mask == nil {
 		t.Errorf("got %+v %q", f, s)
 	}
 	if f, s := read(t, w.fromClient); f.op != opText || s != "hello" || !f.fin || f.mask == nil {
@@ -162,6 +162,9 @@ func TestFrames(t *testing.T) {
 			t.Errorf("got %+v", f)
 		}
 		if f.op == opPong {
+			if s != "p" {
+				t.Errorf("the pong has %q, want what the ping had", s)
+			}
 			continue
 		}
 		if got += s; f.fin {
@@ -172,7 +175,7 @@ func TestFrames(t *testing.T) {
 		t.Errorf("got %d bytes", len(got))
 	}
 	write(t, w.client, up(true, opClose, string(closeBody(1000, "bye"))))
-	if f, s := read(t, w.fromClient); f.op != opClose || s != "\x03\xe8bye" {
+	if f, s := read(t, w.fromClient); f.op != opClose || s != "\x03\xe8" {
 		t.Errorf("got %+v %q", f, s)
 	}
 	write(t, w.server, down(true, opClose, ""))
@@ -181,6 +184,69 @@ func TestFrames(t *testing.T) {
 	}
 	if err := <-w.end; err != nil {
 		t.Error(err)
+	}
+}
+
+// Control frames keep a connection alive, and bring nothing of the client's to the
+// server: no policy judges them.
+func TestFramesControl(t *testing.T) {
+	w := open(t, Socket{Mask: NewMasker(secret)})
+	write(t, w.server, down(true, opPing, "are you "+secret+" there"))
+	shown := "are you " + strings.Repeat("*", len(secret)) + " there"
+	if f, s := read(t, w.fromServer); f.op != opPing || s != shown {
+		t.Fatalf("got %+v %q", f, s)
+	}
+	write(t, w.client, bytes.Join([][]byte{up(true, opPong, "secretly"), up(true, opPong, shown), up(true, opPong, shown), up(true, opPing, "secretly"), up(true, opText, "end")}, nil))
+	for _, want := range []struct {
+		op byte
+		s  string
+	}{{opPong, "are you " + secret + " there"}, {opPing, ""}, {opText, "end"}} {
+		if f, s := read(t, w.fromClient); f.op != want.op || s != want.s {
+			t.Errorf("the server got %+v %q, want %d %q", f, s, want.op, want.s)
+		}
+	}
+	write(t, w.server, bytes.Join([][]byte{down(true, opPong, secret), down(true, opPong, secret), down(true, opClose, "\x0f\xa1bad token "+secret)}, nil))
+	for _, want := range []string{"secretly", strings.Repeat("*", len(secret)), "\x0f\xa1bad token " + strings.Repeat("*", len(secret))} {
+		if f, s := read(t, w.fromServer); s != want {
+			t.Errorf("the client got %+v %q, want %q", f, s, want)
+		}
+	}
+}
+
+// A secret is masked wherever frames, and the pieces that they are sent on in, cut it.
+func TestFramesMasked(t *testing.T) {
+	for at := range len(secret) + 1 {
+		w := open(t, Socket{Mask: NewMasker(secret)})
+		long := strings.Repeat("x", chunk-at)
+		write(t, w.server, bytes.Join([][]byte{
+			down(false, opText, long+secret+"y"), down(false, opContinue, secret[:at]), down(true, opPing, ""), down(false, opContinue, ""), down(true, opContinue, secret[at:]+secret[:at]),
+			down(true, opBinary, secret[:at]), down(true, opText, secret[at:]),
+		}, nil))
+		stars := strings.Repeat("*", len(secret))
+		for _, want := range []struct {
+			op   byte
+			text string
+		}{{opText, long + stars + "y" + stars + secret[:at]}, {opBinary, secret[:at]}, {opText, secret[at:]}} {
+			if at == 0 || at == len(secret) {
+				want.text = strings.ReplaceAll(want.text, secret, stars)
+			}
+			got, first := "", true
+			for {
+				f, s := read(t, w.fromServer)
+				if f.op == opPing {
+					continue
+				}
+				if first && f.op != want.op || !first && f.op != opContinue {
+					t.Fatalf("cut at %d: got %+v for a message of kind %d", at, f, want.op)
+				}
+				if got, first = got+s, false; f.fin {
+					break
+				}
+			}
+			if got != want.text {
+				t.Fatalf("cut at %d: got …%q", at, got[max(0, len(got)-60):])
+			}
+		}
 	}
 }
 
