@@ -16,8 +16,9 @@
 // The ledger is copied first, and the copy is verified: a backup that could not
 // be restored is not written.
 //
-// Restore unpacks beside the state, verifies everything there, and only then
-// replaces something. It takes what the key of the ledger in place has signed, or
+// Restore reads the file twice: to verify list and signature, which nothing is
+// written for, then to unpack it beside the state, where everything is verified
+// again before something is replaced. It takes what the key of the ledger in place has signed, or
 // the key that the operator names. It refuses a ledger that is shorter than the one in place,
 // or that does not go on from it; what it replaces is moved aside, never
 // deleted. Cut off and given again it arrives at the same result.
@@ -53,7 +54,7 @@ import (
 const (
 	Format    = "clawbox.io/backup/v2"
 	aboutFile = "backup.json"
-	maxAbout  = 64 << 20 // bytes
+	maxAbout  = 256 << 20 // bytes
 )
 
 // About says what a backup holds.
@@ -184,6 +185,9 @@ func (w *writing) all(ctx context.Context) error {
 	b, err := json.MarshalIndent(w.about, "", "  ")
 	if err != nil {
 		return err
+	}
+	if len(b) > maxAbout {
+		return fmt.Errorf("got a list of %d bytes for %d files; wanted at most %d, which a restore reads; remove snapshots that nobody needs", len(b), len(w.about.Files), maxAbout)
 	}
 	sig, err := sign(b, w.key)
 	if err != nil {

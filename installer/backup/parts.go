@@ -34,13 +34,15 @@ const (
 // ofCluster are the parts that are K3s's.
 var ofCluster = []string{"datastore", "node-keys"}
 
-// parts in the order in which they are restored: the keys before the ledger that
-// they sign, receipts last, since the appliance looks at them first.
+// parts in the order in which they are restored: the ledger before the keys that
+// go on with it, since a restore that was cut off knows by the key in place that
+// the ledger may still be another one; receipts last, since the appliance looks at
+// them first.
 var parts = []part{
+	{"ledger", false, func(c config.Config, _ installer.Layout) string { return c.Paths.Ledger }, nil, whole},
 	{"keys", true, func(c config.Config, _ installer.Layout) string { return c.Paths.Keys }, nil, each},
 	{"credentials", true, func(config.Config, installer.Layout) string { return "/" }, nil, each},
 	{"etc", false, func(_ config.Config, l installer.Layout) string { return l.Etc() }, nil, each},
-	{"ledger", false, func(c config.Config, _ installer.Layout) string { return c.Paths.Ledger }, nil, whole},
 	{"agents", false, func(c config.Config, _ installer.Layout) string { return filepath.Join(c.Paths.State, "agents") }, agentFile, each},
 	{"state", false, func(c config.Config, _ installer.Layout) string { return c.Paths.State }, func(p string) bool { return p == "uids.json" }, each},
 	{"approvals", false, func(c config.Config, _ installer.Layout) string { return filepath.Join(c.Paths.State, "egress") }, nil, each},

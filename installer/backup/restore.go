@@ -65,7 +65,7 @@ func snapshotOf(f File) string {
 }
 
 // Restore puts the backup in r back below root, whose appliance must not run.
-func Restore(ctx context.Context, r io.Reader, root string, o RestoreOptions) (About, []string, error) {
+func Restore(ctx context.Context, r io.ReadSeeker, root string, o RestoreOptions) (About, []string, error) {
 	t := &restoring{o: o, l: installer.Layout{Prefix: root}, stamp: time.Now().UTC().Format("20060102T150405Z")}
 	if err := installer.ValidOperator(o.Operator); err != nil {
 		return About{}, nil, err
@@ -95,7 +95,7 @@ func Restore(ctx context.Context, r io.Reader, root string, o RestoreOptions) (A
 	if err := durable.Mkdir(t.dir, 0o700); err != nil {
 		return About{}, nil, err
 	}
-	if t.unpacked, err = unpack(ctx, r, t.dir, o.Identities); err != nil {
+	if err := t.read(ctx, r); err != nil {
 		return About{}, nil, err
 	}
 	if err := t.fits(); err != nil || o.Check {
@@ -130,11 +130,26 @@ func Restore(ctx context.Context, r io.Reader, root string, o RestoreOptions) (A
 	return t.about, t.aside, t.l.TellRestored(o.Operator, fmt.Sprintf("%sfrom a backup of %s, made on %s, whose ledger had %d entries%s", what, t.about.Created.Format(time.RFC3339), t.about.Host, t.about.Entries, by))
 }
 
-// fits holds the backup against what is installed, first its signature.
-func (t *restoring) fits() (err error) {
+// read unpacks what somebody whom this host knows has signed.
+func (t *restoring) read(ctx context.Context, r io.ReadSeeker) (err error) {
+	if t.unpacked, err = unpack(ctx, r, "", t.o.Identities); err != nil {
+		return err
+	}
 	if err := t.signed(); err != nil {
 		return err
 	}
+	if _, err := r.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	u, err := unpack(ctx, r, t.dir, t.o.Identities)
+	if err == nil && u.text != t.text {
+		err = errors.New("the backup has changed while it was read; give the same command again")
+	}
+	return err
+}
+
+// fits holds the backup against what is installed.
+func (t *restoring) fits() (err error) {
 	version, sequence, digest, err := t.l.Committed()
 	if err != nil {
 		return err
@@ -263,20 +278,28 @@ var exchange = durable.Exchange // a test has file systems that can't
 
 // put moves from to its place. What is there is moved aside in the same step: at
 // no time is there neither, so that what comes next is held against a ledger. Where
-// the file system cannot, it is moved aside first.
+// the file system cannot, it is moved aside first. After a power cut what lies aside
+// may be what was to come.
 func (t *restoring) put(from, to string) error {
 	if !exists(to) {
 		return durable.Move(from, to)
 	}
 	old := to + ".before-restore-" + t.stamp
+	for n := 2; exists(old); n++ { // two in one second
+		old = fmt.Sprintf("%s.before-restore-%s-%d", to, t.stamp, n)
+	}
 	if err := durable.Move(from, old); err != nil {
 		return err
 	}
-	t.aside = append(t.aside, old)
 	err := exchange(old, to)
 	if !errors.Is(err, syscall.EINVAL) {
+		if no := (*os.LinkError)(nil); errors.As(err, &no) { // old is what was to come
+			return errors.Join(err, os.RemoveAll(old))
+		}
+		t.aside = append(t.aside, old)
 		return err
 	}
+	t.aside = append(t.aside, old)
 	next := old + ".next"
 	for _, n := range [][2]string{{old, next}, {to, old}, {next, to}} {
 		if err := durable.Rename(n[0], n[1]); err != nil {

@@ -102,14 +102,20 @@ func unknown(said, have string) error {
 	return fmt.Errorf("%w: got one that says it is by %.200q; wanted one by %s; on a new machine name the lost one's key, as you wrote it down, with --ledger-key", ErrSigner, said, have)
 }
 
-// LoadKey reads a ledger's public key, NAME+HASH+KEY, or the file that holds one.
+// LoadKey reads a ledger's public key, NAME+HASH+KEY, or the file that holds one. Its
+// errors never show a text that could be a private one.
 func LoadKey(s string) (note.Verifier, error) {
-	if v, err := note.NewVerifier(strings.TrimSpace(s)); err == nil {
+	const wanted = "wanted a ledger's public key, NAME+HASH+KEY, or the file with one (etc/clawbox/ledger.vkey)"
+	if strings.Contains(s, "+") {
+		v, err := note.NewVerifier(strings.TrimSpace(s))
+		if err != nil {
+			return nil, errors.New("got a text that is no public key; " + wanted)
+		}
 		return v, nil
 	}
 	v, err := verifier(s)
 	if err != nil {
-		return nil, fmt.Errorf("got %.80q; wanted a ledger's public key, NAME+HASH+KEY, or the file with one (etc/clawbox/ledger.vkey): %w", s, err)
+		return nil, fmt.Errorf("got %.80q; %s: %w", s, wanted, err)
 	}
 	return v, nil
 }

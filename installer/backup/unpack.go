@@ -32,8 +32,9 @@ type unpacked struct {
 	note  []byte // the signature, not looked at
 }
 
-// unpack reads a whole backup into dir, which it fills with PART/PATH, and
-// proves every file before it returns. Who signed it, the caller asks.
+// unpack reads a whole backup into dir, which it fills with PART/PATH, or nowhere
+// where dir is "", and proves every file before it returns. Who signed it, the
+// caller asks.
 func unpack(ctx context.Context, r io.Reader, dir string, ids []age.Identity) (unpacked, error) {
 	in := bufio.NewReaderSize(r, 1<<20)
 	head, err := in.Peek(len(ageHead))
@@ -82,6 +83,8 @@ func (u *unpacking) all(ctx context.Context, t *tar.Reader) error {
 			return ctx.Err()
 		case u.note != nil || u.text != "" && h.Name != noteFile:
 			return fmt.Errorf("got %.80q after its list", h.Name)
+		case sparse(h):
+			return fmt.Errorf("got %.80q in a sparse form, which no backup has: somebody has put it there; take another copy", h.Name)
 		case h.Typeflag != tar.TypeReg:
 			return fmt.Errorf("got %.80q, which is no regular file", h.Name)
 		case h.Name == aboutFile:
@@ -89,7 +92,7 @@ func (u *unpacking) all(ctx context.Context, t *tar.Reader) error {
 		case u.text != "":
 			u.note, err = io.ReadAll(io.LimitReader(t, maxNote))
 		default:
-			err = u.file(t, h)
+			err = u.file(&patient{ctx, t}, h)
 		}
 		if err != nil {
 			return err
@@ -118,8 +121,31 @@ func (u *unpacking) readAbout(t *tar.Reader) error {
 	return nil
 }
 
-// file writes one file, with holes where it has nothing but zeros.
-func (u *unpacking) file(t *tar.Reader, h *tar.Header) error {
+// sparse says whether a few bytes stand for a file of any size.
+func sparse(h *tar.Header) bool {
+	for k := range h.PAXRecords {
+		if strings.HasPrefix(k, "GNU.sparse.") {
+			return true
+		}
+	}
+	return h.Typeflag == tar.TypeGNUSparse
+}
+
+// patient is a reader that ends with its context.
+type patient struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (p *patient) Read(b []byte) (int, error) {
+	if err := p.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return p.r.Read(b)
+}
+
+// file reads one file, and writes it with holes where it has nothing but zeros.
+func (u *unpacking) file(t io.Reader, h *tar.Header) error {
 	name, rel, ok := strings.Cut(h.Name, "/")
 	i := slices.IndexFunc(parts, func(p part) bool { return p.name == name })
 	if !ok || !fs.ValidPath(rel) || i < 0 {
@@ -135,7 +161,19 @@ func (u *unpacking) file(t *tar.Reader, h *tar.Header) error {
 	if _, twice := u.got[h.Name]; twice {
 		return fmt.Errorf("got %.80q a second time", h.Name)
 	}
-	path := filepath.Join(u.dir, name, rel)
+	sum := sha256.New()
+	var err error
+	if u.dir == "" {
+		_, err = io.Copy(sum, t)
+	} else {
+		err = spread(filepath.Join(u.dir, name, rel), h.Size, io.TeeReader(t, sum))
+	}
+	u.got[h.Name] = File{Size: h.Size, SHA256: hex.EncodeToString(sum.Sum(nil))}
+	return err
+}
+
+// spread writes what r has, n bytes, to a new file, and flushes it.
+func spread(path string, n int64, r io.Reader) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
@@ -143,15 +181,12 @@ func (u *unpacking) file(t *tar.Reader, h *tar.Header) error {
 	if err != nil {
 		return err
 	}
-	sum := sha256.New()
-	_, err = io.Copy(io.MultiWriter(&holes{f: f}, sum), t)
-	if err == nil {
-		err = f.Truncate(h.Size) // the last hole
+	if _, err = io.Copy(&holes{f: f}, r); err == nil {
+		err = f.Truncate(n) // the last hole
 	}
 	if err == nil {
 		err = f.Sync()
 	}
-	u.got[h.Name] = File{Size: h.Size, SHA256: hex.EncodeToString(sum.Sum(nil))}
 	return errors.Join(err, f.Close())
 }
 
@@ -170,10 +205,16 @@ func (u *unpacking) prove() error {
 			return fmt.Errorf("backup: %.120q is not what its list says; take another copy", f.name())
 		}
 		delete(u.got, f.name()) // a second line is for no file
+		if u.dir == "" {
+			continue
+		}
 		path := filepath.Join(u.dir, f.Part, f.Path)
 		if err := errors.Join(os.Lchown(path, f.UID, f.GID), os.Chmod(path, f.Mode.Perm())); err != nil {
 			return err
 		}
+	}
+	if u.dir == "" {
+		return nil
 	}
 	return filepath.WalkDir(u.dir, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
