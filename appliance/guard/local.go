@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -44,13 +45,53 @@ func (t *tracker) begin(space uint32) (*ebpf.Map, error) {
 		}
 	}
 	m, err := ebpf.NewMap(portList())
+	var is ebpf.MapID
 	if err == nil {
-		err = t.parts.Spaces.Put(space, m)
+		is, err = idOf(m)
+	}
+	if err == nil {
+		err = t.until(func() error { return t.parts.Spaces.Put(space, m) }, space, is)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("list what listens in net:[%d]: %w", space, err), m.Close())
 	}
 	return m, nil
+}
+
+func idOf(m *ebpf.Map) (ebpf.MapID, error) {
+	info, err := m.Info()
+	if err != nil {
+		return 0, err
+	}
+	id, ok := info.ID()
+	if !ok {
+		return 0, errors.New("the kernel does not say which number the map has")
+	}
+	return id, nil
+}
+
+// until changes the list of a namespace and returns when programs see is there; 0:
+// none. The kernel's own call returns much later, some 10 ms: when no program that
+// might have seen the list before is running any more (maybe_wait_bpf_programs),
+// which nobody here waits for.
+func (t *tracker) until(change func() error, space uint32, is ebpf.MapID) error {
+	done := make(chan error, 1)
+	go func() { done <- change() }()
+	for {
+		select {
+		case err := <-done:
+			return err
+		default:
+		}
+		var now ebpf.MapID
+		if err := t.parts.Spaces.Lookup(space, &now); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return errors.Join(err, <-done)
+		}
+		if now == is {
+			return nil
+		}
+		time.Sleep(20 * time.Microsecond)
+	}
 }
 
 // portList is listening in bpf/steer.c: how many sockets listen on each port.
@@ -59,7 +100,9 @@ func portList() *ebpf.MapSpec {
 }
 
 // end forgets a namespace.
-func (t *tracker) end(space uint32) error { return t.parts.Spaces.Delete(space) }
+func (t *tracker) end(space uint32) error {
+	return t.until(func() error { return t.parts.Spaces.Delete(space) }, space, 0)
+}
 
 func (t *tracker) load() error {
 	spec, err := loadSteer()
