@@ -6,6 +6,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"golang.org/x/text/unicode/norm"
 )
 
 // Other spellings: what some servers take for the same as what was sent. A
@@ -27,12 +31,108 @@ func unparamed(p string) string {
 
 // deniesPath matches a path in every spelling.
 func deniesPath(pattern, p string) bool {
-	return widePath(pattern, p) || strings.Contains(p, ";") && widePath(pattern, unparamed(p))
+	if widePath(pattern, p) {
+		return true
+	}
+	if n := norm.NFKC.String(pattern); n != pattern && widePath(n, p) {
+		return true
+	}
+	return slices.ContainsFunc(respelled(p), func(s string) bool { return widePath(pattern, s) || widePath(norm.NFKC.String(pattern), s) })
+}
+
+// respelled gives the other paths that a server may take p for, none where p
+// has nothing that anybody reads in two ways. Windows drops dots and blanks at
+// the end of a name, and takes what follows a colon for a stream of the file;
+// others decode once more, or fold letters that look alike (NFKC), or read a
+// backslash as a slash.
+func respelled(p string) (out []string) {
+	if unambiguous(p) {
+		return nil
+	}
+	for _, s := range []string{p, simplified(p)} {
+		for _, t := range []string{s, unparamed(s), trimmed(s, ""), trimmed(s, ";"), trimmed(s, ";:")} {
+			if t != p && !slices.Contains(out, t) {
+				out = append(out, t)
+			}
+		}
+	}
+	return out
+}
+
+// unambiguous says that respelled has nothing to do, as with nearly all paths.
+func unambiguous(p string) bool {
+	for i := range len(p) {
+		switch c := p[i]; {
+		case c <= ' ' || c >= utf8.RuneSelf || strings.IndexByte(`%;:\`, c) >= 0:
+			return false
+		case c == '.' && (i+1 == len(p) || p[i+1] == '/'):
+			return false
+		}
+	}
+	return true
+}
+
+// maxDecoded is how often a path is decoded again.
+const maxDecoded = 4
+
+// simplified is p decoded, in Unicode's plainest form, without the characters
+// that show nothing, with slashes for backslashes.
+func simplified(p string) string {
+	for range maxDecoded {
+		d := decoded(p)
+		if d == p {
+			break
+		}
+		p = d
+	}
+	p = strings.Map(func(r rune) rune {
+		switch {
+		case r == '\\':
+			return '/'
+		case unicode.In(r, unicode.Cf, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector):
+			return -1
+		}
+		return r
+	}, norm.NFKC.String(p))
+	return path.Clean("/" + p)
+}
+
+// decoded takes percent signs for what they encode, where they encode something.
+func decoded(p string) string {
+	if !strings.Contains(p, "%") {
+		return p
+	}
+	b := make([]byte, 0, len(p))
+	for i := 0; i < len(p); i++ {
+		if p[i] == '%' && i+2 < len(p) {
+			if n, err := strconv.ParseUint(p[i+1:i+3], 16, 8); err == nil {
+				b = append(b, byte(n))
+				i += 2
+				continue
+			}
+		}
+		b = append(b, p[i])
+	}
+	return string(b)
+}
+
+// trimmed drops from each segment what follows one of the characters of cut,
+// then blanks around it and dots behind it.
+func trimmed(p, cut string) string {
+	segments := strings.Split(p, "/")
+	for i, s := range segments {
+		if at := strings.IndexAny(s, cut); at >= 0 {
+			s = s[:at]
+		}
+		s = strings.TrimLeftFunc(s, unicode.IsSpace)
+		segments[i] = strings.TrimRightFunc(s, func(r rune) bool { return r == '.' || unicode.IsSpace(r) || unicode.IsControl(r) })
+	}
+	return path.Clean("/" + strings.Join(segments, "/"))
 }
 
 // resembles says whether p is another spelling of a path that the rule is for:
-// letters in another case, parameters of segments, a final slash, or the
-// folder itself of "/x/**".
+// letters in another case, what respelled gives, a final slash, or the folder
+// itself of "/x/**".
 func (h *HostRule) resembles(p string) bool {
 	trim := func(s string) string { return "/" + strings.Trim(s, "/") }
 	patterns := []string{trim(h.Path)}
@@ -40,7 +140,7 @@ func (h *HostRule) resembles(p string) bool {
 		patterns = append(patterns, trim(bare))
 	}
 	return slices.ContainsFunc(patterns, func(pattern string) bool {
-		return run(pattern, trim(p), '/', sameLetter) || run(pattern, trim(unparamed(p)), '/', sameLetter)
+		return slices.ContainsFunc(append(respelled(p), p), func(s string) bool { return run(pattern, trim(s), '/', sameLetter) })
 	})
 }
 
