@@ -297,7 +297,7 @@ func (gs *guardService) egress(_ context.Context, r *service.Request) (any, erro
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
 	paths := gs.programs[q.Agent]
-	out := egress.Caller{PID: c.PID, PPID: c.PPID, UID: c.UID, Comm: c.Comm, Binary: paths[c.Exe]}
+	out := egress.Caller{At: c.At, PID: c.PID, PPID: c.PPID, UID: c.UID, Comm: c.Comm, Binary: paths[c.Exe]}
 	for _, n := range c.Ancestors {
 		// The sandbox's first process is ours and listed nowhere.
 		if p := paths[n]; p != "" {

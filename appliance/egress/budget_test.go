@@ -154,7 +154,9 @@ func TestCallers(t *testing.T) {
 			if who == nil {
 				return Caller{}, false
 			}
-			return *who, true
+			w := *who
+			w.At = 1
+			return w, true
 		}
 	})
 	r := ruleFor("http")

@@ -129,6 +129,9 @@ const InferenceHost = "inference.local"
 
 // Caller is the process that opened a connection. What is unknown is empty.
 type Caller struct {
+	// At is when it connected, since the host's boot (CLOCK_BOOTTIME). Without
+	// it the caller is nobody.
+	At             time.Duration
 	PID, PPID, UID int
 	Comm           string
 	Binary         string   // path in the sandbox
@@ -149,7 +152,8 @@ type Config struct {
 	// Who says which process opened a connection, by its two addresses as the
 	// sandbox sees them (guard.Guard.Who, paths instead of inodes). Nil, or not
 	// found: the connection is nobody's, and a rule for some programs only does
-	// not match it. Without Who, Attach looks into /proc for hints.
+	// not match it. So is one whose client has ended its side, and one older than
+	// Caller.At: see conn.opened. Without Who, Attach looks into /proc for hints.
 	Who func(agent string, client, server netip.AddrPort) (Caller, bool)
 	// Handoff passes a connection to InferenceHost on to another process, which
 	// has the connection from then on; the caller closes its own descriptor.

@@ -2,17 +2,20 @@ package egress
 
 import (
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"os"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/clawbox/clawbox/appliance/guard"
 	"github.com/clawbox/clawbox/appliance/holds"
 	"github.com/clawbox/clawbox/appliance/ledger"
+	"github.com/clawbox/clawbox/policies"
 )
 
 // Sockets outlive who serves them: a second Proxy takes the same ones over,
@@ -124,7 +127,135 @@ func TestHandoff(t *testing.T) {
 
 // whois answers the same for every connection of the lab's agent.
 func whois(w Caller) func(string, netip.AddrPort, netip.AddrPort) (Caller, bool) {
+	w.At = 1
 	return func(agent string, client, server netip.AddrPort) (Caller, bool) {
 		return w, agent == "a1" && client.IsValid() && server.IsValid()
+	}
+}
+
+// sinceBoot is the time as a Caller has it.
+func sinceBoot() time.Duration {
+	var now unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) // never fails
+	return time.Duration(now.Nano())
+}
+
+// TestGhost: whoever connects from the port of a connection whose client is gone
+// is not taken for its opener, and neither is who has connected later.
+func TestGhost(t *testing.T) {
+	const git = "/usr/bin/git"
+	before := func(*testing.T, *lab, *net.TCPConn) time.Duration { return 1 }
+	option := func(level, name, value int) func(*testing.T, *lab, *net.TCPConn) time.Duration {
+		return func(t *testing.T, l *lab, c *net.TCPConn) time.Duration {
+			must(t, onDescriptor(c, func(fd int) error { return unix.SetsockoptInt(fd, level, name, value) }))
+			must(t, c.Close())
+			return sinceBoot()
+		}
+	}
+	for name, x := range map[string]struct {
+		leave func(*testing.T, *lab, *net.TCPConn) time.Duration // when the listed program connects
+		any   bool                                               // the rule is for any program
+		want  bool
+	}{
+		"there":  {before, false, true},
+		"closed": {option(unix.IPPROTO_TCP, unix.TCP_LINGER2, -1), false, false},
+		"reset": {func(t *testing.T, _ *lab, c *net.TCPConn) time.Duration {
+			must(t, c.SetLinger(0))
+			must(t, c.Close())
+			return sinceBoot()
+		}, false, false},
+		// The server's side of these two looks as if the client were there.
+		"vanished": {vanish, false, false},
+		"younger": {func(*testing.T, *lab, *net.TCPConn) time.Duration {
+			time.Sleep(200 * time.Millisecond)
+			return sinceBoot()
+		}, false, false},
+		"unknown": {func(*testing.T, *lab, *net.TCPConn) time.Duration { return 0 }, false, false},
+		// One that has said all it will is nobody in particular.
+		"half":      {func(t *testing.T, _ *lab, c *net.TCPConn) time.Duration { must(t, c.CloseWrite()); return 1 }, false, false},
+		"half, any": {func(t *testing.T, _ *lab, c *net.TCPConn) time.Duration { must(t, c.CloseWrite()); return 1 }, true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			asked, at := make(chan bool), make(chan time.Duration)
+			l := newLab(t, func(c *Config, _ *holds.Config) {
+				c.Who = func(string, netip.AddrPort, netip.AddrPort) (Caller, bool) {
+					asked <- true
+					return Caller{At: <-at, PID: 7, Binary: git}, true
+				}
+			}, steered(steer(t)))
+			got := make(chan string, 1)
+			l.serve(func(c net.Conn) {
+				b := make([]byte, 5)
+				_, _ = io.ReadFull(c, b)
+				got <- string(b)
+			})
+			r := policies.HostRule{Host: "db.example", Ports: []int{7000}, Protocol: "tcp", Binaries: []string{git}}
+			if x.any {
+				r.Binaries = nil
+			}
+			l.network(allow(r))
+			c := l.connect("tcp", "db.example:7000").(*net.TCPConn)
+			if _, err := io.WriteString(c, "FLUSH"); err != nil {
+				t.Fatal(err)
+			}
+			<-asked
+			at <- x.leave(t, l, c)
+			if x.want {
+				if s := <-got; s != "FLUSH" {
+					t.Errorf("the server got %q", s)
+				}
+				return
+			}
+			eventually(t, "a refusal", func() bool { return contains(l.book.reasons(ledger.KindConnect), policies.ReasonBinary) })
+			if _, dialed := l.outside(); len(dialed) > 0 {
+				t.Errorf("it was let out to %v", dialed)
+			}
+		})
+	}
+}
+
+// onDescriptor runs f on a connection's descriptor.
+func onDescriptor(c *net.TCPConn, f func(fd int) error) (err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	cerr := raw.Control(func(fd uintptr) { err = f(int(fd)) })
+	return errors.Join(cerr, err)
+}
+
+// vanish ends the client without a word to the server: it gives up on a window
+// that stays full. It returns when the port is free.
+func vanish(t *testing.T, l *lab, c *net.TCPConn) time.Duration {
+	t.Helper()
+	for junk := make([]byte, 64<<10); ; {
+		must(t, c.SetWriteDeadline(time.Now().Add(500*time.Millisecond)))
+		if _, err := c.Write(junk); errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(t, onDescriptor(c, func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 1) }))
+	from := c.LocalAddr().(*net.TCPAddr)
+	must(t, c.Close())
+	eventually(t, "a free port", func() bool {
+		err := within(l.ns, func() error {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			return unix.Bind(fd, &unix.SockaddrInet4{Port: from.Port, Addr: from.AddrPort().Addr().Unmap().As4()})
+		})
+		return err == nil
+	})
+	return sinceBoot()
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }

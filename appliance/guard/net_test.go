@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -103,6 +104,13 @@ func listenPlain(t testing.TB, addr string) net.Listener {
 	return l
 }
 
+// bootTime is the time as a Caller has it.
+func bootTime() time.Duration {
+	var now unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) // never fails
+	return time.Duration(now.Nano())
+}
+
 // meet runs a caller in the cgroup and asks who it is when it is accepted.
 func meet(t *testing.T, g *Guard, l net.Listener, cg string, how string, generations int) (pid int, c Caller, known bool) {
 	t.Helper()
@@ -146,7 +154,11 @@ func TestWho(t *testing.T) {
 					continue
 				}
 				for _, ups := range []int{0, 2, 9} {
+					before := bootTime()
 					pid, c, ok := meet(t, g, l, cg, how, ups)
+					if c.At < before || c.At > bootTime() {
+						t.Errorf("%s, generation %d: connected at %v, want %v or soon after", how, ups, c.At, before)
+					}
 					want := slices.Repeat([]Inode{me}, min(ups, 8))
 					if !ok || c.PID != pid || c.Exe != me || !slices.Equal(c.Ancestors, want) || c.UID != os.Getuid() || c.Comm == "" {
 						t.Errorf("%s, generation %d: got %+v, %v, want process %d of %v and as many ancestors", how, ups, c, ok, pid, me)

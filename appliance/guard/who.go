@@ -2,12 +2,14 @@ package guard
 
 import (
 	"net/netip"
+	"time"
 )
 
 // Caller is the process that opened a connection, as it was at that moment.
 // Numbers are the host's. A file is known by its inode: the kernel keeps no
 // path that could be trusted.
 type Caller struct {
+	At   time.Duration // when it connected, since boot (CLOCK_BOOTTIME)
 	PID  int
 	PPID int
 	UID  int
@@ -24,6 +26,10 @@ type Caller struct {
 // returns, and for some 30,000 later connections of all scopes together. False:
 // unknown, which whoever asks on behalf of a rule about programs must take as
 // "no such program".
+//
+// It is the last one that connected from there to here: whoever asks has to see
+// that the connection is not older than Caller.At, or its opener may be gone and
+// somebody else have its port.
 func (g *Guard) Who(scopeID string, client, server netip.AddrPort) (Caller, bool) {
 	id, ok := g.cgroupOf(scopeID)
 	if !ok {
@@ -55,7 +61,7 @@ func (g *Guard) cgroupOf(scopeID string) (uint64, bool) {
 }
 
 func (c *witnessCaller) caller() Caller {
-	r := Caller{PID: int(c.Pid), PPID: int(c.Ppid), UID: int(c.Uid), Comm: text16(&c.Comm), Exe: c.Exe.inode()}
+	r := Caller{At: time.Duration(c.BootNs), PID: int(c.Pid), PPID: int(c.Ppid), UID: int(c.Uid), Comm: text16(&c.Comm), Exe: c.Exe.inode()}
 	for _, f := range c.Up[:min(int(c.Ups), len(c.Up))] {
 		r.Ancestors = append(r.Ancestors, f.inode())
 	}
