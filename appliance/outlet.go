@@ -34,7 +34,7 @@ func (a *Appliance) startEgress() error {
 		return err
 	}
 	c := egressConfig{
-		Hosts: a.cfg.Hosts, Hold: time.Duration(a.cfg.HoldSeconds) * time.Second,
+		Hosts: a.cfg.Hosts, Cluster: a.cfg.ClusterPrefixes(), Hold: time.Duration(a.cfg.HoldSeconds) * time.Second,
 		File: filepath.Join(dir, "approvals.json"), Seed: make([]byte, 32), Records: a.cfg.RecordBytes(),
 	}
 	rand.Read(c.Seed) // never fails

@@ -34,11 +34,12 @@ const (
 
 // egressConfig is what egress is started with.
 type egressConfig struct {
-	Hosts map[string]string `json:"hosts"`
-	Hold  time.Duration     `json:"hold"`
-	File  string            `json:"file"` // its book of held requests
-	Seed  []byte            `json:"seed"` // secret: the sandboxes' CA keys follow from it
-	Boot  string            `json:"boot"` // see egress.Config
+	Hosts   map[string]string `json:"hosts"`
+	Cluster []netip.Prefix    `json:"cluster,omitempty"` // see egress.Config
+	Hold    time.Duration     `json:"hold"`
+	File    string            `json:"file"` // its book of held requests
+	Seed    []byte            `json:"seed"` // secret: the sandboxes' CA keys follow from it
+	Boot    string            `json:"boot"` // see egress.Config
 	// Records is what an agent's records may take, in bytes: see allowance.
 	Records int64 `json:"records"`
 }
@@ -99,7 +100,7 @@ func egressRole(s *service.Self, r *service.Request) (service.Handler, error) {
 		return nil, err
 	}
 	es.proxy, err = egress.New(egress.Config{
-		Recorder: &pacedLog{log, newAllowance("egress", c.Records), tellPacedBy(s)}, Holds: es.book, Hosts: c.Hosts, Seed: c.Seed, Boot: c.Boot,
+		Recorder: &pacedLog{log, newAllowance("egress", c.Records), tellPacedBy(s)}, Holds: es.book, Hosts: c.Hosts, Cluster: c.Cluster, Seed: c.Seed, Boot: c.Boot,
 		Handoff: es.toRouter, Who: es.who, Credential: es.credential,
 	})
 	if err != nil {

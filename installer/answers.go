@@ -220,6 +220,9 @@ func (a Answers) Config(r Release) config.Config {
 	c.Paths.Slot = l.Slot(r.Version, r.Sequence)
 	c.Registry, c.HoldSeconds, c.UIDBase = a.Registry, a.HoldSeconds, a.UIDBase
 	c.RecordMiB, c.Hosts, c.Upstreams, c.Agents = a.RecordMiB, a.Hosts, a.Cluster.upstreams(a.Upstreams), a.Agents
+	if isCluster(a) {
+		c.ClusterNetworks = slices.Clone(clusterRanges)
+	}
 	if a.accepts("tier-T4") {
 		c.AcceptTier = "T4"
 	}

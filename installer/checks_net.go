@@ -6,11 +6,12 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/clawbox/clawbox/appliance/config"
 	"github.com/clawbox/clawbox/installer/host"
 )
 
-// The cluster's own ranges, as airgap-manifests/k3s writes them.
-var clusterRanges = []string{"10.42.0.0/16", "10.43.0.0/16"}
+// The cluster's own ranges: of pods, of services.
+var clusterRanges = config.DefaultClusterNetworks
 
 // Ports that K3s takes (docs.k3s.io, "Requirements", and K3s's sources for
 // those on loopback). VXLAN's 8472 is not used: the backend is host-gw.

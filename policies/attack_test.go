@@ -2,6 +2,7 @@ package policies
 
 import (
 	"encoding/json"
+	"net/netip"
 	"net/url"
 	"strings"
 	"testing"
@@ -233,6 +234,68 @@ func TestDiffOfARestraint(t *testing.T) {
 		ds := Diff(before, after)
 		if len(ds) != 1 || ds[0].Kind != c.kind {
 			t.Errorf("%s beside %s goes: got %+v, want %s", c.goes, c.stays, ds, c.kind)
+		}
+	}
+}
+
+// TestClosed: wide rules don't lead into networks that are closed, rules inside
+// them do, for the programs that they name.
+func TestClosed(t *testing.T) {
+	p := mustParse(t, `apiVersion: clawbox.io/v1
+kind: AgentPolicy
+metadata: {name: closed}
+network:
+  default: hold
+  allow:
+    - {cidr: 10.0.0.0/8, ports: [443]}
+    - {cidr: 10.43.0.0/16, ports: [8443]}
+    - {cidr: 10.43.7.0/24, ports: [443], binaries: [/usr/bin/git]}
+    - {host: 10.43.8.1, ports: [443]}
+    - {host: any.example}
+    - {host: in.example, allowedIPs: [10.43.9.0/24]}
+    - {host: wide.example, allowedIPs: [10.0.0.0/8]}
+    - {host: public.example, allowedIPs: [198.51.0.0/16]}
+  deny: [{host: 10.43.8.1, ports: [8443]}]
+`)
+	closed := []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16"), netip.MustParsePrefix("198.51.100.0/24")}
+	for _, c := range []struct {
+		host   string
+		port   int
+		binary string
+		addr   string
+		want   Verdict
+		reason string
+	}{
+		{"10.1.2.3", 443, "", "", Allow, ReasonNet},
+		{"10.43.0.1", 443, "", "", Deny, ReasonAddress},
+		{"::ffff:10.43.0.1", 443, "", "", Deny, ReasonAddress},
+		{"10.43.0.1", 9, "", "", Deny, ReasonAddress}, // and is not held
+		{"10.43.0.1", 8443, "", "", Allow, ReasonNet},
+		{"10.43.8.1", 443, "", "", Allow, ReasonNet},
+		{"10.43.8.1", 8443, "", "", Deny, ReasonDenied},
+		{"10.43.7.1", 443, "", "", Deny, ReasonAddress}, // though another rule is for any program
+		{"10.43.7.1", 443, "/usr/bin/git", "", Allow, ReasonNet},
+		{"198.51.100.7", 443, "", "", Deny, ReasonAddress},
+		{"any.example", 443, "", "10.1.2.3", Allow, ReasonNet},
+		{"any.example", 443, "", "10.43.0.1", Deny, ReasonAddress},
+		{"any.example", 443, "", "10.43.8.1", Allow, ReasonNet},
+		{"any.example", 443, "", "10.43.7.1", Deny, ReasonAddress},
+		{"any.example", 443, "/usr/bin/git", "10.43.7.1", Allow, ReasonNet},
+		{"any.example", 443, "", "198.51.100.7", Deny, ReasonAddress},
+		{"any.example", 443, "", "198.51.101.7", Allow, ReasonNet},
+		{"in.example", 443, "", "10.43.9.9", Allow, ReasonNet},
+		{"wide.example", 443, "", "10.43.9.9", Deny, ReasonAddress},
+		{"wide.example", 443, "", "10.1.2.3", Allow, ReasonNet},
+		{"public.example", 443, "", "198.51.100.7", Deny, ReasonAddress},
+		{"held.example", 443, "", "10.43.9.9", Deny, ReasonAddress},
+		{"held.example", 443, "", "", Hold, ReasonUnlisted},
+	} {
+		r := Request{Action: Connect, Host: c.host, Port: c.port, Binary: c.binary, Closed: closed}
+		if c.addr != "" {
+			r.Addr = netip.MustParseAddr(c.addr)
+		}
+		if d := p.Decide(r); d.Verdict != c.want || d.Reason != c.reason {
+			t.Errorf("%s:%d by %q to %q: got %s %s, want %s %s", c.host, c.port, c.binary, c.addr, d.Verdict, d.Reason, c.want, c.reason)
 		}
 	}
 }

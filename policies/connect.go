@@ -12,6 +12,7 @@ type destination struct {
 	addr    netip.Addr // the literal that name is, else the zero Addr
 	port    int
 	leads   netip.Addr // what name leads to; zero: not asked
+	closed  []netip.Prefix
 	program string
 	parents []string
 	rules   []*HostRule // the allow rules that name it
@@ -38,7 +39,7 @@ func at(r Request) (destination, string) {
 	if r.Port < 1 || r.Port > 65535 {
 		return destination{}, ReasonPort
 	}
-	d := destination{name: name, port: r.Port, leads: r.Addr.Unmap().WithZone(""), program: r.Binary, parents: r.Ancestors}
+	d := destination{name: name, port: r.Port, leads: r.Addr.Unmap().WithZone(""), closed: r.Closed, program: r.Binary, parents: r.Ancestors}
 	d.addr, _ = isAddr(name)
 	if d.addr.IsValid() && d.leads.IsValid() && d.leads != d.addr {
 		return d, ReasonAddress
@@ -57,6 +58,9 @@ func (p *Policy) decideConnect(r Request) Decision {
 func (p *Policy) decideReach(d destination) Decision {
 	if h := p.denial(d); h != nil {
 		return h.because(Deny, ReasonDenied, "deny "+h.String())
+	}
+	if !p.opens(d) {
+		return deny(ReasonAddress)
 	}
 	missing := ReasonUnlisted
 	for _, h := range d.rules {
@@ -237,6 +241,41 @@ func (p *Policy) leads(h *HostRule, d destination) bool {
 	}
 	literal := destination{name: d.leads.String(), addr: d.leads, port: d.port, program: d.program, parents: d.parents}
 	return slices.ContainsFunc(p.Network.Allow, func(r HostRule) bool { return r.reaches(literal) && r.runs(literal) })
+}
+
+// opens says whether a rule inside the closed network that d lies in, or leads
+// to, lets d there; true where it lies in none. A wide rule is written for what
+// stands around the host, not for the cluster that it is a node of.
+func (p *Policy) opens(d destination) bool {
+	at := d.leads
+	if !at.IsValid() {
+		at = d.addr
+	}
+	i := slices.IndexFunc(d.closed, func(n netip.Prefix) bool { return n.Contains(at) })
+	if i < 0 {
+		return true
+	}
+	literal := d
+	literal.name, literal.addr = at.String(), at
+	return slices.ContainsFunc(p.Network.Allow, func(h HostRule) bool {
+		return h.inside(d.closed[i]) && h.reaches(literal) && h.runs(d)
+	}) || slices.ContainsFunc(d.rules, func(h *HostRule) bool {
+		return h.runs(d) && slices.ContainsFunc(h.AllowedIPs, func(n string) bool { return lies(n, d.closed[i]) && within(at, n) })
+	})
+}
+
+// inside says whether the rule names an address in net, or a network that lies in it.
+func (h *HostRule) inside(net netip.Prefix) bool {
+	if a, ok := isAddr(h.Host); ok {
+		return net.Contains(a)
+	}
+	return h.CIDR != "" && lies(h.CIDR, net)
+}
+
+// lies says whether all of cidr lies in net.
+func lies(cidr string, net netip.Prefix) bool {
+	p, err := netip.ParsePrefix(cidr)
+	return err == nil && p.Bits() >= net.Bits() && net.Contains(p.Addr())
 }
 
 // reserved are networks that are not the public internet's, beyond those that

@@ -174,7 +174,10 @@ type Request struct {
 	Ancestors []string
 	// Addr is the address that Host leads to. Zero: not asked; whoever dials
 	// asks with it.
-	Addr    netip.Addr
+	Addr netip.Addr
+	// Closed are networks that only rules inside them open: one that names an
+	// address there, a cidr or allowedIPs that lie wholly in one of them.
+	Closed  []netip.Prefix
 	Message *Message
 
 	Model     string

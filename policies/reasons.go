@@ -24,7 +24,7 @@ const (
 	ReasonUnlisted = "net.unlisted" // no rule matched: denied or held, as network.default says
 
 	ReasonBinary  = "net.binary"  // rules name the destination, for other programs: denied or held, as network.default says
-	ReasonAddress = "net.address" // the name leads to an address that it may not lead to
+	ReasonAddress = "net.address" // the name leads to an address that it may not lead to, or the address is one of the cluster's
 
 	ReasonCall         = "call.allowed"  // a rule for the destination allows the message
 	ReasonMessage      = "call.invalid"  // no message, or one that no parser of ours gives
@@ -59,7 +59,7 @@ var meanings = map[string]string{
 	ReasonUnlisted:     "no rule names the destination; add it to network.allow",
 	ReasonHash:         "process.exec pins the program to a sha256 that this content does not have; install the pinned one, or change the pin",
 	ReasonBinary:       "rules name the destination, but for other programs than this one and its ancestors; add it to their binaries",
-	ReasonAddress:      "the name leads to an address that no rule lets it lead to; list the network in the rule's allowedIPs",
+	ReasonAddress:      "the name leads to an address that no rule lets it lead to; list the network in the rule's allowedIPs; an address of the cluster that the host is a node of wants a rule inside the cluster's networks",
 	ReasonCall:         "a rule for the destination allows the message",
 	ReasonMessage:      "there is no message to judge, or one that is not canonical",
 	ReasonProtocol:     "the rules for the destination are for another protocol, or for two; write one protocol for each path",

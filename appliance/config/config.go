@@ -38,6 +38,11 @@ type Config struct {
 	// Cluster is the Kubernetes that this host is a node of. Without it agents
 	// run in sandboxes of the appliance's own.
 	Cluster *Cluster `yaml:"cluster,omitempty"`
+	// ClusterNetworks are those of the cluster's pods and services. Agents reach
+	// them only where a rule names an address or a network inside them, and the
+	// first address of each never: it is the API server's, or a node's. Left out
+	// beside Cluster: DefaultClusterNetworks.
+	ClusterNetworks []string `yaml:"clusterNetworks,omitempty"`
 
 	// Agents says how to run each image that the bundle made ready.
 	Agents []Agent `yaml:"agents,omitempty"`

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -35,6 +36,21 @@ func TestRoundTrip(t *testing.T) {
 	}
 	if !reflect.DeepEqual(got, sample()) {
 		t.Fatalf("got %+v\nwant %+v", got, sample())
+	}
+}
+
+func TestClusterPrefixes(t *testing.T) {
+	c := sample()
+	if got := fmt.Sprint(c.ClusterPrefixes()); got != "[10.42.0.0/16 10.43.0.0/16]" {
+		t.Errorf("of a node: %s", got)
+	}
+	c.Cluster = nil
+	if got := c.ClusterPrefixes(); got != nil {
+		t.Errorf("of no node: %v", got)
+	}
+	c.ClusterNetworks = []string{"fd42::/56"} // before the cluster is joined, or one's own
+	if got := fmt.Sprint(c.ClusterPrefixes()); got != "[fd42::/56]" {
+		t.Errorf("named: %s", got)
 	}
 }
 
@@ -99,6 +115,8 @@ func TestValidate(t *testing.T) {
 		"cluster system":  {func(c *Config) { c.Cluster.Namespace = "kube-system" }, "cluster.namespace"},
 		"cluster node":    {func(c *Config) { c.Cluster.Node = "" }, "cluster.node"},
 		"cluster port":    {func(c *Config) { c.Cluster.Registry = "127.0.0.1:70000" }, "cluster.registry"},
+		"cluster net":     {func(c *Config) { c.ClusterNetworks = []string{"10.42.0.1/16"} }, "clusterNetworks[0]"},
+		"cluster all":     {func(c *Config) { c.ClusterNetworks = []string{"10.43.0.0/16", "::/0"} }, "clusterNetworks[1]"},
 		"cluster path":    {func(c *Config) { c.Cluster.Registry = "host/agents" }, "cluster.registry"},
 		"agent name":      {func(c *Config) { c.Agents[0].Name = "Open Claw" }, "agents[0].name"},
 		"agent twice":     {func(c *Config) { c.Agents = append(c.Agents, c.Agents[0]) }, "agents[1].name"},

@@ -46,7 +46,7 @@ func (c Config) Validate() error {
 	return errors.Join(
 		c.head(), c.Release.validate(), c.Paths.validate(),
 		Loopback("registry", c.Registry), c.Engine.validate(c.UIDBase),
-		c.addresses(), c.numbers(), c.upstreams(), c.credentials(), ValidHosts(c.Hosts), ValidAgents(c.Agents), c.Cluster.validate(),
+		c.addresses(), c.numbers(), c.upstreams(), c.credentials(), ValidHosts(c.Hosts), ValidAgents(c.Agents), c.Cluster.validate(), c.clusterNetworks(),
 	)
 }
 
@@ -239,6 +239,16 @@ func (k *Cluster) validate() error {
 	host, port, found := strings.Cut(k.Registry, ":")
 	if n, err := strconv.ParseUint(port, 10, 16); !hostRE.MatchString(host) || found && (err != nil || n == 0) {
 		errs = append(errs, bad("cluster.registry", k.Registry, "a host, and a port if it has one, such as clawbox.internal"))
+	}
+	return errors.Join(errs...)
+}
+
+func (c Config) clusterNetworks() error {
+	var errs []error
+	for i, s := range c.ClusterNetworks {
+		if p, err := netip.ParsePrefix(s); err != nil || p != p.Masked() || p.Addr().Is4In6() || p.Bits() == 0 {
+			errs = append(errs, bad(fmt.Sprintf("clusterNetworks[%d]", i), s, "a network's first address and its length, such as 10.42.0.0/16"))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -168,8 +169,12 @@ func control(a netip.Addr, port int) *refusal {
 // guard refuses addresses that no policy can open.
 func (p *Proxy) guard(a netip.Addr) *refusal {
 	why := forbidden(a)
-	if why == "" && p.own.has(a) {
+	switch {
+	case why != "":
+	case p.own.has(a):
 		why = "an address of this host"
+	case slices.ContainsFunc(p.c.Cluster, func(n netip.Prefix) bool { return n.Masked().Addr().Next() == a.Unmap() }):
+		why = "the cluster's API server, or one of its nodes"
 	}
 	if why == "" {
 		return nil
@@ -252,7 +257,9 @@ func (c *conn) policy() policies.Decision {
 
 // request is a question to the policy about this connection.
 func (c *conn) request(a policies.Action) policies.Request {
-	return policies.Request{Action: a, Host: c.host, Port: c.port, Binary: c.caller.Binary, Ancestors: c.caller.Ancestors}
+	return policies.Request{
+		Action: a, Host: c.host, Port: c.port, Binary: c.caller.Binary, Ancestors: c.caller.Ancestors, Closed: c.box.proxy.c.Cluster,
+	}
 }
 
 // denied puts the policy's answer in words for the client.
@@ -263,6 +270,9 @@ func (c *conn) denied(d policies.Decision) *refusal {
 		r.detail += " for this program"
 	case policies.ReasonDenied:
 		r.remedy = "a deny rule names it; only a changed policy can allow it"
+	case policies.ReasonAddress:
+		r.detail += ", an address of the cluster that this host is a node of"
+		r.remedy = "ask the operator for a rule that names the address, or a cidr inside the cluster's networks"
 	}
 	r.rule = d.Rule
 	return r

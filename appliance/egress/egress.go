@@ -36,7 +36,8 @@
 // metadata services, multicast, unspecified addresses and this host's own,
 // also when a name resolves to them, and at private addresses the ports of
 // control planes. Private addresses need an entry in Config.Hosts, the rule's
-// allowedIPs, or an allow rule that names the address. The address that was
+// allowedIPs, or an allow rule that names the address; those of the cluster that
+// the host is a node of, one that names them alone (Config.Cluster). The address that was
 // checked is the one dialled, so a name can't be rebound in between.
 //
 // A name is sent to the outside only after a connection to it was allowed:
@@ -147,6 +148,10 @@ type Config struct {
 	// Hosts maps names to addresses that are used instead of DNS, and that
 	// may be private.
 	Hosts map[string]string
+	// Cluster are the networks of pods and services of the cluster that this
+	// host is a node of. Only a policy's rules inside them, and Hosts, lead there,
+	// and nothing to the first address of each.
+	Cluster []netip.Prefix
 	// Steer is for Attach: see SocketOptions.
 	Steer func(netns *os.File, tcp syscall.RawConn) (io.Closer, error)
 	// Who says which process opened a connection, by its two addresses as the

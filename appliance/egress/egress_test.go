@@ -327,6 +327,81 @@ func TestAddressGuard(t *testing.T) {
 	}
 }
 
+// TestClusterIsClosed: the preset development, and whatever leads to private
+// addresses, does not lead to the pods and services of the host's own cluster.
+func TestClusterIsClosed(t *testing.T) {
+	l := newLab(t, steered(steer(t)), func(c *Config, _ *holds.Config) {
+		c.Cluster = []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16")}
+		c.Hosts = map[string]string{"site.internal": "10.43.0.64", "api.internal": "10.43.0.1"}
+	})
+	l.serve(httpOK)
+	const head = "apiVersion: clawbox.io/v1\nkind: AgentPolicy\nmetadata: {name: d}\n"
+	use := func(src string) {
+		p, err := policies.Parse("d.yaml", []byte(head+src))
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.mu.Lock()
+		l.pol = p
+		l.mu.Unlock()
+	}
+	l.resolves("svc.local", "10.43.0.77")
+	l.resolves("near.local", "10.44.0.1")
+	const dev = "extends: development\n"
+	// In place of the lists that a preset has, a policy's own stand.
+	in := func(rules string) string { return "network: {default: hold, allow: [" + rules + "]}\n" }
+	wide := "{cidr: 10.0.0.0/8, ports: [80, 6443]}, {domain: local, ports: [80]}, {domain: internal, ports: [80]}, "
+	for _, x := range []struct {
+		policy, to string
+		status     int
+		reason     string
+	}{
+		{dev, "10.44.0.1:80", 200, ""},
+		{dev, "near.local:80", 200, ""},
+		{dev, "10.43.0.1:80", 403, "net.ssrf"}, // the API server
+		{dev, "10.42.0.1:80", 403, "net.ssrf"}, // a node
+		{dev, "10.42.0.9:80", 403, policies.ReasonAddress},
+		{dev, "10.43.0.64:80", 403, policies.ReasonAddress},
+		{dev, "svc.local:80", 502, "net.ssrf"},
+		{dev, "site.internal:80", 200, ""}, // the operator said so
+		{dev, "api.internal:80", 502, "net.ssrf"},
+		{in("{host: \"*\", ports: [80]}"), "10.43.0.64:80", 403, policies.ReasonAddress}, // and is not held
+		{in(wide + "{cidr: 10.43.0.0/24, ports: [80, 6443]}"), "10.43.0.64:80", 200, ""},
+		{in(wide + "{cidr: 10.43.0.0/24, ports: [80, 6443]}"), "svc.local:80", 200, ""},
+		{in(wide + "{cidr: 10.43.0.0/24, ports: [80, 6443]}"), "10.43.0.1:80", 403, "net.ssrf"},
+		{in(wide + "{host: 10.43.0.1, ports: [80]}"), "10.43.0.1:80", 403, "net.ssrf"},
+		{in(wide + "{cidr: 10.43.0.0/24, ports: [80, 6443]}"), "10.43.0.64:6443", 403, "net.ssrf"},
+		{in("{cidr: 10.40.0.0/13, ports: [80]}"), "10.43.0.64:80", 403, policies.ReasonAddress},
+	} {
+		use(x.policy)
+		host, _, _ := net.SplitHostPort(x.to)
+		st, body := l.get(x.to, host)
+		if st != x.status || x.reason != "" && !strings.Contains(body, x.reason) {
+			t.Errorf("%s under %.60s: got %d %s, want %d %s", x.to, x.policy, st, body, x.status, x.reason)
+		}
+	}
+	if _, dialed := l.outside(); contains(dialed, "10.43.0.1:") || contains(dialed, "10.42.") || contains(dialed, ":6443") {
+		t.Errorf("dialled %v", dialed)
+	}
+}
+
+// TestClusterClosesAgain: a reload that leaves only a wide rule ends what a
+// narrow one had let in.
+func TestClusterClosesAgain(t *testing.T) {
+	l := newLab(t, steered(steer(t)), func(c *Config, _ *holds.Config) { c.Cluster = []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")} })
+	wide := policies.HostRule{CIDR: "10.0.0.0/8", Ports: []int{7000}}
+	l.network(allow(wide, policies.HostRule{CIDR: "10.43.0.0/24", Ports: []int{7000}}))
+	c := l.connect("tcp", "10.43.0.64:7000")
+	if !echoes(c, "\x00") {
+		t.Fatal("no echo")
+	}
+	l.network(allow(wide))
+	l.proxy.Recheck("a1")
+	if err := cut(t, c); err == nil {
+		t.Error("it ended in order, want a reset")
+	}
+}
+
 func TestSameHost(t *testing.T) {
 	l := newLab(t, steered(steer(t)))
 	l.network(allow(rule("a.example", 80, 443, 8443), policies.HostRule{CIDR: "192.0.2.0/24", Ports: []int{443}}))
