@@ -341,6 +341,80 @@ func TestDoor(t *testing.T) {
 	if s := <-said; s[0] == "" || s[1] != "" {
 		t.Errorf("another user was told %q", s)
 	}
+	full := serve(socket{name: "d", mode: 0o666, conns: 8})
+	held := make(chan bool)
+	go func() {
+		runtime.LockOSThread()
+		if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, 65534, 65534, 65534); e != 0 {
+			t.Error(e)
+		}
+		for range 20 {
+			fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			if err == nil {
+				err = unix.Connect(fd, &unix.SockaddrUnix{Name: full})
+			}
+			if err != nil {
+				t.Error(err)
+			}
+			defer unix.Close(fd)
+		}
+		held <- true
+		<-held
+	}()
+	<-held
+	defer close(held)
+	for range 3 {
+		if greet(full) == "" {
+			t.Error("another user keeps root out")
+		}
+	}
+}
+
+// TestCrowd: no user keeps another from the health socket, and all of them
+// together not the one that the appliance runs as.
+func TestCrowd(t *testing.T) {
+	root := self()
+	c := crowd{most: healthConns}
+	in := map[uint32]int{}
+	for range healthConns {
+		for uid := root + 1; uid <= root+3; uid++ {
+			if c.enter(uid) {
+				in[uid]++
+			}
+		}
+	}
+	if in[root+1] != 4 || in[root+2] != 4 || in[root+3] != 4 || c.enter(root+4) {
+		t.Errorf("others are in as %v, want four each and three quarters of %d together", in, healthConns)
+	}
+	for i := range healthConns / 4 {
+		if !c.enter(root) {
+			t.Errorf("only %d of root's own were let in", i)
+		}
+	}
+	if c.enter(root) {
+		t.Errorf("more than %d are in", healthConns)
+	}
+	c.leave(root + 1)
+	if c.enter(root+2) || !c.enter(root+4) {
+		t.Error("a place that became free went to a user who has a quarter already, or to nobody")
+	}
+	for _, uid := range []uint32{root + 2, root + 3, root} {
+		for range 4 {
+			c.leave(uid)
+		}
+	}
+	for range 3 {
+		c.leave(root + 1)
+	}
+	c.leave(root + 4)
+	if len(c.in)+c.others != 0 {
+		t.Errorf("they left, and there are still %v and %d", c.in, c.others)
+	}
+	for range healthConns {
+		if !c.enter(root) {
+			t.Fatal("root may not have all places where nobody else comes")
+		}
+	}
 }
 
 // greet asks a socket, from this thread.

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,8 +19,8 @@ type socket struct {
 	name string
 	mode os.FileMode
 	h    http.Handler
-	// conns bounds the connections at once: every user of the host may open
-	// the health socket, and agents are started with descriptors, too.
+	// conns bounds the connections at once, see crowd: every user of the host may
+	// open the health socket, and agents are started with descriptors, too.
 	conns int
 	// answer bounds the time for an answer; 0: logs and exec sessions take as
 	// long as they take.
@@ -58,15 +59,61 @@ func serveUnix(dir string, s socket) (*http.Server, net.Listener, error) {
 			return context.WithValue(ctx, callerKey{}, c.(*caller).cred)
 		},
 	}
-	return srv, &door{l, make(chan struct{}, s.conns), s.root}, nil
+	return srv, &door{l, crowd{most: s.conns}, s.root}, nil
 }
 
 // door lets in who may come, as long as there is room.
 type door struct {
 	net.Listener
-	slots chan struct{}
+	crowd crowd
 	root  bool
 }
+
+// crowd is who is in. Of most connections one user has a quarter, and all users
+// together leave a quarter to the one that this process runs as: an upgrade asks
+// the health socket, and must not be taken back because somebody else talks.
+type crowd struct {
+	most int
+
+	mu     sync.Mutex // guards the rest
+	in     map[uint32]int
+	others int // of in, those of other users
+}
+
+// enter says whether there is room for one more of a user.
+func (c *crowd) enter(uid uint32) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := c.others + c.in[self()]
+	if all >= c.most {
+		return false
+	}
+	if uid != self() {
+		if c.in[uid] >= max(1, c.most/4) || c.others >= c.most-max(1, c.most/4) {
+			return false
+		}
+		c.others++
+	}
+	if c.in == nil {
+		c.in = map[uint32]int{}
+	}
+	c.in[uid]++
+	return true
+}
+
+func (c *crowd) leave(uid uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.in[uid]--; c.in[uid] == 0 {
+		delete(c.in, uid)
+	}
+	if uid != self() {
+		c.others--
+	}
+}
+
+// self is the user that this process runs as.
+func self() uint32 { return uint32(os.Geteuid()) }
 
 // caller is somebody who came in.
 type caller struct {
@@ -90,12 +137,8 @@ func (d *door) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		cred, err := credOf(c)
-		if err == nil && (!d.root || cred.Uid == uint32(os.Geteuid())) {
-			select {
-			case d.slots <- struct{}{}:
-				return &caller{&slotted{Conn: c, free: func() { <-d.slots }}, *cred}, nil
-			default: // as many as may be are open
-			}
+		if err == nil && (!d.root || cred.Uid == self()) && d.crowd.enter(cred.Uid) {
+			return &caller{&slotted{Conn: c, free: func() { d.crowd.leave(cred.Uid) }}, *cred}, nil
 		}
 		c.Close() // without a word: whoever it is could fill the log with them
 	}
