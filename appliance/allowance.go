@@ -167,6 +167,10 @@ type pacing struct {
 	Grown bool          `json:"grown,omitempty"` // it is a wait that was told already, and is longer now
 }
 
+// longest is the longest wait that a service is believed. One that lasts longer
+// is told again when it has grown, or is over.
+const longest = 24 * time.Hour
+
 // tellPaced tells it. What can't be told is no reason to stop: the wait is what
 // counts.
 func tellPaced(c *service.Conn, p pacing) {
@@ -241,7 +245,7 @@ func (a *Appliance) paced(r *service.Request) error {
 	if !q.Grown {
 		ag.pauses++
 	}
-	if until := time.Now().Add(q.Wait); until.After(ag.paused) {
+	if until := time.Now().Add(min(max(q.Wait, 0), longest)); until.After(ag.paused) {
 		ag.paused = until
 	}
 	ag.mu.Unlock()

@@ -8,10 +8,12 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"time"
 
 	"github.com/clawbox/clawbox/appliance/config"
+	"github.com/clawbox/clawbox/appliance/egress"
 	"github.com/clawbox/clawbox/appliance/router"
 	"github.com/clawbox/clawbox/appliance/service"
 )
@@ -36,7 +38,7 @@ type link struct {
 	Peer string `json:"peer"`
 }
 
-// handed says whose a connection is.
+// handed says whose a connection is; the router sees for itself, see ofAgent.
 type handed struct {
 	Agent string `json:"agent"`
 }
@@ -171,7 +173,7 @@ func (rs *routerService) take(_ context.Context, r *service.Request) (any, error
 	if err != nil {
 		return nil, err
 	}
-	c, err := net.FileConn(f)
+	c, err := ofAgent(ag, f)
 	if err != nil {
 		return nil, err
 	}
@@ -183,6 +185,28 @@ func (rs *routerService) take(_ context.Context, r *service.Request) (any, error
 		c.Close()
 	}
 	return nil, err
+}
+
+// ofAgent is f as a connection of the agent: egress's word is not enough, the
+// socket must have been made in the network namespace of its sandbox.
+func ofAgent(ag *listed, f *os.File) (*net.TCPConn, error) {
+	from, err := egress.Netns(f)
+	if err != nil {
+		return nil, err
+	}
+	if want := ag.net.Load(); from != want || want == 0 {
+		return nil, fmt.Errorf("got a connection of network namespace %d for agent %s, want one of its sandbox's, %d", from, ag.id, want)
+	}
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	t, ok := c.(*net.TCPConn)
+	if !ok {
+		c.Close()
+		return nil, fmt.Errorf("got a socket of network %s for agent %s, want a TCP connection", c.LocalAddr().Network(), ag.id)
+	}
+	return t, nil
 }
 
 // desk is where an agent that is still on the list is served. One that went

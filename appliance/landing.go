@@ -74,7 +74,15 @@ func (a *Appliance) open(ctx context.Context, ag *agent, l *landing) (_ io.Close
 	if o.credentials, err = a.credentials(ag.policy()); err != nil {
 		return nil, err
 	}
-	if err := a.part("egress").call(ctx, callServe, o.serving(ag), nil, o.files()...); err != nil {
+	if o.netns, err = egress.Netns(l.sockets.TCP[0]); err != nil {
+		return nil, err
+	}
+	v := o.serving(ag)
+	err = atOnce(
+		func() error { return a.part("router").call(ctx, callAgent, v.agentInfo, nil) }, // whose connections it may take
+		func() error { return a.part("egress").call(ctx, callServe, v, nil, o.files()...) },
+	)
+	if err != nil {
 		return nil, err
 	}
 	ag.mu.Lock()

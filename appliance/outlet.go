@@ -24,6 +24,7 @@ import (
 type outlet struct {
 	sockets     *egress.Sockets
 	land        io.Closer
+	netns       uint64 // egress.Netns
 	credentials map[string]string
 }
 
@@ -93,7 +94,9 @@ func (ag *agent) connected() *outlet {
 }
 
 func (o *outlet) serving(ag *agent) serving {
-	return serving{agentInfo: ag.info(), Steered: o.sockets.Steered, Credentials: o.credentials}
+	i := ag.info()
+	i.Netns = o.netns
+	return serving{agentInfo: i, Steered: o.sockets.Steered, Credentials: o.credentials}
 }
 
 func (o *outlet) files() []*os.File {

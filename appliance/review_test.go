@@ -21,6 +21,7 @@ import (
 
 	"github.com/clawbox/clawbox/appliance/config"
 	"github.com/clawbox/clawbox/appliance/control"
+	"github.com/clawbox/clawbox/appliance/egress"
 	"github.com/clawbox/clawbox/appliance/guard"
 	"github.com/clawbox/clawbox/appliance/holds"
 	"github.com/clawbox/clawbox/appliance/ledger"
@@ -452,6 +453,79 @@ func TestDeskOfTheGone(t *testing.T) {
 	}
 	if _, err := rs.desk(old); err == nil {
 		t.Error("it was served as the next of its name")
+	}
+}
+
+// TestHandedOver: egress's word does not make a connection an agent's: the router
+// takes those that were made in the network namespace of the agent's sandbox.
+func TestHandedOver(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer l.Close()
+	c, err := net.Dial("tcp", l.Addr().String())
+	must(t, err)
+	defer c.Close()
+	stream, err := c.(*net.TCPConn).File()
+	must(t, err)
+	defer stream.Close()
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	must(t, err)
+	defer pc.Close()
+	packets, err := pc.(*net.UDPConn).File()
+	must(t, err)
+	defer packets.Close()
+	here, err := egress.Netns(stream)
+	must(t, err)
+	rs := &routerService{desks: map[string]*desk{}}
+	info := agentInfo{ID: "ada", Policy: "p.yaml", Source: []byte("apiVersion: clawbox.io/v1\nkind: AgentPolicy\nmetadata: {name: p}\n")}
+	put := func(netns uint64) *listed {
+		info.Netns = netns
+		ag, err := rs.agents.put(info)
+		must(t, err)
+		return ag
+	}
+	if _, err := ofAgent(put(0), stream); err == nil {
+		t.Error("an agent without a sandbox has a connection")
+	}
+	if _, err := ofAgent(put(here+1), stream); err == nil {
+		t.Error("another namespace's connection is the agent's")
+	}
+	other, err := c.(*net.TCPConn).File() // which the router closes
+	must(t, err)
+	_, err = rs.take(context.Background(), &service.Request{Method: callConn, Body: []byte(`{"agent": "ada"}`), Files: []*os.File{other}})
+	if err == nil || !strings.Contains(err.Error(), "network namespace") {
+		t.Errorf("the router takes another namespace's connection: %v", err)
+	}
+	ag := put(here)
+	if put(0) != ag || ag.net.Load() != here {
+		t.Error("who tells of the agent without its namespace makes it forget that")
+	}
+	if _, err := ofAgent(ag, packets); err == nil {
+		t.Error("a socket for packets is a connection")
+	}
+	got, err := ofAgent(ag, stream)
+	must(t, err)
+	got.Close()
+}
+
+// TestPacedIsBounded: no service has an agent paused for ever, or in the past.
+func TestPacedIsBounded(t *testing.T) {
+	a := bare(t)
+	must(t, a.openLedgerBy(openHere))
+	defer a.log.Close()
+	ag := a.agents["ada"]
+	for wait, most := range map[time.Duration]time.Duration{1<<63 - 1: longest, -1 << 62: 0} {
+		ag.mu.Lock()
+		ag.paused = time.Time{}
+		ag.mu.Unlock()
+		b, err := json.Marshal(pacing{Agent: "ada", Wait: wait, Grown: true})
+		must(t, err)
+		must(t, a.paced(&service.Request{Method: callPaced, Body: b}))
+		ag.mu.Lock()
+		if left := time.Until(ag.paused); left > most || left < most-time.Minute {
+			t.Errorf("told to wait %v, it waits %v, want %v", wait, left, most)
+		}
+		ag.mu.Unlock()
 	}
 }
 

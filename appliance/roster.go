@@ -16,6 +16,8 @@ type agentInfo struct {
 	UID    int    `json:"uid"`    // host user id; 0: it has none yet
 	Policy string `json:"policy"` // name of Source
 	Source []byte `json:"source"`
+	// Netns is its sandbox's network namespace (egress.Netns); 0: it has none yet.
+	Netns uint64 `json:"netns,omitempty"`
 }
 
 // ref names an agent in a call.
@@ -34,6 +36,7 @@ type listed struct {
 	id  string
 	uid int
 	pol atomic.Pointer[governing]
+	net atomic.Uint64 // egress.Netns
 }
 
 func (l *listed) policy() *policies.Policy { return l.pol.Load().policy }
@@ -55,6 +58,9 @@ func (r *roster) put(a agentInfo) (*listed, error) {
 		r.all[a.ID] = l
 	}
 	l.pol.Store(p)
+	if a.Netns != 0 { // who knows less of it may come later
+		l.net.Store(a.Netns)
+	}
 	return l, nil
 }
 
@@ -79,7 +85,11 @@ func (r *roster) drop(id string) {
 func (ag *agent) info() agentInfo {
 	ag.mu.Lock()
 	defer ag.mu.Unlock()
-	return agentInfo{ID: ag.Name, UID: ag.uid, Policy: ag.Policy, Source: ag.Source}
+	i := agentInfo{ID: ag.Name, UID: ag.uid, Policy: ag.Policy, Source: ag.Source}
+	if ag.outlet != nil {
+		i.Netns = ag.outlet.netns
+	}
+	return i
 }
 
 // maxParsed bounds what parse keeps; a host has few policies.

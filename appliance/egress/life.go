@@ -19,14 +19,20 @@ func BootID() (string, error) {
 // life names the network namespace of a socket: never the same one twice, not
 // even after a reboot, and the same one when this process was restarted.
 func life(boot string, s syscall.Conn) (string, error) {
+	cookie, err := Netns(s)
+	return fmt.Sprintf("%s/%d", boot, cookie), err
+}
+
+// Netns is the kernel's number for the network namespace that a socket was made
+// in, whoever holds it now: never 0, and never the same for two of one boot.
+func Netns(s syscall.Conn) (cookie uint64, err error) {
 	rc, err := s.SyscallConn()
 	if err != nil {
-		return "", err
+		return 0, err
 	}
-	var cookie uint64
 	cerr := rc.Control(func(fd uintptr) { cookie, err = unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_NETNS_COOKIE) })
 	if err := errors.Join(cerr, err); err != nil {
-		return "", fmt.Errorf("identify the network namespace: %w", err)
+		return 0, fmt.Errorf("identify the network namespace: %w", err)
 	}
-	return fmt.Sprintf("%s/%d", boot, cookie), nil
+	return cookie, nil
 }
