@@ -1,6 +1,10 @@
 package router
 
-import "bytes"
+import (
+	"bytes"
+	"unicode"
+	"unicode/utf8"
+)
 
 // class names a kind of sensitive content; records and masks use it.
 type class string
@@ -121,6 +125,37 @@ func ends(s []byte, i int) bool {
 	return i >= len(s) || bytesAre[s[i]]&isAlnum == 0
 }
 
+// gap returns the length of the space or dash at s[i:], or 0. It may be one of
+// Unicode's, or one that is not seen (a soft hyphen, a joiner).
+func gap(s []byte, i int) int {
+	if i < len(s) && s[i] == ' ' {
+		return 1
+	}
+	if n := dash(s, i); n > 0 || i >= len(s) || s[i] < utf8.RuneSelf {
+		return n
+	}
+	if r, n := utf8.DecodeRune(s[i:]); unicode.Is(unicode.Zs, r) {
+		return n
+	}
+	return 0
+}
+
+// dash is a gap that is no space.
+func dash(s []byte, i int) int {
+	switch {
+	case i >= len(s):
+		return 0
+	case s[i] == '-':
+		return 1
+	case s[i] < utf8.RuneSelf:
+		return 0
+	}
+	if r, n := utf8.DecodeRune(s[i:]); r == '\u2212' || unicode.In(r, unicode.Pd, unicode.Cf) { // the minus counts as mathematics
+		return n
+	}
+	return 0
+}
+
 // issuers lists the prefixes of card numbers with their lengths, longest
 // prefix first where they overlap (ISO/IEC 7812 ranges as the networks publish them).
 var issuers = []struct {
@@ -143,21 +178,20 @@ var issuers = []struct {
 }
 
 // cardAt returns the end of a card number that begins at i, or 0. Digits may
-// stand in groups with one space or dash between.
+// stand in groups with one gap between.
 func cardAt(s []byte, i int) int {
 	var d [19]byte
 	var end [19]int // end[n]: index after the (n+1)th digit
 	n := 0
 	for j := i; j < len(s) && n < len(d); j++ {
-		switch {
-		case bytesAre[s[j]]&isDigit != 0:
-			d[n], end[n] = s[j]-'0', j+1
-			n++
-			continue
-		case (s[j] == ' ' || s[j] == '-') && j+1 < len(s) && bytesAre[s[j+1]]&isDigit != 0:
-			continue
+		if bytesAre[s[j]]&isDigit == 0 {
+			g := gap(s, j)
+			if j += g; g == 0 || j >= len(s) || bytesAre[s[j]]&isDigit == 0 {
+				break
+			}
 		}
-		break
+		d[n], end[n] = s[j]-'0', j+1
+		n++
 	}
 	if n < 14 {
 		return 0
@@ -204,23 +238,30 @@ func luhn(d []byte) bool {
 // ssnAt wants ddd-dd-dddd with an area, group and serial that were ever given
 // out: not 000, 666 or 9xx; not 00; not 0000.
 func ssnAt(s []byte, i int) int {
-	const form = "ddd-dd-dddd"
-	if len(s)-i < len(form) || i > 0 && s[i-1] == '-' {
-		return 0
-	}
-	for j := range len(form) {
-		if digit := bytesAre[s[i+j]]&isDigit != 0; digit != (form[j] == 'd') || !digit && s[i+j] != '-' {
+	var d [9]byte
+	j := i
+	for n := range d {
+		if n == 3 || n == 5 {
+			g := dash(s, j)
+			if j += g; g == 0 {
+				return 0
+			}
+		}
+		if j >= len(s) || bytesAre[s[j]]&isDigit == 0 {
 			return 0
 		}
+		d[n] = s[j]
+		j++
 	}
-	t, e := string(s[i:i+len(form)]), i+len(form)
-	if t[:3] == "000" || t[:3] == "666" || t[0] == '9' || t[4:6] == "00" || t[7:] == "0000" {
+	a, g, e := string(d[:3]), string(d[3:5]), string(d[5:])
+	if a == "000" || a == "666" || a[0] == '9' || g == "00" || e == "0000" {
 		return 0
 	}
-	if !ends(s, e) || e < len(s) && s[e] == '-' {
+	_, before := utf8.DecodeLastRune(s[:i])
+	if !ends(s, j) || dash(s, j) > 0 || before > 0 && dash(s, i-before) > 0 {
 		return 0
 	}
-	return e
+	return j
 }
 
 // emailAt returns the address around the "@" at i.

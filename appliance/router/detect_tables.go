@@ -37,7 +37,7 @@ func init() {
 }
 
 // ibanAt returns the end of an IBAN that begins at i, or 0. Groups may be
-// parted by one space.
+// parted by one gap.
 func ibanAt(s []byte, i int) int {
 	if len(s)-i < 15 || bytesAre[s[i]]&isUpper == 0 || bytesAre[s[i+1]]&isUpper == 0 || bytesAre[s[i+2]]&isDigit == 0 {
 		return 0
@@ -46,12 +46,14 @@ func ibanAt(s []byte, i int) int {
 	var a [34]byte
 	n, j := 0, i
 	for ; j < len(s) && n < want; j++ {
-		if bytesAre[s[j]]&(isDigit|isUpper) != 0 {
-			a[n] = s[j]
-			n++
-		} else if s[j] != ' ' || s[j-1] == ' ' {
-			return 0
+		if bytesAre[s[j]]&(isDigit|isUpper) == 0 {
+			g := gap(s, j)
+			if j += g; g == 0 || j >= len(s) || bytesAre[s[j]]&(isDigit|isUpper) == 0 {
+				return 0
+			}
 		}
+		a[n] = s[j]
+		n++
 	}
 	if want == 0 || n < want || !ends(s, j) || !mod97(a[:n]) {
 		return 0

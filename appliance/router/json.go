@@ -17,7 +17,8 @@ type field struct {
 	start, end int
 }
 
-// text is one string literal of a JSON document.
+// text is one string literal of a JSON document, or a number long enough to
+// be somebody's.
 type text struct {
 	lit   []byte // with its quotes
 	start int    // lit is b[start:start+len(lit)]
@@ -25,10 +26,12 @@ type text struct {
 	key   string // nearest key above it
 	depth int    // objects and arrays around it
 	isKey bool
+	isNum bool // lit is a number
 }
 
-// walk calls f for every string literal of b, keys too, in order. b must be
-// valid JSON: json.Valid has been asked, so no syntax is checked here.
+// walk calls f for every string literal of b, keys too, and every number that
+// longNumber, in order. b must be valid JSON: json.Valid has been asked, so no
+// syntax is checked here.
 func walk(b []byte, f func(text)) {
 	var open []byte   // the brackets around i
 	var keys []string // the current key of each
@@ -54,8 +57,24 @@ func walk(b []byte, f func(text)) {
 			}
 			f(t)
 			i = end - 1
+		case '-', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9':
+			end := numberEnd(b, i)
+			if end-i >= longNumber {
+				f(text{lit: b[i:end], start: i, depth: len(open), isNum: true})
+			}
+			i = end - 1
 		}
 	}
+}
+
+// longNumber is the length of the shortest number that a detector knows, in bytes.
+const longNumber = 14
+
+func numberEnd(b []byte, i int) int {
+	for i < len(b) && (bytesAre[b[i]]&isDigit != 0 || bytes.IndexByte([]byte("+-.eE"), b[i]) >= 0) {
+		i++
+	}
+	return i
 }
 
 // nearest skips arrays, which have no key of their own.
@@ -125,52 +144,59 @@ func stringEnd(b []byte, i int) int {
 
 // decode returns the bytes that a literal of valid JSON stands for. Most of a
 // prompt passes here, so it copies only what has escapes; invalid UTF-8 stays.
-func decode(lit []byte) []byte {
-	in := lit[1 : len(lit)-1]
-	n := bytes.IndexByte(in, '\\')
+func decode(lit []byte) []byte { return unescape(lit[1 : len(lit)-1]) }
+
+// unescape replaces the escapes of JSON in s, and leaves alone what is none.
+// Every escape is longer than what it stands for: same length, same bytes.
+func unescape(s []byte) []byte {
+	n := bytes.IndexByte(s, '\\')
 	if n < 0 {
-		return in
+		return s
 	}
-	out := make([]byte, 0, len(in))
+	out := make([]byte, 0, len(s))
 	for n >= 0 {
-		out = append(out, in[:n]...)
-		if in = in[n:]; in[1] == 'u' {
-			var r rune
-			r, in = unicodeEscape(in)
-			out = utf8.AppendRune(out, r)
-		} else {
-			out = append(out, plain(in[1]))
-			in = in[2:]
+		out = append(out, s[:n]...)
+		s = s[n:]
+		r, k := escape(s)
+		if k == 0 {
+			r, k = '\\', 1
 		}
-		n = bytes.IndexByte(in, '\\')
+		out = utf8.AppendRune(out, r)
+		s = s[k:]
+		n = bytes.IndexByte(s, '\\')
 	}
-	return append(out, in...)
+	return append(out, s...)
 }
 
-// plain is what a backslash and c stand for.
-func plain(c byte) byte {
-	if i := strings.IndexByte("bfnrt", c); i >= 0 {
-		return "\b\f\n\r\t"[i]
+// escape reads the escape that s begins with and returns its length, 0 if
+// there is none. Two that are a surrogate pair are one.
+func escape(s []byte) (rune, int) {
+	if len(s) < 2 {
+		return 0, 0
 	}
-	return c // quote, backslash, slash
-}
-
-// unicodeEscape reads \uXXXX, or two of them where they are a surrogate pair,
-// and returns the rest.
-func unicodeEscape(in []byte) (rune, []byte) {
-	r := hex4(in)
+	if i := strings.IndexByte(`"\/bfnrt`, s[1]); i >= 0 {
+		return rune("\"\\/\b\f\n\r\t"[i]), 2
+	}
+	r, ok := hex4(s)
+	if !ok {
+		return 0, 0
+	}
 	if utf16.IsSurrogate(r) {
-		if len(in) >= 12 && in[6] == '\\' && in[7] == 'u' {
-			if p := utf16.DecodeRune(r, hex4(in[6:])); p != utf8.RuneError {
-				return p, in[12:]
+		if p, ok := hex4(s[6:]); ok {
+			if r := utf16.DecodeRune(r, p); r != utf8.RuneError {
+				return r, 12
 			}
 		}
 		r = utf8.RuneError
 	}
-	return r, in[6:]
+	return r, 6
 }
 
-func hex4(in []byte) rune {
-	n, _ := strconv.ParseUint(string(in[2:6]), 16, 16) // valid JSON: four hex digits
-	return rune(n)
+// hex4 reads \uXXXX.
+func hex4(s []byte) (rune, bool) {
+	if len(s) < 6 || s[0] != '\\' || s[1] != 'u' {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(string(s[2:6]), 16, 16)
+	return rune(n), err == nil
 }

@@ -7,6 +7,7 @@ import (
 	"math/big"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 )
 
@@ -41,6 +42,16 @@ func TestDetect(t *testing.T) {
 		"":                         "",
 		"The quick brown fox 2026": "",
 		`{"a":"x@y.com"}`:          "email=1", `{"a":"x\u0040y.com"}`: "email=1", `{"a":"{\"b\":\"x\\u0040y.com\"}"}`: "email=1",
+		// Numbers beside an escape, blanks, several documents and prose around JSON.
+		`{"card":4111111111111111,"n":"x"}`: "card=1", `{"card":4111111111111111,"n":"x\n"}`: "card=1", `["a\n",4111111111111111]`: "card=1",
+		` {"to":"bob\u0040example.com"}`: "email=1", "{\"to\":\"bob\\u0040example.com\"}\n{}": "email=1", `done: {"to":"bob\u0040example.com"}, ok`: "email=1",
+		`"bob\u0040example.com"`: "email=1", `a\nghp_` + a + `\n`: "token=1", `{"k":"-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----"}`: "key=1",
+		`x\nbob@example.com`: "email=1", `C:\new\bob@example.com`: "email=1", `\u00e`: "", `\`: "", `\\`: "", `\ud83d\u0040 a\u0040b.de`: "email=1",
+		`{"a":"{\"b\":\"{\\\"c\\\":\\\"x\\\\u0040y.com\\\"}\"}"}`: "email=1",
+		// Unicode's spaces and dashes.
+		"4111\u00a01111\u00a01111\u00a01111": "card=1", "4111\u20091111\u202f1111\u30001111": "card=1", "4111\u20111111\u20131111\u22121111": "card=1",
+		"4111\u00ad1111\u200b1111\u20601111": "card=1", "4111\u00a0 1111 1111 1111": "", "4111\n1111\n1111\n1111": "",
+		"GB29\u00a0NWBK\u00a06016\u00a01331\u00a09268\u00a019": "iban=1", "536\u201190\u20114399": "ssn=1", "536 90 4399": "", "1\u2011536-90-4399": "", "536-90-4399\u2013": "",
 	} {
 		if got := found(in); got != want {
 			t.Errorf("%q: got %q, want %q", in, got, want)
@@ -74,14 +85,40 @@ func TestChecksums(t *testing.T) {
 func TestMask(t *testing.T) {
 	for in, want := range map[string]string{
 		`"a"`: `"a"`,
-		`{"k":["x@y.com",1,"x@y.com","4111111111111111"]}`:                          `{"k":["[EMAIL_1]",1,"[EMAIL_1]","[CARD_1]"]}`,
-		`{"x@y.com": "\ud83d\ude00 z@y.com"}`:                                       `{"[EMAIL_1]": "😀 [EMAIL_2]"}`,
-		`"-----BEGIN EC PRIVATE KEY-----\nAA\n-----END EC PRIVATE KEY-----\nafter"`: `"[KEY_1]\nafter"`,
+		`{"k":["x@y.com",1,"x@y.com","4111111111111111"]}`:                               `{"k":["[EMAIL_1]",1,"[EMAIL_1]","[CARD_1]"]}`,
+		`{"x@y.com": "\ud83d\ude00 z@y.com"}`:                                            `{"[EMAIL_1]": "😀 [EMAIL_2]"}`,
+		`{"input":{"card":4111111111111111,"n":[-4111111111111111,9007199254740991]}}`:   `{"input":{"card":"[CARD_1]","n":["-[CARD_1]",9007199254740991]}}`,
+		`{"a":"{\"card\":4111111111111111,\"n\":\"x\\n\"}"}`:                             `{"a":"{\"card\":\"[CARD_1]\",\"n\":\"x\\n\"}"}`,
+		`{"a":"{\"to\":\"x\\nbob\\u0040b.de\"}","b":"bob@b.de"}`:                         `{"a":"{\"to\":\"x\\n[EMAIL_1]\"}","b":"[EMAIL_1]"}`,
+		`{"a":"see {\"to\":\"bob\\u0040b.de\"} and 4111\u00a01111\u00a01111\u00a01111"}`: `{"a":"see {\"to\":\"[EMAIL_1]\"} and [CARD_1]"}`,
+		`"{} 4111111111111111"`:                                                          `"{} [CARD_1]"`,
+		`"-----BEGIN EC PRIVATE KEY-----\nAA\n-----END EC PRIVATE KEY-----\nafter"`:      `"[KEY_1]\nafter"`,
 	} {
 		if got := string(mask([]byte(in))); got != want {
 			t.Errorf("%s: got %s, want %s", in, got, want)
 		}
 	}
+}
+
+// What has many finds, or many escapes, costs no more than its length.
+func TestRedactIsLinear(t *testing.T) {
+	const n = 1 << 20
+	for _, s := range []string{`a@b.de\n`, `\u0040`, `\\\\`, `\u005cu005c`, "1 ", "4111\u00a0", "536-", "AA1 "} {
+		b, _ := json.Marshal(strings.Repeat(s, n/len(s)))
+		start := time.Now()
+		mask(b)
+		if took := time.Since(start); took > 10*time.Second {
+			t.Errorf("%q: took %v for 1 MiB", s, took)
+		}
+	}
+}
+
+// toolCall is a prompt whose strings are full of escapes: arguments of tools
+// that hold source code.
+func toolCall() []byte {
+	args, _ := json.Marshal(map[string]string{"path": "main.go", "text": strings.Repeat("\tif err != nil {\n\t\treturn fmt.Errorf(\"open %s: %w\", name, err)\n\t}\n", 700)})
+	b, _ := json.Marshal(map[string]any{"model": "near", "messages": []any{map[string]any{"role": "assistant", "content": string(args)}}})
+	return b
 }
 
 // prompt is about 52 KB of the size and texture of a coding agent's turn.
@@ -120,6 +157,14 @@ func BenchmarkInspect(b *testing.B) {
 	}
 }
 
+func BenchmarkInspectEscapes(b *testing.B) {
+	p := toolCall()
+	b.SetBytes(int64(len(p)))
+	for b.Loop() {
+		inspect(p)
+	}
+}
+
 func BenchmarkScan(b *testing.B) {
 	p := prompt()
 	b.SetBytes(int64(len(p)))
@@ -131,7 +176,7 @@ func BenchmarkScan(b *testing.B) {
 // Masking keeps JSON valid, leaves nothing to find at the places it looks at,
 // and parse never panics.
 func FuzzRedact(f *testing.F) {
-	for _, s := range []string{`{"model":"m","a":["x@y.com","\u0034111111111111111"]}`, `"{\"a\":\"b\\u0040c.de\"}"`, `"\u0000\ud83d\ude00\ud800\u00e9\/\b"`, `[]`, `{"":{"":[null,"-----BEGIN PRIVATE KEY-----"]}}`, string(prompt()[:0])} {
+	for _, s := range []string{`{"model":"m","a":["x@y.com","\u0034111111111111111"]}`, `"{\"a\":\"b\\u0040c.de\"}"`, `"\u0000\ud83d\ude00\ud800\u00e9\/\b"`, `[]`, `{"a":[4111111111111111,"[4111111111111111,\"\\n\"]"]}`, `{"":{"":[null,"-----BEGIN PRIVATE KEY-----"]}}`, string(prompt()[:0])} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -24,13 +24,15 @@
 //
 // # Sensitive content
 //
-// Detectors with checksums look at every string of the JSON body, after
-// decoding. A local upstream sees the request whole. For any other the policy
-// says "deny" or "strip"; stripping replaces each find by a mask such as
-// [EMAIL_1], the same for the same value in one request, and the answer keeps
-// the masks. Limits, which an operator should know: names, street addresses
-// and free prose are not recognised, neither is content split over several
-// strings, encoded (base64, images, audio) or written as a JSON number.
+// Detectors with checksums look at every string and every long number of the
+// JSON body, after decoding, and once more at what a string hides behind
+// escapes of JSON of its own (up to four times, as in tool arguments). A local
+// upstream sees the request whole. For any other the policy says "deny" or
+// "strip"; stripping replaces each find by a mask such as [EMAIL_1], the same
+// for the same value in one request, and the answer keeps the masks. Limits,
+// which an operator should know: names, street addresses and free prose are not
+// recognised, neither is content split over several strings, encoded (base64,
+// images, audio, prompts as token numbers) or a number with an exponent.
 //
 // A call that leaves the host also can't make the upstream act for the agent:
 // remote URLs in content and tools that the upstream would run itself are
