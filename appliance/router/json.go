@@ -26,7 +26,8 @@ type text struct {
 	key   string // nearest key above it
 	depth int    // objects and arrays around it
 	isKey bool
-	isNum bool // lit is a number
+	isNum bool     // lit is a number
+	path  []string // the key that leads through each bracket, "" in arrays; for f alone
 }
 
 // walk calls f for every string literal of b, keys too, and every number that
@@ -52,7 +53,7 @@ func walk(b []byte, f func(text)) {
 			} else {
 				t.key = nearest(keys)
 			}
-			if len(keys) > 0 {
+			if t.path = keys; len(keys) > 0 {
 				t.top = keys[0]
 			}
 			f(t)
@@ -122,6 +123,30 @@ func topLevel(b []byte) []field {
 		fs[i].end = fs[i].start + len(bytes.TrimRight(t, " \t\r\n"))
 	}
 	return fs
+}
+
+// elements returns the values of the array b, which must be valid JSON.
+func elements(b []byte) (out [][]byte) {
+	depth, from := 0, 0
+	for i := 0; i < len(b); i++ {
+		switch b[i] {
+		case '{', '[':
+			if depth++; depth == 1 {
+				from = i + 1
+			}
+		case '}', ']':
+			depth--
+		case '"':
+			i = stringEnd(b, i) - 1
+		}
+		if depth == 0 || depth == 1 && b[i] == ',' {
+			if v := bytes.TrimSpace(b[from:i]); len(v) > 0 {
+				out = append(out, v)
+			}
+			from = i + 1
+		}
+	}
+	return out
 }
 
 // stringEnd returns the index after the literal that begins at i.

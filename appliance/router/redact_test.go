@@ -165,6 +165,17 @@ func BenchmarkInspectEscapes(b *testing.B) {
 	}
 }
 
+func BenchmarkRemote(b *testing.B) {
+	p := prompt()
+	r, _ := parse(p)
+	b.SetBytes(int64(len(p)))
+	for b.Loop() {
+		if err := r.remote(endpoints["/v1/chat/completions"]); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 func BenchmarkScan(b *testing.B) {
 	p := prompt()
 	b.SetBytes(int64(len(p)))
@@ -176,11 +187,15 @@ func BenchmarkScan(b *testing.B) {
 // Masking keeps JSON valid, leaves nothing to find at the places it looks at,
 // and parse never panics.
 func FuzzRedact(f *testing.F) {
-	for _, s := range []string{`{"model":"m","a":["x@y.com","\u0034111111111111111"]}`, `"{\"a\":\"b\\u0040c.de\"}"`, `"\u0000\ud83d\ude00\ud800\u00e9\/\b"`, `[]`, `{"a":[4111111111111111,"[4111111111111111,\"\\n\"]"]}`, `{"":{"":[null,"-----BEGIN PRIVATE KEY-----"]}}`, string(prompt()[:0])} {
+	for _, s := range []string{`{"model":"m","a":["x@y.com","\u0034111111111111111"]}`, `"{\"a\":\"b\\u0040c.de\"}"`, `"\u0000\ud83d\ude00\ud800\u00e9\/\b"`, `[]`, `{"a":[4111111111111111,"[4111111111111111,\"\\n\"]"]}`, `{"":{"":[null,"-----BEGIN PRIVATE KEY-----"]}}`, `{"model":"m","tools":[[1],{"type":"function"}],"input":["a",{"type":"message"},[2]],"prompt":[["a"],1]}`, string(prompt()[:0])} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		_, _ = parse(b)
+		if r, err := parse(b); err == nil {
+			for _, ep := range endpoints {
+				_ = r.remote(ep)
+			}
+		}
 		if !json.Valid(b) {
 			return
 		}

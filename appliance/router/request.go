@@ -15,14 +15,15 @@ type endpoint struct {
 	shape  shape
 	output bool // the answer is generated text: reserve tokens for it
 	usage  bool // stream_options.include_usage makes a stream report usage
+	fields fieldSet
 }
 
 var endpoints = map[string]endpoint{
-	"/v1/chat/completions": {path: "/chat/completions", output: true, usage: true},
-	"/v1/completions":      {path: "/completions", output: true, usage: true},
-	"/v1/responses":        {path: "/responses", output: true},
-	"/v1/embeddings":       {path: "/embeddings"},
-	"/v1/messages":         {path: "/messages", output: true, shape: anthropic},
+	"/v1/chat/completions": {path: "/chat/completions", output: true, usage: true, fields: fields(sampled, cached, engine, chatting)},
+	"/v1/completions":      {path: "/completions", output: true, usage: true, fields: fields(sampled, engine, completing)},
+	"/v1/responses":        {path: "/responses", output: true, fields: fields(sampled, cached, engine, responding)},
+	"/v1/embeddings":       {path: "/embeddings", fields: fields(embedding)},
+	"/v1/messages":         {path: "/messages", output: true, shape: anthropic, fields: fields(messaging)},
 }
 
 // request is what the router has to know of a body.
@@ -149,54 +150,4 @@ func (r *request) wantUsage(ep endpoint, b []byte) ([]byte, *refusal) {
 	}
 	i := bytes.IndexByte(b, '{') + 1 // "model" is there, so a comma is due
 	return slices.Concat(b[:i], []byte(`"stream_options":`), v, []byte(","), b[i:]), nil
-}
-
-// Tools that the client runs itself; an upstream runs all others (web search,
-// code execution, MCP) with its own network. A "*" ends a prefix.
-var clientTools = []string{"function", "custom", "bash_*", "text_editor_*", "computer_*", "memory_*"}
-
-// Top-level keys that make the upstream itself reach out.
-var hostedKeys = []string{"mcp_servers", "web_search_options", "container", "plugins"}
-
-// Keys whose value an upstream would fetch.
-var fetchKeys = []string{"url", "image_url", "file_url", "server_url", "audio_url", "video_url"}
-
-// remote refuses what would make an upstream outside the host act for the agent.
-func (r *request) remote() (err *refusal) {
-	for _, f := range r.fields {
-		if folded(hostedKeys, f.key) && string(r.body[f.start:f.end]) != "null" {
-			return refuse(http.StatusForbidden, "infer.hosted_tool", "%q lets the upstream reach the network for the agent; remove it", f.key)
-		}
-	}
-	walk(r.body, func(t text) {
-		if t.isKey || err != nil {
-			return
-		}
-		s := decode(t.lit)
-		switch {
-		case strings.EqualFold(t.top, "tools") && strings.EqualFold(t.key, "type") && t.depth == 3 && !clientTool(string(s)):
-			err = refuse(http.StatusForbidden, "infer.hosted_tool", "tool type %.64q runs at the upstream, outside this policy; want a function tool", s)
-		case folded(fetchKeys, t.key) && remoteURL(s):
-			err = refuse(http.StatusForbidden, "infer.remote_url", "%q names a remote address that the upstream would fetch; send the content as a data: URL", t.key)
-		}
-	})
-	return err
-}
-
-// folded says whether list has s in any case: some decoders fold it.
-func folded(list []string, s string) bool {
-	return slices.ContainsFunc(list, func(x string) bool { return strings.EqualFold(x, s) })
-}
-
-func clientTool(s string) bool {
-	return slices.ContainsFunc(clientTools, func(p string) bool {
-		pre, star := strings.CutSuffix(p, "*")
-		return s == p || star && strings.HasPrefix(s, pre)
-	})
-}
-
-// remoteURL is closed: whatever is not inline data counts as remote.
-func remoteURL(s []byte) bool {
-	t := strings.ToLower(strings.TrimSpace(string(s[:min(len(s), 64)])))
-	return t != "" && !strings.HasPrefix(t, "data:")
 }

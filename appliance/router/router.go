@@ -34,9 +34,13 @@
 // recognised, neither is content split over several strings, encoded (base64,
 // images, audio, prompts as token numbers) or a number with an exponent.
 //
-// A call that leaves the host also can't make the upstream act for the agent:
-// remote URLs in content and tools that the upstream would run itself are
-// refused, since either is a way around the network policy.
+// # What a call can't ask for
+//
+// No call makes an upstream act for the agent, be it inside the site or not: it
+// would do so past the network policy. Only fields that are on the list of the
+// call (fields.go) pass; tools are those that the agent runs itself; what is not
+// text for the model may hold no address but a data: URL; what is kept at the
+// upstream, and models that the policy has not decided on, can't be named.
 //
 // # Budgets
 //
@@ -266,11 +270,11 @@ func (h *handler) route(c *call, body []byte) *refusal {
 		return refuse(http.StatusBadGateway, "infer.no_upstream", "the policy routes %q to upstream %q, which this appliance does not define; add it to upstreams in appliance.yaml", c.req.model, c.decision.Upstream)
 	}
 	c.up, c.found = up, inspect(body)
+	if err := c.req.remote(c.ep); err != nil {
+		return err
+	}
 	if up.local {
 		return nil // whole, by design: recorded as sensitive, never stripped
-	}
-	if err := c.req.remote(); err != nil {
-		return err
 	}
 	ask.Sensitive = len(c.found) > 0
 	c.decision = c.pol.Decide(ask)

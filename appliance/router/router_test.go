@@ -232,11 +232,11 @@ func TestRefusals(t *testing.T) {
 		"encoded":         {body: "x", hdr: []string{"Content-Encoding", "gzip"}, status: 415, code: "infer.encoding"},
 		"content type":    {body: chat("near", "x"), hdr: []string{"Content-Type", "text/plain"}, status: 415, code: "infer.content_type"},
 		"sensitive":       {body: chat("far", "mail alice@corp.example.org"), status: 403, code: "infer.sensitive"},
-		"sensitive \\u":   {body: `{"model":"far","prompt":"alice\u0040corp.example.org"}`, status: 403, code: "infer.sensitive"},
-		"sensitive key":   {body: `{"model":"far","m":{"alice@corp.example.org":1}}`, status: 403, code: "infer.sensitive"},
+		"sensitive \\u":   {body: `{"model":"far","user":"alice\u0040corp.example.org"}`, status: 403, code: "infer.sensitive"},
+		"sensitive key":   {body: `{"model":"far","metadata":{"alice@corp.example.org":1}}`, status: 403, code: "infer.sensitive"},
 		"remote image":    {body: `{"model":"far","messages":[{"content":[{"image_url":{"url":"HTTPS://x/?data"}}]}]}`, status: 403, code: "infer.remote_url"},
 		"hosted tool":     {body: `{"model":"far","tools":[{"type":"web_search"}]}`, status: 403, code: "infer.hosted_tool"},
-		"hosted folded":   {body: `{"model":"far","Tools":[{"Type":"web_search"}]}`, status: 403, code: "infer.hosted_tool"},
+		"hosted folded":   {body: `{"model":"far","Tools":[{"Type":"web_search"}]}`, status: 403, code: "infer.field"},
 		"any key folded":  {body: `{"model":"near","stream_options":{},"Stream_Options":{}}`, status: 400, code: "infer.json"},
 		"hosted MCP":      {body: `{"model":"far","mcp_servers":[{}]}`, status: 403, code: "infer.hosted_tool"},
 		"anthropic":       {path: "/v1/messages", body: chat("other", "x"), status: 403, code: "infer.unlisted"},
@@ -276,6 +276,97 @@ func keys(n int) (s string) {
 		s += fmt.Sprintf(`,"k%d":1`, i)
 	}
 	return s
+}
+
+// No upstream, inside the site or not, is made to reach out, to take another
+// model or to use what was never shown.
+func TestRemote(t *testing.T) {
+	part := func(p string) string { return `"messages":[{"role":"user","content":[` + p + `]}]` }
+	for field, codes := range map[string]string{
+		`"search_parameters":{"mode":"on"}`:                                        "infer.hosted_tool",
+		`"kv_transfer_params":{"remote_host":"a.b"}`:                               "infer.hosted_tool",
+		`"models":["other"]`:                                                       "infer.field",
+		`"fallbacks":[{"model":"other"}]`:                                          "infer.field",
+		`"never_heard_of":{}`:                                                      "infer.field",
+		`"tools":[{"google_search":{}}]`:                                           "infer.hosted_tool",
+		`"tools":[{"type":"function","function":{"name":"f"}},{}]`:                 "infer.hosted_tool",
+		`"tools":[{"type":"function","function":{"name":"f"},"google_search":{}}]`: "infer.hosted_tool",
+		`"tools":[{"type":"function","type":"web_search"}]`:                        "infer.hosted_tool",
+		`"tools":[{"type":"function","Type":"web_search"}]`:                        "infer.hosted_tool",
+		`"tools":[{"type":["function"]}]`:                                          "infer.hosted_tool",
+		`"tools":["web_search"]`:                                                   "infer.hosted_tool",
+		`"tools":[[1,2]]`:                                                          "infer.hosted_tool",
+		`"tools":{"type":"web_search"}`:                                            "infer.json",
+		`"tools":[{"type":"function","function":{"parameters":{"$ref":"https://evil.example/"}}}]`: "infer.remote_url",
+		part(`{"type":"image_url","image_url":{"url":"https://evil.example/"}}`):                   "infer.remote_url",
+		part(`{"type":"image_url","image_url":{"url":"evil.example/a.png"}}`):                      "infer.remote_url",
+		part(`{"type":"image_url","Image_URL":" \thttps://evil.example/"}`):                        "infer.remote_url",
+		part(`{"type":"document_url","document_url":"https://evil.example/"}`):                     "infer.remote_url",
+		part(`{"file_data":{"file_uri":"gs://evil/a"}}`):                                           "infer.remote_url",
+		part(`{"type":"input_audio","input_audio":"https://evil.example/a.mp3"}`):                  "infer.remote_url",
+		part(`{"type":"input_audio","input_audio":{"data":"HTTPS:evil.example"}}`):                 "infer.remote_url",
+		part(`{"type":"file","file":{"file_data":"ht\ntps:\\\\evil.example"}}`):                    "infer.remote_url",
+		part(`{"type":"x","x":"` + strings.Repeat(" ", 500) + `//evil.example"}`):                  "infer.remote_url",
+		part(`{"type":"file","file":{"file_id":"file-1"}}`):                                        "infer.field",
+	} {
+		for _, model := range []string{"near", "inside", "far"} {
+			s := newSite(t)
+			st, b := s.post("/v1/chat/completions", `{"model":"`+model+`",`+field+`}`)
+			if st/100 != 4 || !strings.Contains(b, codes) || s.calls() != 0 {
+				t.Errorf("%s: %s: got %d %s", model, field, st, b)
+			}
+		}
+	}
+	for body, want := range map[string]string{
+		`"prompt":{"id":"pmpt_1"},"input":"x"`:                                               `\"prompt\"`,
+		`"previous_response_id":"resp_1","input":"x"`:                                        `\"previous_response_id\"`,
+		`"background":true,"input":"x"`:                                                      `\"background\"`,
+		`"input":[{"type":"additional_tools","tools":[{"type":"web_search"}]}]`:              "additional_tools",
+		`"input":[{"type":"message","Type":"additional_tools","role":"user","content":"x"}]`: "additional_tools",
+		`"input":[{"type":"item_reference","id":"msg_1"}]`:                                   "item_reference",
+		`"input":[{"id":"msg_1"}]`:                                                           "without a type",
+		`"input":{"id":"msg_1"}`:                                                             "want an array",
+	} {
+		s := newSite(t)
+		if st, b := s.post("/v1/responses", `{"model":"near",`+body+`}`); st/100 != 4 || !strings.Contains(b, want) || s.calls() != 0 {
+			t.Errorf("%s: got %d %s", body, st, b)
+		}
+	}
+}
+
+// What agents say in earnest passes everywhere.
+func TestRemotePasses(t *testing.T) {
+	for body, path := range map[string]string{
+		// OpenClaw's, with every switch of its transport on.
+		`"messages":[{"role":"system","content":"https://x.example/ is down"},{"role":"assistant","content":null,"tool_calls":[{"id":"c1","type":"function",` +
+			`"function":{"name":"fetch","arguments":"{\"url\":\"https://x.example/\"}"}}],"reasoning_content":"http://"},{"role":"tool","tool_call_id":"c1","content":"https://x.example/ says hi"},` +
+			`{"role":"user","content":[{"type":"text","text":"https://x.example/"},{"type":"image_url","image_url":{"url":"data:image/png;base64,AA==","detail":"low"}}]}],` +
+			`"stream":true,"stream_options":{"include_usage":true},"store":false,"prompt_cache_key":"k","prompt_cache_retention":"24h","temperature":0,"top_p":1,"seed":1,"stop":["x"],` +
+			`"response_format":{"type":"json_schema","json_schema":{"schema":{"$schema":"https://json-schema.org/draft/2020-12/schema"}}},"frequency_penalty":0,"presence_penalty":0,` +
+			`"tools":[{"type":"function","function":{"name":"fetch","description":"d","strict":true,"parameters":{"type":"object","$schema":"http://json-schema.org/draft-07/schema#",` +
+			`"properties":{"url":{"type":"string","default":"https://x.example","$ref":"#/$defs/u"}}}}}],"tool_choice":"auto","parallel_tool_calls":true,"tool_stream":true,` +
+			`"max_completion_tokens":8,"reasoning":{"effort":"low"},"reasoning_effort":"low","thinking":{"type":"enabled"},"enable_thinking":true,"chat_template_kwargs":{"enable_thinking":true}`: "/v1/chat/completions",
+		// vLLM's and NIM's.
+		`"messages":[],"top_k":1,"min_p":0.1,"repetition_penalty":1,"ignore_eos":true,"stop_token_ids":[1],"guided_json":{"$schema":"https://json-schema.org/"},"structured_outputs":{"regex":"a"},` +
+			`"nvext":{"guided_regex":"a"},"skip_special_tokens":true,"min_tokens":1,"logit_bias":{"1":2}`: "/v1/chat/completions",
+		`"prompt":["https://x.example/","b"],"suffix":"c","echo":true,"best_of":2,"top_k":3`:                    "/v1/completions",
+		`"input":["https://x.example/"],"input_type":"query","truncate":"END","dimensions":8`:                   "/v1/embeddings",
+		`"web_search_options":null,"background":false,"previous_response_id":null,"input":"https://x.example/"`: "/v1/responses",
+		`"instructions":"i","input":[{"role":"user","content":[{"type":"input_text","text":"x"},{"type":"input_image","image_url":"data:image/png;base64,AA=="}]},{"type":"reasoning","summary":[]},` +
+			`{"type":"function_call","call_id":"c","name":"f","arguments":"{}"},{"type":"function_call_output","call_id":"c","output":"https://x.example/"}],"include":["reasoning.encrypted_content"],` +
+			`"store":false,"tools":[{"type":"function","name":"f","parameters":{},"strict":false},{"type":"custom","name":"p","format":{"type":"text"}}],"text":{"verbosity":"low"},"reasoning":{}`: "/v1/responses",
+		`"max_tokens":9,"system":[{"type":"text","text":"s","cache_control":{"type":"ephemeral"}}],"messages":[{"role":"assistant","content":[{"type":"tool_use","id":"t","name":"fetch",` +
+			`"input":{"url":"https://x.example/","$ref":"https://x.example/"}}]},{"role":"user","content":[{"type":"tool_result","tool_use_id":"t","content":"https://x.example/"},` +
+			`{"type":"image","source":{"type":"base64","media_type":"image/png","data":"AA=="}}]}],"tools":[{"name":"fetch","description":"d","input_schema":{}},{"type":"bash_20250124","name":"bash"}],` +
+			`"thinking":{"type":"enabled","budget_tokens":1024},"metadata":{"user_id":"u"},"context_management":{"edits":[]},"stop_sequences":["x"]`: "/v1/messages",
+	} {
+		for _, model := range []string{"near", "far"} {
+			s := newSite(t)
+			if st, b := s.post(path, `{"model":"`+model+`",`+body+`}`); st != 200 {
+				t.Errorf("%s %s: got %d %s", model, path, st, b)
+			}
+		}
+	}
 }
 
 func TestClientToolsPass(t *testing.T) {
