@@ -69,16 +69,26 @@ func (h *handler) hold(c *call, n int64) *refusal {
 // defaultOutput is reserved for the answer of a call that sets no bound itself.
 const defaultOutput = 1024
 
-// estimate is what a call reserves: a prompt token for every four bytes, the
-// usual ratio of English text, and the answer as long as it may become.
+// promptTokens is an estimate: a token for every four bytes, the usual ratio of
+// English text.
+func promptTokens(c *call) int { return len(c.out)/4 + 1 }
+
+// outputTokens estimates what n bytes of generated text cost: a token for every
+// three bytes, the ratio of code. Each piece of a stream is at least one, since
+// most upstreams send a piece for each token. So prose is counted some third
+// too high; it is never counted where usage is reported.
+func outputTokens(n int) int { return (n + 2) / 3 }
+
+// estimate is what a call reserves: its prompt, and the answers as long as they
+// may become.
 func estimate(c *call) int {
-	n := len(c.out)/4 + 1
+	n := promptTokens(c)
 	if c.ep.output {
 		out := c.req.output
 		if out == 0 {
 			out = defaultOutput
 		}
-		n += min(out, 1<<30) * c.req.choice
+		n += min(out, 1<<30) * c.req.choice * c.req.prompt
 	}
 	return n
 }
@@ -94,6 +104,22 @@ func (h *handler) reserve(c *call) *refusal {
 	}
 	m.reserved += want
 	c.reserved = want
+	return nil
+}
+
+// grow makes c's reservation at least n tokens, if the budget has them.
+func (h *handler) grow(c *call, n int) *refusal {
+	if n <= c.reserved {
+		return nil
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	b, m, more := c.pol.Inference.Budget, h.meter(), n-c.reserved
+	if left := b.Tokens - m.tokens - m.reserved; b.Tokens > 0 && more > left {
+		return refuse(http.StatusTooManyRequests, "budget.tokens", "this answer has taken some %d tokens, and no more of %d are left; it is cut here", c.reserved, b.Tokens)
+	}
+	m.reserved += more
+	c.reserved = n
 	return nil
 }
 

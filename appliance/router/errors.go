@@ -49,17 +49,27 @@ var types = map[int][2]string{
 // x-should-retry says otherwise; a spent budget or a refusal does not change
 // by asking again.
 func fail(w http.ResponseWriter, s shape, r *refusal) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("X-Should-Retry", "false")
+	w.WriteHeader(r.status)
+	_ = json.NewEncoder(w).Encode(r.body(s))
+}
+
+// failStream writes r as the last event of a stream.
+func failStream(w http.ResponseWriter, s shape, r *refusal) {
+	b, _ := json.Marshal(r.body(s)) // strings always encode
+	_, _ = fmt.Fprintf(w, "event: error\ndata: %s\n\n", b)
+}
+
+// body is what a client library reads r from.
+func (r *refusal) body(s shape) map[string]any {
 	t, ok := types[r.status]
 	if !ok {
 		t = types[http.StatusBadRequest]
 	}
-	e := map[string]any{"message": "clawbox: " + r.msg, "type": t[s], "code": r.code}
-	body := map[string]any{"error": e}
+	b := map[string]any{"error": map[string]any{"message": "clawbox: " + r.msg, "type": t[s], "code": r.code}}
 	if s == anthropic {
-		body["type"] = "error"
+		b["type"] = "error"
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("X-Should-Retry", "false")
-	w.WriteHeader(r.status)
-	_ = json.NewEncoder(w).Encode(body)
+	return b
 }

@@ -20,6 +20,7 @@ type outcome struct {
 	status int
 	bytes  int64 // of the answer, as passed on
 	use    usage
+	cut    bool   // the agent hung up before an answer came
 	reason string // stable code for the record
 	detail string
 }
@@ -29,10 +30,10 @@ func (h *handler) forward(c *call, w http.ResponseWriter, q *http.Request) {
 	resp, err := h.send(q, c)
 	if err != nil {
 		fail(w, c.ep.shape, err)
-		h.finish(q.Context(), c, outcome{reason: err.code, detail: fmt.Sprint(err.cause)})
+		h.finish(q.Context(), c, outcome{cut: q.Context().Err() != nil, reason: err.code, detail: fmt.Sprint(err.cause)})
 		return
 	}
-	h.finish(q.Context(), c, relay(w, resp, c))
+	h.finish(q.Context(), c, h.relay(w, resp, c))
 }
 
 // send makes the upstream request. Errors name the upstream, not its address.
@@ -88,37 +89,44 @@ func (r *Router) exchange(q *http.Request, key string) (*http.Response, error) {
 }
 
 // relay copies the answer to the agent and reads the usage on the way.
-func relay(w http.ResponseWriter, resp *http.Response, c *call) outcome {
+func (h *handler) relay(w http.ResponseWriter, resp *http.Response, c *call) outcome {
 	defer resp.Body.Close()
 	o := outcome{status: resp.StatusCode, reason: "infer.usage"}
 	pass(w.Header(), resp.Header, responseHeaders)
 	w.WriteHeader(resp.StatusCode)
 	var err error
 	if ct, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); ct == "text/event-stream" {
-		s := &stream{w: w, hide: c.req.added, use: &o.use}
+		s := &stream{w: w, hide: c.req.added, output: c.ep.output, use: &o.use}
+		s.spend = func() *refusal { return h.grow(c, o.use.tokens(c)) }
 		err = s.copy(resp.Body)
 		o.bytes = s.n
 	} else {
 		t := &tail{max: MaxBody}
 		o.bytes, err = io.Copy(w, io.TeeReader(resp.Body, t))
-		o.use.read(t.b)
+		if o.use.read(t.b); c.ep.output {
+			o.use.passed = outputTokens(t.n)
+		}
 	}
-	if err != nil {
+	if spent := (*refusal)(nil); errors.As(err, &spent) {
+		failStream(w, c.ep.shape, spent)
+		o.reason, o.detail = spent.code, spent.msg
+	} else if err != nil {
 		o.reason = "infer.cut"
 	}
 	return o
 }
 
 // charge is what a call costs: its reported usage; without a report the
-// reservation, except where the upstream did no work.
+// reservation or, if it is more, what was passed on, except where the upstream
+// did no work.
 func (o outcome) charge(c *call) int {
 	switch {
 	case o.use.seen:
-		return o.use.in + o.use.out
-	case o.status == 0 || o.status >= 400:
+		return o.use.tokens(c)
+	case o.status == 0 && !o.cut || o.status >= 400:
 		return 0
 	}
-	return c.reserved
+	return max(c.reserved, o.use.tokens(c))
 }
 
 // finish settles the budget and writes the call's second record. The agent
@@ -143,11 +151,13 @@ func (h *handler) finish(ctx context.Context, c *call, o outcome) {
 // tail keeps what passes through, up to max bytes; beyond, nothing.
 type tail struct {
 	b    []byte
+	n    int // bytes seen
 	max  int
 	over bool
 }
 
 func (t *tail) Write(p []byte) (int, error) {
+	t.n += len(p)
 	if t.over = t.over || len(t.b)+len(p) > t.max; t.over {
 		t.b = nil
 	} else {

@@ -31,7 +31,8 @@ type request struct {
 	model  string
 	stream bool
 	output int  // bound of generated tokens that the body asks for, 0 if none
-	choice int  // answers asked for
+	choice int  // answers made for each prompt
+	prompt int  // prompts
 	added  bool // include_usage was added by the router: hide what it causes
 
 	body   []byte
@@ -45,7 +46,7 @@ const maxKeys = 128
 // or stream flag out of it: one JSON object, no key twice at the top, also not
 // in another case (some decoders fold case).
 func parse(b []byte) (request, *refusal) {
-	r := request{body: b, choice: 1}
+	r := request{body: b, choice: 1, prompt: 1}
 	if !json.Valid(b) {
 		return r, refuse(http.StatusBadRequest, "infer.json", "the body is not JSON")
 	}
@@ -86,7 +87,9 @@ var readers = map[string]func(*request, []byte) error{
 	"max_tokens":            readOutput,
 	"max_completion_tokens": readOutput,
 	"max_output_tokens":     readOutput,
-	"n":                     func(r *request, v []byte) error { return json.Unmarshal(v, &r.choice) },
+	"n":                     readChoice,
+	"best_of":               readChoice, // that many are made, and the best are shown
+	"prompt":                readPrompt,
 }
 
 func readOutput(r *request, v []byte) error {
@@ -99,6 +102,29 @@ func readOutput(r *request, v []byte) error {
 	return err
 }
 
+func readChoice(r *request, v []byte) error {
+	n := 1
+	err := json.Unmarshal(v, &n)
+	if n < 1 || n > 128 {
+		r.choice = n
+	} else if r.choice >= 1 && r.choice <= 128 {
+		r.choice = max(r.choice, n)
+	}
+	return err
+}
+
+// readPrompt counts the prompts of /v1/completions: each has its own answers.
+// A list of numbers is one, in tokens.
+func readPrompt(r *request, v []byte) error {
+	if v[0] != '[' {
+		return nil
+	}
+	if es := elements(v); len(es) > 1 && (es[0][0] == '"' || es[0][0] == '[') {
+		r.prompt = len(es)
+	}
+	return nil
+}
+
 func (r *request) read() *refusal {
 	for _, f := range r.fields {
 		if dec := readers[f.key]; dec != nil {
@@ -108,7 +134,7 @@ func (r *request) read() *refusal {
 		}
 	}
 	if r.choice < 1 || r.choice > 128 {
-		return refuse(http.StatusBadRequest, "infer.json", "got n = %d, want 1 to 128", r.choice)
+		return refuse(http.StatusBadRequest, "infer.json", "got n or best_of = %d, want 1 to 128", r.choice)
 	}
 	if !modelName(r.model) {
 		return refuse(http.StatusBadRequest, "infer.name", "got model %.64q, want a printable name of 1 to 256 bytes", r.model)

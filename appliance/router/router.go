@@ -46,9 +46,13 @@
 //
 // A call costs a request as soon as it begins, also when it is refused after
 // that. Tokens are reserved before a call and settled by the usage that the
-// upstream reports; without a report the reservation is charged. Refusals are
-// paced, see Pace, and the bodies on their way are bounded for each agent. Counters
-// live in memory as long as the agent: they end with Forget or the daemon.
+// upstream reports. Where it reports none, or nothing, or the agent hangs up
+// before, the call costs what it reserved, or more if more was passed on: see
+// outputTokens. A stream takes from the budget while it passes on, and ends
+// with an error where nothing is left. What a model thinks unseen counts by the
+// report alone. Refusals are paced, see Pace, and the bodies on their way are
+// bounded for each agent. Counters live in memory as long as the agent: they
+// end with Forget or the daemon.
 package router
 
 import (

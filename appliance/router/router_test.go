@@ -461,6 +461,152 @@ func TestBudgetNoUsage(t *testing.T) {
 	}
 }
 
+// What was passed on is paid for, also by who hangs up before the report.
+func TestBudgetHangUp(t *testing.T) {
+	const tokens, each = 11000, 4000
+	for name, x := range map[string]struct{ path, body, event string }{
+		"chat":      {"/v1/chat/completions", `{"model":"near","stream":true}`, `{"choices":[{"delta":{"content":"w%d "}}]}`},
+		"reasoning": {"/v1/chat/completions", `{"model":"near","stream":true,"max_completion_tokens":1}`, `{"choices":[{"delta":{"reasoning_content":"w%d "}}]}`},
+		"tool":      {"/v1/chat/completions", `{"model":"near","stream":true}`, `{"choices":[{"delta":{"tool_calls":[{"id":"x","function":{"arguments":"%d"}}]}}]}`},
+		"text":      {"/v1/completions", `{"model":"near","stream":true,"prompt":"a"}`, `{"choices":[{"text":"%d","finish_reason":null}]}`},
+		"responses": {"/v1/responses", `{"model":"near","stream":true,"input":"a"}`, `{"type":"response.output_text.delta","delta":"%d"}`},
+		"messages":  {"/v1/messages", `{"model":"near","stream":true,"max_tokens":5}`, `{"type":"content_block_delta","delta":{"type":"text_delta","text":"%d"}}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t)
+			s.reply = func(w http.ResponseWriter, q *http.Request) {
+				w.Header().Set("Content-Type", "text/event-stream")
+				io.WriteString(w, "data: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":2,\"output_tokens\":1}}}\n\n")
+				for i := range each {
+					fmt.Fprintf(w, "data: "+x.event+"\n\n", i)
+				}
+				io.WriteString(w, "data: {\"last\":1}\n\n")
+				w.(http.Flusher).Flush()
+				<-q.Context().Done() // the usage would come now
+			}
+			s.policy.Inference.Budget = policies.ModelBudget{Tokens: tokens}
+			got, stopped := 0, false
+			for i := range 20 {
+				st, b := s.read(x.path, x.body, `"last"`)
+				s.records(2*i + 1)
+				if st != 200 {
+					break
+				}
+				s.records(2 * (i + 1))
+				got += strings.Count(b, "data: ")
+				stopped = stopped || strings.Contains(b, "event: error\ndata: ") && strings.Contains(b, "budget.tokens")
+			}
+			_, spent := s.router.Spent("a1")
+			if got < each || got > tokens || spent < got || spent > tokens || !stopped {
+				t.Errorf("of %d tokens, %d were read and %d charged; stopped: %v", tokens, got, spent, stopped)
+			}
+		})
+	}
+}
+
+// read posts and hangs up as soon as the answer holds end.
+func (s *site) read(path, body, end string) (int, string) {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(s.t.Context())
+	defer cancel()
+	q, _ := http.NewRequestWithContext(ctx, "POST", s.front.URL+path, strings.NewReader(body))
+	q.Header.Set("Content-Type", "application/json")
+	resp, err := http.DefaultClient.Do(q)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var b strings.Builder
+	buf := make([]byte, 4096)
+	for err == nil && !strings.Contains(b.String(), end) {
+		var n int
+		n, err = resp.Body.Read(buf)
+		b.Write(buf[:n])
+	}
+	return resp.StatusCode, b.String()
+}
+
+// An agent that hangs up before an answer begins pays what it reserved.
+func TestHangUpEarly(t *testing.T) {
+	s := newSite(t)
+	began := make(chan bool, 1)
+	s.reply = func(w http.ResponseWriter, q *http.Request) { began <- true; <-q.Context().Done() }
+	ctx, cancel := context.WithCancel(t.Context())
+	q, _ := http.NewRequestWithContext(ctx, "POST", s.front.URL+"/v1/chat/completions", strings.NewReader(chat("near", "x")))
+	q.Header.Set("Content-Type", "application/json")
+	go func() { <-began; cancel() }()
+	if _, err := http.DefaultClient.Do(q); err == nil {
+		t.Fatal("got an answer")
+	}
+	s.records(2)
+	if _, tok := s.router.Spent("a1"); tok < defaultOutput {
+		t.Errorf("charged %d tokens", tok)
+	}
+}
+
+// Reports that can't be true don't make a call free, or a budget grow.
+func TestBudgetAbsurdUsage(t *testing.T) {
+	long := strings.Repeat("word ", 3000) // some 3000 tokens, more than is reserved
+	for use, want := range map[string][2]int{
+		`{"prompt_tokens":0,"completion_tokens":0}`:                                          {3000, 10000},
+		`{"prompt_tokens":-5,"completion_tokens":-5}`:                                        {3000, 10000},
+		`{"prompt_tokens":7,"completion_tokens":0}`:                                          {3000, 10000},
+		`{"prompt_tokens":1e3,"completion_tokens":"x"}`:                                      {3000, 10000},
+		`{"prompt_tokens":9223372036854775807,"completion_tokens":9223372036854775807}`:      {maxReport, 2 * maxReport},
+		`{"input_tokens":9223372036854775807,"cache_read_input_tokens":9223372036854775807}`: {maxReport, 3 * maxReport},
+		`null`: {3000, 10000},
+		`{"prompt_tokens":7,"completion_tokens":11}`: {18, 18},
+	} {
+		s := newSite(t)
+		s.reply = func(w http.ResponseWriter, _ *http.Request) {
+			fmt.Fprintf(w, `{"choices":[{"message":{"content":%q}}],"usage":%s}`, long, use)
+		}
+		s.post("/v1/chat/completions", chat("near", "x"))
+		s.records(2)
+		if _, tok := s.router.Spent("a1"); tok < want[0] || tok > want[1] {
+			t.Errorf("%s: charged %d tokens, want %v", use, tok, want)
+		}
+	}
+}
+
+// A report at the end passes, and counts instead of the estimate.
+func TestBudgetReport(t *testing.T) {
+	s := newSite(t)
+	s.reply = func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		for range 3 {
+			io.WriteString(w, "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n")
+		}
+		io.WriteString(w, "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":5000,\"completion_tokens\":2}}\n\ndata: {\"choices\":[],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":1}}\n\ndata: [DONE]\n\n")
+	}
+	s.policy.Inference.Budget = policies.ModelBudget{Tokens: 3000}
+	if st, b := s.post("/v1/chat/completions", `{"model":"near","stream":true,"stream_options":{"include_usage":true}}`); st != 200 || !strings.HasSuffix(b, "[DONE]\n\n") {
+		t.Errorf("got %d %s", st, b)
+	}
+	s.records(2)
+	if _, tok := s.router.Spent("a1"); tok != 5002 {
+		t.Errorf("charged %d tokens, want 5002", tok)
+	}
+}
+
+// All answers that a call asks for are reserved.
+func TestBudgetManyAnswers(t *testing.T) {
+	s := newSite(t)
+	s.policy.Inference.Budget = policies.ModelBudget{Tokens: 2000}
+	for body, want := range map[string]int{
+		`"prompt":["a","b","c"],"max_tokens":900`:         429,
+		`"prompt":[[1],[2],[3]],"max_tokens":900`:         429,
+		`"prompt":"a","max_tokens":900,"best_of":3`:       429,
+		`"best_of":3,"prompt":"a","max_tokens":900,"n":1`: 429,
+		`"prompt":"a","best_of":1000`:                     400,
+		`"prompt":[1,2,3],"max_tokens":900`:               200,
+	} {
+		if st, b := s.post("/v1/completions", `{"model":"near",`+body+`}`); st != want {
+			t.Errorf("%s: got %d %s, want %d", body, st, b, want)
+		}
+	}
+}
+
 // Reservations keep concurrent calls together within the budget.
 func TestBudgetConcurrent(t *testing.T) {
 	s := newSite(t)
