@@ -162,7 +162,7 @@ func (u *upgrading) diskFull() {
 		return strings.Contains(err.Error(), "no agent is launched") && serr == nil && strings.Contains(out, "NEARLY FULL")
 	})
 	u.doctor("disk", "no agent is launched")
-	if _, err := u.inside("echo on >> /workspace/kept"); err != nil {
+	if _, err := u.inside("echo on > /workspace/on"); err != nil {
 		u.t.Errorf("the agent that ran already: %v", err)
 	}
 	// On a full disk nothing runs: what it did might not be recorded.
