@@ -186,7 +186,7 @@ func (u *upgrading) diskFull() {
 	if !launch() {
 		// What could not be kept made it fail closed, and it stays so until somebody who
 		// knows the cause starts it again.
-		u.doctor("takes no records", "restart it once the cause is gone")
+		u.doctor("health", "restart it once the cause is gone")
 		u.node("systemctl", "restart", "clawbox.service")
 		u.wait120("an agent again", launch)
 	}
