@@ -2,6 +2,8 @@ package content
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -102,8 +104,8 @@ type GCReport struct {
 
 // GC deletes every blob that neither a ref nor a root reaches, and abandoned
 // partial blobs. It has the store for itself (Exclusive) and waits for those
-// who Hold it. A manifest that is a root and can't be read is an error before
-// anything is deleted: then nobody knows what it needs.
+// who Hold it. A manifest that can't be read, or whose bytes are not its
+// digest's, is an error before anything is deleted: nobody knows what it needs.
 func (s *Store) GC(ctx context.Context, o GCOptions) (GCReport, error) {
 	release, err := s.Exclusive(ctx, o.Waiting)
 	if err != nil {
@@ -119,9 +121,9 @@ func (s *Store) GC(ctx context.Context, o GCOptions) (GCReport, error) {
 	if err != nil {
 		return GCReport{}, err
 	}
-	c := collector{s: s, o: o, before: time.Now().Add(-o.Grace), keep: map[v1.Hash]bool{}}
+	c := collector{s: s, o: o, before: time.Now().Add(-o.Grace), keep: map[v1.Hash]bool{}, read: map[v1.Hash]bool{}}
 	for _, d := range append(refs, o.Roots...) {
-		if err := c.mark(d, true); err != nil {
+		if err := c.mark(d); err != nil {
 			return GCReport{}, fmt.Errorf("collect garbage: %w: nothing was deleted", err)
 		}
 	}
@@ -136,52 +138,15 @@ type collector struct {
 	o      GCOptions
 	before time.Time // what was written later stays
 	keep   map[v1.Hash]bool
+	read   map[v1.Hash]bool // what these refer to is kept, too
 	out    GCReport
 }
 
-// children are all the places where a manifest of any kind names other blobs.
-type children struct {
-	Config    *v1.Descriptor  `json:"config"`
-	Subject   *v1.Descriptor  `json:"subject"`
-	Layers    []v1.Descriptor `json:"layers"`
-	Blobs     []v1.Descriptor `json:"blobs"`
-	Manifests []v1.Descriptor `json:"manifests"`
-}
-
-// mark keeps d and what it refers to. What a foreign layout lacks is no error:
-// it can't be kept.
-func (c *collector) mark(d v1.Descriptor, root bool) error {
-	// Another algorithm's digest names nothing here: who has such manifests
-	// gives their parts as roots, by sha256.
-	if c.keep[d.Digest] || d.Digest.Algorithm != "sha256" {
-		return nil
-	}
-	n, err := c.s.Stat(d.Digest)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	} else if err != nil {
-		return err
-	}
-	c.keep[d.Digest] = true
-	known := manifestTypes[d.MediaType]
-	if !known && (!root || n > maxManifest) {
-		return nil
-	}
-	if n > maxManifest {
-		return fmt.Errorf("manifest %s has %d bytes, want at most %d", d.Digest, n, maxManifest)
-	}
-	b, err := os.ReadFile(c.s.Path(d.Digest))
-	if err != nil {
-		return err
-	}
-	var m children
-	if err := json.Unmarshal(b, &m); err != nil {
-		if known {
-			return fmt.Errorf("manifest %s: %w", d.Digest, err)
-		}
-		return nil // a ref may name anything, also what refers to nothing
-	}
-	return c.markAll(m)
+// found is something to keep. Of what nothing but a list of layers names, only
+// the types that are known are read.
+type found struct {
+	v1.Descriptor
+	read bool
 }
 
 var manifestTypes = map[types.MediaType]bool{
@@ -190,25 +155,89 @@ var manifestTypes = map[types.MediaType]bool{
 	"application/vnd.cncf.model.manifest.v1+json": true,
 }
 
-func (c *collector) markAll(m children) error {
-	for _, d := range []*v1.Descriptor{m.Config, m.Subject} {
-		if d != nil {
-			if err := c.mark(*d, d == m.Subject); err != nil {
-				return err
-			}
-		}
+// mark keeps a root and what it refers to. What a foreign layout lacks is no
+// error: it can't be kept.
+func (c *collector) mark(root v1.Descriptor) error {
+	if n, err := c.s.Stat(root.Digest); err == nil && n > maxManifest && manifestTypes[root.MediaType] {
+		return fmt.Errorf("manifest %s has %d bytes, want at most %d", root.Digest, n, maxManifest)
 	}
-	for _, d := range append(m.Layers, m.Blobs...) {
-		if err := c.mark(d, false); err != nil {
+	for todo := []found{{root, true}}; len(todo) > 0; {
+		f := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		below, err := c.visit(f)
+		if err != nil {
 			return err
 		}
-	}
-	for _, d := range m.Manifests {
-		if err := c.mark(d, true); err != nil {
-			return err
-		}
+		todo = append(todo, below...)
 	}
 	return nil
+}
+
+// visit keeps f, and returns what it refers to, once: that is not done with
+// when f was met as a layer, whose bytes are nobody's business.
+func (c *collector) visit(f found) ([]found, error) {
+	// Another algorithm's digest names nothing here: who has such manifests
+	// gives their parts as roots, by sha256.
+	if check(f.Digest) != nil || c.read[f.Digest] {
+		return nil, nil
+	}
+	n, err := c.s.Stat(f.Digest)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	c.keep[f.Digest] = true
+	if n > maxManifest || !f.read && !manifestTypes[f.MediaType] {
+		return nil, nil // nobody reads a larger one
+	}
+	c.read[f.Digest] = true
+	return c.below(f.Descriptor)
+}
+
+// below lists what the manifest d refers to. Bytes that are no manifest refer to
+// nothing, whatever type somebody gave them, when they are those that the digest
+// promises; a manifest that isn't is an error.
+func (c *collector) below(d v1.Descriptor) ([]found, error) {
+	b, err := os.ReadFile(c.s.Path(d.Digest))
+	if err != nil {
+		return nil, err
+	}
+	if sum := sha256.Sum256(b); d.MediaType != "" && hex.EncodeToString(sum[:]) != d.Digest.Hex {
+		return nil, fmt.Errorf("manifest %s is damaged, so nobody knows what it needs: bring it again, or take its name away", d.Digest)
+	}
+	var m children
+	wrong := (*json.UnmarshalTypeError)(nil) // of one field: the others were read
+	if err := json.Unmarshal(b, &m); err != nil && !errors.As(err, &wrong) {
+		return nil, nil
+	}
+	var out []found
+	for _, l := range []struct {
+		of   []child
+		read bool
+	}{{[]child{m.Config}, false}, {m.Layers, false}, {m.Blobs, false}, {[]child{m.Subject}, true}, {m.Manifests, true}} {
+		for _, x := range l.of {
+			alg, hex, _ := strings.Cut(x.Digest, ":")
+			out = append(out, found{v1.Descriptor{MediaType: x.MediaType, Digest: v1.Hash{Algorithm: alg, Hex: hex}}, l.read})
+		}
+	}
+	return out, nil
+}
+
+// children are all the places where a manifest of any kind names other blobs.
+type children struct {
+	Config    child   `json:"config"`
+	Subject   child   `json:"subject"`
+	Layers    []child `json:"layers"`
+	Blobs     []child `json:"blobs"`
+	Manifests []child `json:"manifests"`
+}
+
+// child is a descriptor whose digest may be anything: one that this store can't
+// have must not hide the others.
+type child struct {
+	MediaType types.MediaType `json:"mediaType"`
+	Digest    string          `json:"digest"`
 }
 
 func (c *collector) sweep(ctx context.Context) error {

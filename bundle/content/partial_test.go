@@ -3,8 +3,10 @@ package content
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -347,14 +349,46 @@ func TestGC(t *testing.T) {
 	must(t, err, busy.Commit())
 	empty(t, s, partialDir, uploadDir)
 
-	// A manifest that nobody can read may need anything.
-	bad := put(t, s, []byte("not JSON"))
-	must(t, s.Tag("bad", v1.Descriptor{MediaType: types.OCIManifestSchema1, Digest: bad, Size: 8}), s.Untag("app"))
-	if _, err := s.GC(t.Context(), GCOptions{}); err == nil {
-		t.Error("collected beside a broken manifest")
+	// What isn't what its digest promises may have needed anything.
+	bad := put(t, s, []byte(`{"layers":[]}`))
+	must(t, s.Tag("bad", v1.Descriptor{MediaType: types.OCIManifestSchema1, Digest: bad, Size: 13}), s.Untag("app"),
+		os.Chmod(s.Path(bad), 0o644), os.WriteFile(s.Path(bad), []byte(`{"layers" []}`), 0o644))
+	if _, err := s.GC(t.Context(), GCOptions{}); err == nil || !strings.Contains(err.Error(), "damaged") {
+		t.Errorf("collected beside a damaged manifest: %v", err)
 	}
 	if _, err := s.Stat(man); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestGCMarks: what is a layer to one is a manifest to the other, in either
+// order, and what is no manifest stops nobody, whatever type it was given.
+func TestGCMarks(t *testing.T) {
+	s := open(t)
+	text := func(format string, args ...any) v1.Descriptor {
+		b := fmt.Appendf(nil, format, args...)
+		return v1.Descriptor{MediaType: types.OCIManifestSchema1, Digest: put(t, s, b), Size: int64(len(b))}
+	}
+	layer, other, lower, config, sibling := text("layer"), text("of another type"), text("not JSON"), text("{}"), text("beside a digest that is none")
+	inner := text(`{"layers":[{"digest":"%s"}]}`, layer.Digest)
+	outer := text(`{"layers":[{"mediaType":"a/b","digest":"%s"},{"mediaType":"%s","digest":"%s"}],"subject":{"mediaType":"%[2]s","digest":"%s"}}`,
+		inner.Digest, types.OCIManifestSchema1, other.Digest, lower.Digest)
+	index := text(`{"manifests":[{"mediaType":"%s","digest":"%s"}],"layers":5,"config":{"digest":"%s"},"blobs":["x",{"digest":"sha256:../../x"},{"digest":"md5:00"},{"digest":"%s"}]}`,
+		types.OCIManifestSchema1, lower.Digest, config.Digest, sibling.Digest)
+	for i, order := range [][]v1.Descriptor{{outer, inner, index}, {index, inner, outer}} {
+		for j, d := range order {
+			must(t, s.Tag(fmt.Sprint("r:", j), d))
+		}
+		if r, err := s.GC(t.Context(), GCOptions{}); err != nil || r.Deleted != 0 || r.Kept != 8 {
+			t.Errorf("order %d: %+v, %v", i, r, err)
+		}
+	}
+	long := v1.Descriptor{Digest: index.Digest, MediaType: types.OCIManifestSchema1} // a pushed blob is a root without a type
+	for range 3000 {
+		long = text(`{"manifests":[{"mediaType":"%s","digest":"%s"}]}`, types.OCIManifestSchema1, long.Digest)
+	}
+	if r, err := s.GC(t.Context(), GCOptions{Roots: []v1.Descriptor{{Digest: long.Digest}}}); err != nil || r.Kept != 3008 {
+		t.Errorf("a long chain: %+v, %v", r, err)
 	}
 }
 
