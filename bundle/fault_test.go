@@ -19,6 +19,9 @@ import (
 	"testing"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
 	"github.com/clawbox/clawbox/bundle/content"
 	"github.com/clawbox/clawbox/bundle/manifest"
 )
@@ -419,6 +422,71 @@ func TestReady(t *testing.T) {
 		t.Errorf("got %v, want the listener's error", err)
 	}
 	sound(t, st, 0)
+}
+
+// TestReadyMany: what a load with a listener looks at after a blob does not grow
+// with the items that wait for others.
+func TestReadyMany(t *testing.T) {
+	st := newStore(t)
+	m := &Media{}
+	want := func(i int) []byte { return fmt.Appendf(nil, `{"manifests":[],"annotations":{"n":"%d"}}`, i) }
+	for i := range 4000 {
+		h, n, _ := v1.SHA256(bytes.NewReader(want(i)))
+		m.release.Items = append(m.release.Items, manifest.Item{Name: fmt.Sprint(i), Descriptor: v1.Descriptor{MediaType: types.OCIImageIndex, Digest: h, Size: n}})
+	}
+	var came []string
+	h := newHerald(t.Context(), m, st, func(_ context.Context, it manifest.Item) error { came = append(came, it.Name); return nil }, func(error) {})
+	must(t, h.begin())
+	begin := time.Now()
+	for range 500 {
+		must(t, h.next(v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("0", 64)}))
+	}
+	if d := time.Since(begin); d > time.Second {
+		t.Errorf("500 blobs that nobody waits for took %v", d)
+	}
+	d := m.release.Items[7].Descriptor
+	must(t, st.Put(t.Context(), d.Digest, d.Size, bytes.NewReader(want(7))))
+	must(t, h.next(d.Digest))
+	if must(t, h.end(nil)); !slices.Equal(came, []string{"7"}) || len(h.waits) != 3999 {
+		t.Errorf("%q came, %d wait", came, len(h.waits))
+	}
+}
+
+// TestNames: a load names all items or none; beside an installed release it moves
+// no name, and what it brought stays all the same.
+func TestNames(t *testing.T) {
+	out, trust := demo(t)
+	m, err := OpenMedia(trust, out)
+	must(t, err)
+	st := newStore(t)
+	other := v1.Descriptor{Size: 2}
+	other.Digest, _, _ = v1.SHA256(strings.NewReader("{}"))
+	must(t, st.Put(t.Context(), other.Digest, 2, strings.NewReader("{}")))
+	must(t, st.Tag("app:0.1.0", other))
+	must(t, m.LoadWith(t.Context(), st, LoadOptions{Beside: true}))
+	if d, err := st.Resolve("app:0.1.0"); err != nil || d.Digest != other.Digest {
+		t.Errorf("app:0.1.0 leads to %s, %v; want %s", d.Digest, err, other.Digest)
+	}
+	r, err := st.GC(t.Context(), content.GCOptions{})
+	if n, merr := m.Missing(st); n != 0 || r.Deleted != 0 {
+		t.Errorf("collected %+v, %v; %d bytes are missing, %v", r, err, n, merr)
+	}
+	sound(t, st, 1+len(m.Release().Items))
+	must(t, m.LoadWith(t.Context(), st, LoadOptions{Beside: true}))
+
+	filler := other
+	filler.Annotations = map[string]string{"x": strings.Repeat("x", 16<<20-5000)}
+	must(t, st.Tag("filler:1", filler))
+	if err := m.Load(t.Context(), st, nil); err == nil || !strings.Contains(err.Error(), "index.json") {
+		t.Errorf("loaded into a full index: %v", err)
+	}
+	sound(t, st, 2+len(m.Release().Items))
+	must(t, st.Untag("filler:1"))
+	must(t, m.Load(t.Context(), st, nil))
+	sound(t, st, 2*len(m.Release().Items)-2) // of two SBOMs the names are pins themselves
+	if d, err := st.Resolve("app:0.1.0"); err != nil || d.Digest == other.Digest {
+		t.Errorf("app:0.1.0 leads to %s, %v", d.Digest, err)
+	}
 }
 
 // TestNoClock: what is old is said by the sequence alone. A release from 1970

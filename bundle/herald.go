@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"slices"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -15,7 +16,8 @@ import (
 // a goroutine of its own.
 type herald struct {
 	pool  *pool
-	items []watched // not complete yet, in the order of the release
+	items []*watched             // of which nothing was looked at yet
+	waits map[v1.Hash][]*watched // not complete, by the blob that each waits for
 
 	ready  chan manifest.Item // nil when nobody listens
 	done   chan struct{}
@@ -25,19 +27,20 @@ type herald struct {
 // watched is an item and what of it was not seen in the store yet, the next
 // one last.
 type watched struct {
-	item manifest.Item
-	todo []v1.Descriptor
-	seen map[v1.Hash]bool // manifests: indexes that name each other often are opened once
+	place int // in the release
+	item  manifest.Item
+	todo  []v1.Descriptor
+	seen  map[v1.Hash]bool // manifests: indexes that name each other often are opened once
 }
 
 // newHerald begins to listen. An error of ready ends the load by cancel.
 func newHerald(ctx context.Context, m *Media, s *content.Store, ready func(context.Context, manifest.Item) error, cancel func(error)) *herald {
-	h := &herald{pool: &pool{store: s}}
+	h := &herald{pool: &pool{store: s}, waits: map[v1.Hash][]*watched{}}
 	if ready == nil {
 		return h
 	}
-	for _, it := range m.release.Items {
-		h.items = append(h.items, watched{it, []v1.Descriptor{it.Descriptor}, map[v1.Hash]bool{}})
+	for i, it := range m.release.Items {
+		h.items = append(h.items, &watched{i, it, []v1.Descriptor{it.Descriptor}, map[v1.Hash]bool{}})
 	}
 	// As many places as items: the load never waits for its listener.
 	h.ready, h.done = make(chan manifest.Item, len(h.items)), make(chan struct{})
@@ -54,20 +57,34 @@ func newHerald(ctx context.Context, m *Media, s *content.Store, ready func(conte
 	return h
 }
 
-// next looks again, after a blob has come. Each descriptor is looked at once
-// when it is there, so an item of a thousand layers costs a thousand looks.
-func (h *herald) next() error {
-	rest := h.items[:0]
-	for _, w := range h.items {
-		if err := h.advance(&w); errors.Is(err, fs.ErrNotExist) {
-			rest = append(rest, w)
+// begin looks at what the store has already.
+func (h *herald) begin() error {
+	all := h.items
+	h.items = nil
+	return h.look(all)
+}
+
+// next looks again at those that wait for a blob, which has come. Each descriptor
+// is looked at once when it is there, so an item of a thousand layers costs a
+// thousand looks, however many items there are.
+func (h *herald) next(came v1.Hash) error {
+	woken := h.waits[came]
+	delete(h.waits, came)
+	slices.SortFunc(woken, func(a, b *watched) int { return a.place - b.place })
+	return h.look(woken)
+}
+
+func (h *herald) look(ws []*watched) error {
+	for _, w := range ws {
+		if err := h.advance(w); errors.Is(err, fs.ErrNotExist) && len(w.todo) > 0 {
+			d := w.todo[len(w.todo)-1].Digest
+			h.waits[d] = append(h.waits[d], w)
 		} else if err != nil {
 			return err
 		} else {
 			h.ready <- w.item
 		}
 	}
-	h.items = rest
 	return nil
 }
 

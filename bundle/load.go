@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
@@ -23,6 +24,10 @@ type LoadOptions struct {
 	Ready func(ctx context.Context, it manifest.Item) error
 	// Warn is told of chunks that had to be read again or rebuilt.
 	Warn func(error)
+	// Beside leaves the store's names where they lead, for a host whose installed
+	// release runs by them: each item gets its pin (content.Pin) and no other
+	// name.
+	Beside bool
 	// Items are the names of the items to load; none: all of them.
 	Items []string
 	// Waiting is told who has the store; the load then waits. Without it, a
@@ -73,7 +78,7 @@ func (m *Media) LoadWith(ctx context.Context, s *content.Store, o LoadOptions) e
 	if err := m.run(ctx, s, o, jobs, total); err != nil {
 		return fmt.Errorf("load: %w", err)
 	}
-	return m.tag(s)
+	return m.tag(s, o.Beside)
 }
 
 // run streams the jobs into s.
@@ -83,7 +88,7 @@ func (m *Media) run(ctx context.Context, s *content.Store, o LoadOptions, jobs [
 	h := newHerald(ctx, m, s, o.Ready, cancel)
 	l := loader{m: m, s: s, herald: h, task: orQuiet(o.Progress).Start("load "+m.release.Name, total)}
 	r := m.reader(o.Warn)
-	err := h.next() // what the store has already
+	err := h.begin()
 	if err == nil {
 		err = stream(ctx, jobs, &either{r, s}, l.each)
 	}
@@ -229,7 +234,7 @@ func (l *loader) each(c chunk) (err error) {
 	if err := w.Commit(); err != nil {
 		return l.full(err)
 	}
-	return l.herald.next()
+	return l.herald.next(c.blob.Digest)
 }
 
 // begin opens the blob at the chunk c. The store is ours, so the blob stands
@@ -267,22 +272,38 @@ func (l *loader) close() error {
 	return l.w.Close()
 }
 
-// tag names the items in the store, after checking that all that they refer
-// to is there.
-func (m *Media) tag(s *content.Store) error {
+// tag names the items in the store, all of them or none, after checking that all
+// that they refer to is there.
+func (m *Media) tag(s *content.Store, beside bool) error {
 	p := &pool{store: s}
 	for _, it := range m.release.Items {
 		if err := complete(p, it); err != nil {
 			return fmt.Errorf("load: item %s: %w: the bundle was built incomplete; get another", it.Name, err)
 		}
 	}
+	ds, err := s.Refs()
+	if err != nil {
+		return fmt.Errorf("load: %w", err)
+	}
+	have := map[string]v1.Descriptor{}
+	for _, d := range slices.Backward(ds) { // of two, Resolve takes the first
+		have[d.Annotations[content.RefName]] = d
+	}
+	var names []content.Name
 	for _, it := range m.release.Items {
-		if d, err := s.Resolve(it.Ref); err == nil && d.Digest == it.Descriptor.Digest && d.Size == it.Descriptor.Size {
-			continue
+		n := content.Name{Ref: it.Ref, Descriptor: it.Descriptor}
+		if beside {
+			n = content.Pin(it.Ref, it.Descriptor)
 		}
-		if err := s.Tag(it.Ref, it.Descriptor); err != nil {
-			return fmt.Errorf("load: item %s: %w", it.Name, err)
+		if d := have[n.Ref]; d.Digest != n.Digest || d.Size != n.Size {
+			names = append(names, n)
 		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	if err := s.TagAll(names); err != nil {
+		return fmt.Errorf("load: %w", err)
 	}
 	return nil
 }

@@ -479,6 +479,22 @@ func TestNewTagIsSeen(t *testing.T) {
 	}
 }
 
+// TestPinned: what only a pin names can be pulled by its digest, has no tag, and
+// isn't a push's to delete.
+func TestPinned(t *testing.T) {
+	s := pushRack(t, Options{})
+	img := ok(random.Image(1000, 2))(t)
+	d, other := s.image(t, img), s.image(t, ok(random.Image(10, 1))(t))
+	must(t, s.TagAll([]content.Name{content.Pin("ghcr.io/acme/web:1.2", d), {Ref: "ghcr.io/acme/web:1.2", Descriptor: other}}))
+	drain(t, ok(crane.Pull(s.host()+"/ghcr.io/acme/web@"+d.Digest.String()))(t))
+	if tags := ok(crane.ListTags(s.host() + "/ghcr.io/acme/web"))(t); len(tags) != 1 {
+		t.Errorf("tags %q", tags)
+	}
+	s.send(t, "DELETE", "/v2/ghcr.io/acme/web/manifests/"+d.Digest.String(), nil).want(t, 405, codeDenied)
+	s.collect(t, CollectOptions{})
+	s.pull(t, "ghcr.io/acme/web", d.Digest.String())
+}
+
 func TestSplit(t *testing.T) {
 	for ref, want := range map[string]string{
 		"openclaw:2026.9.6": "openclaw 2026.9.6 true", "web": "web latest true", "ghcr.io/acme/web:1": "ghcr.io/acme/web 1 true",

@@ -350,6 +350,54 @@ func TestTagRefuses(t *testing.T) {
 	}
 }
 
+// TestTagAll: all names or none, and what has two keeps its bytes when the first
+// moves.
+func TestTagAll(t *testing.T) {
+	s := open(t)
+	d := func(text string) v1.Descriptor {
+		return v1.Descriptor{MediaType: types.OCIManifestSchema1, Digest: put(t, s, []byte(text)), Size: int64(len(text))}
+	}
+	one, two := d("{}"), d("{ }")
+	lost := v1.Descriptor{Digest: sum([]byte("absent")), Size: 6}
+	for _, bad := range []Name{{"b:1", lost}, {"a b", one}, {"b:1", v1.Descriptor{Digest: one.Digest, Size: 7}},
+		{"b:1", v1.Descriptor{Digest: one.Digest, Size: 2, Annotations: map[string]string{"x": strings.Repeat("x", maxIndex)}}}} {
+		if err := s.TagAll([]Name{{"a:1", one}, bad}); err == nil {
+			t.Errorf("%s was set", bad.Ref)
+		}
+		if ds, err := s.Refs(); err != nil || len(ds) != 0 {
+			t.Fatalf("%d refs, %v", len(ds), err)
+		}
+	}
+	if err := s.TagAll([]Name{{"host:5/a:1", one}, {"b:1", two}, {"host:5/a:1", two}, Pin("host:5/a:1", one), Pin("host:5/a:1", two)}); err != nil {
+		t.Fatal(err)
+	}
+	for ref, want := range map[string]v1.Descriptor{"host:5/a:1": two, "b:1": two, "host:5/a@" + one.Digest.String(): one} {
+		if got, err := s.Resolve(ref); err != nil || got.Digest != want.Digest || (got.Annotations[Pinned] != "") != strings.Contains(ref, "@") {
+			t.Errorf("%s: %v, %v", ref, got, err)
+		}
+	}
+	if r, err := s.GC(t.Context(), GCOptions{}); err != nil || r.Kept != 2 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if err := s.Untag("b:1", "", Pin("host:5/a@sha256:00", one).Ref); err != nil {
+		t.Fatal(err)
+	}
+	if ds, err := s.Refs(); err != nil || len(ds) != 2 {
+		t.Errorf("%d refs, %v", len(ds), err)
+	}
+	if n := Pin(strings.Repeat("x", maxRef), one); CheckRef(n.Ref) != nil {
+		t.Errorf("a long name's pin: %v", CheckRef(n.Ref))
+	}
+	many := make([]Name, 2000)
+	for i := range many {
+		many[i] = Name{fmt.Sprint("m:", i), one}
+	}
+	begin := time.Now()
+	if err := s.TagAll(many); err != nil || time.Since(begin) > 5*time.Second {
+		t.Errorf("2000 names: %v, %v", time.Since(begin), err)
+	}
+}
+
 func TestConcurrentTags(t *testing.T) {
 	s := open(t)
 	h := put(t, s, []byte("{}"))

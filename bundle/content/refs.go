@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"unicode"
 	"unicode/utf8"
 
@@ -85,36 +86,94 @@ func (s *Store) Refs() ([]v1.Descriptor, error) {
 	return m.Manifests, nil
 }
 
-// Tag makes ref name d, whose blob must be in the store with d's size. A ref
-// that exists is moved. It is durable when Tag returns.
-func (s *Store) Tag(ref string, d v1.Descriptor) error {
-	if err := CheckRef(ref); err != nil {
-		return err
+// Name is a name for TagAll to set.
+type Name struct {
+	Ref string
+	v1.Descriptor
+}
+
+// Pinned is the annotation of a name that Pin has made.
+const Pinned = "io.clawbox.pinned"
+
+// Pin is a second name for what ref names, REPOSITORY@DIGEST, which never leads
+// elsewhere. While the store has it, the blobs stay and a registry shows them by
+// their digest, wherever ref leads. A ref of that form is its own pin.
+func Pin(ref string, d v1.Descriptor) Name {
+	repo, _, _ := strings.Cut(ref, "@")
+	if i := strings.LastIndexByte(repo, ':'); i > strings.LastIndexByte(repo, '/') {
+		repo = repo[:i]
+	}
+	at := "@" + d.Digest.String()
+	if len(repo)+len(at) > maxRef { // no registry has names as long as that
+		repo = "pinned"
+	}
+	if repo+at == ref {
+		return Name{ref, d}
 	}
 	d.Annotations = maps.Clone(d.Annotations)
 	if d.Annotations == nil {
 		d.Annotations = map[string]string{}
 	}
-	d.Annotations[RefName] = ref
+	d.Annotations[Pinned] = "true"
+	return Name{repo + at, d}
+}
+
+// Tag makes ref name d, whose blob must be in the store with d's size. A ref
+// that exists is moved. It is durable when Tag returns.
+func (s *Store) Tag(ref string, d v1.Descriptor) error { return s.TagAll([]Name{{ref, d}}) }
+
+// TagAll is Tag for many names, in one write of index.json: on an error and after
+// a power cut all of them are set, or none.
+func (s *Store) TagAll(names []Name) error {
+	for i := range names {
+		if err := CheckRef(names[i].Ref); err != nil {
+			return err
+		}
+	}
 	return s.update(func(ds []v1.Descriptor) ([]v1.Descriptor, error) {
-		// Under the lock: Delete has it, too.
-		if n, err := s.Stat(d.Digest); err != nil {
-			return nil, fmt.Errorf("tag %s: %w", ref, err)
-		} else if n != d.Size {
-			return nil, fmt.Errorf("tag %s: descriptor says %d bytes, blob %s has %d", ref, d.Size, d.Digest, n)
+		at := make(map[string]int, len(ds)+len(names))
+		for i, d := range slices.Backward(ds) { // Resolve takes the first
+			at[d.Annotations[RefName]] = i
 		}
-		if i := find(ds, ref); i >= 0 {
-			ds[i] = d
-			return ds, nil
+		for _, n := range names {
+			d, err := s.named(n)
+			if err != nil {
+				return nil, err
+			}
+			i, ok := at[n.Ref]
+			if !ok {
+				i, ds = len(ds), append(ds, d)
+			}
+			ds[i], at[n.Ref] = d, i
 		}
-		return append(ds, d), nil
+		return ds, nil
 	})
 }
 
-// Untag forgets ref; the blobs stay. A ref that doesn't exist is not an error.
-func (s *Store) Untag(ref string) error {
+// named is n as index.json has it. The caller has the lock that Delete has, too.
+func (s *Store) named(n Name) (v1.Descriptor, error) {
+	if size, err := s.Stat(n.Digest); err != nil {
+		return v1.Descriptor{}, fmt.Errorf("tag %s: %w", n.Ref, err)
+	} else if size != n.Size {
+		return v1.Descriptor{}, fmt.Errorf("tag %s: descriptor says %d bytes, blob %s has %d", n.Ref, n.Size, n.Digest, size)
+	}
+	d := n.Descriptor
+	d.Annotations = maps.Clone(d.Annotations)
+	if d.Annotations == nil {
+		d.Annotations = map[string]string{}
+	}
+	d.Annotations[RefName] = n.Ref
+	return d, nil
+}
+
+// Untag forgets refs; the blobs stay. One that doesn't exist is not an error.
+func (s *Store) Untag(refs ...string) error {
+	gone := map[string]bool{}
+	for _, r := range refs {
+		gone[r] = r != ""
+	}
 	return s.update(func(ds []v1.Descriptor) ([]v1.Descriptor, error) {
-		return slices.DeleteFunc(ds, func(d v1.Descriptor) bool { return ref != "" && d.Annotations[RefName] == ref }), nil
+		return slices.DeleteFunc(ds, func(d v1.Descriptor) bool { return gone[d.Annotations[RefName]] }), nil
 	})
 }
 

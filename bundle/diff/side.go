@@ -79,6 +79,10 @@ func Host(ctx context.Context, from string, st *content.Store, r Release) (*Side
 		if ref == "" {
 			continue
 		}
+		if d.Annotations[content.Pinned] != "" {
+			_, _ = s.count(ctx, d) // it stays, whether it is whole or not
+			continue
+		}
 		it := manifest.Item{Name: repo(ref), Ref: ref, Kind: s.kind(ctx, d), Descriptor: plain(d)}
 		if it.TotalSize, err = s.count(ctx, d); err != nil {
 			s.notes = append(s.notes, fmt.Sprintf("%s: %s is not whole there: %v", from, ref, err))

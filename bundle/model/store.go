@@ -179,7 +179,7 @@ func put(ctx context.Context, s *content.Store, mt types.MediaType, b []byte) (v
 }
 
 // List returns the models that the store has a name for, in its order. A model
-// that can't be read is an error; other manifests are passed over.
+// that can't be read is an error; other manifests, and pins, are passed over.
 func List(s *content.Store) ([]Model, error) {
 	ds, err := s.Refs()
 	if err != nil {
@@ -187,6 +187,9 @@ func List(s *content.Store) ([]Model, error) {
 	}
 	var out []Model
 	for _, d := range ds {
+		if d.Annotations[content.Pinned] != "" {
+			continue
+		}
 		m, err := read(s, d)
 		if errors.Is(err, errNot) {
 			continue
