@@ -42,7 +42,7 @@ func (c *carrier) agents(as []config.Agent) (all, ours []config.Agent) {
 	for _, a := range slices.Clone(as) {
 		ref, ok := c.refs[a.Image]
 		if !ok {
-			c.note("agent %s keeps the image %s: the release %s has none of that name", a.Name, a.Image, c.to)
+			c.note(c.keeps(a.Image), a.Name, a.Image, c.to)
 			all = append(all, a)
 			continue
 		}
@@ -50,6 +50,15 @@ func (c *carrier) agents(as []config.Agent) (all, ours []config.Agent) {
 		all, ours = append(all, a), append(ours, a)
 	}
 	return all, ours
+}
+
+// keeps says of an image that the present release does not have what the other
+// one makes of it.
+func (c *carrier) keeps(image string) string {
+	if slices.ContainsFunc(c.to.Items, func(it Item) bool { return it.Ref == image }) {
+		return "agent %s gets another image: the name %s is one of the release %s; if that is not meant, give the agent another image first"
+	}
+	return "agent %s keeps the image %s: the release %s has none of that name"
 }
 
 func (c *carrier) note(format string, args ...any) {

@@ -34,9 +34,11 @@ type Agents interface {
 // ChangeEnv is what a change works with besides its plan. Only Load, and for
 // an upgrade Trust, have no sensible zero value.
 type ChangeEnv struct {
-	Trust  manifest.Trust                              // of the host, after the change
-	Load   func(context.Context, *content.Store) error // as Env.Load; nil for a rollback
-	Verify func(context.Context) error                 // as Env.Verify
+	Trust manifest.Trust // of the host, after the change
+	// Load brings the release's blobs into the store, verified, and pins them; it
+	// moves no name (LoadBeside). nil for a rollback.
+	Load   func(context.Context, *content.Store) error
+	Verify func(context.Context) error // as Env.Verify
 
 	Service Service       // nil: ServiceOf
 	State   []Snapshotter // nil: StateOf

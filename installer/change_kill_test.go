@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/clawbox/clawbox/appliance/config"
+	"github.com/clawbox/clawbox/bundle/content"
 )
 
 // changeMain is this binary as an installer that upgrades and kills itself.
@@ -70,6 +71,9 @@ func TestChangeKillMatrix(t *testing.T) {
 			killedUpgrade(t, root, kill)
 			if i%2 == 1 {
 				tear(t, Layout{root}.Changes())
+			}
+			if !release(1).in(collected(t, root)) {
+				t.Error("what the installed release needs was collected")
 			}
 			s, err := Boot(t.Context(), root)
 			if err != nil {
@@ -149,6 +153,38 @@ func TestChangeCutInside(t *testing.T) {
 		}
 		if s, err := Boot(t.Context(), root); err != nil || whole(t, root) != 1 {
 			t.Errorf("after %d kinds of state: %+v, %v", n, s, err)
+		}
+	}
+}
+
+// The installed release's image is lost while another one is tried, or the list of
+// names is: the start after it never leaves a name on what was refused.
+func TestNamesLost(t *testing.T) {
+	for what, want := range map[string]string{"image": "", "list": release(1).roots[sharedRef].Digest.String()} {
+		root := filepath.Join(fast(t), "root")
+		begun(t, root).Stop(t.Context())
+		killedUpgrade(t, root, "gates:done")
+		l := Layout{root}
+		s, err := content.Open(l.Store())
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := s.Path(release(1).roots[sharedRef].Digest)
+		if what == "list" {
+			path = filepath.Join(Change{ID: 1}.state(l), namesFile)
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Boot(t.Context(), root); err != nil {
+			t.Errorf("without the %s: %v", what, err)
+		}
+		got := ""
+		if d, err := s.Resolve(sharedRef); err == nil {
+			got = d.Digest.String()
+		}
+		if got != want {
+			t.Errorf("without the %s %s leads to %q; want %q", what, sharedRef, got, want)
 		}
 	}
 }

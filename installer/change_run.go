@@ -261,6 +261,9 @@ func (l Layout) giveBack(ctx context.Context, c Change, returning, reason string
 	if old, err := replayChanges(l.Changes()); err != nil {
 		return err
 	} else if old.touched {
+		if err := l.namesBack(c); err != nil {
+			return fmt.Errorf("put back the names in the store: %w", err)
+		}
 		if err := restoreState(ctx, all, c.state(l)); err != nil {
 			return err
 		}

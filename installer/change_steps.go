@@ -40,7 +40,7 @@ func init() {
 		{"slot", "Fill the other slot", "beside the present one, which stays as it is", nil, (*changing).slot},
 		{"next", "Write what takes effect later", "configuration, keys and receipt, not in their places yet", nil, (*changing).next},
 		{stopping, "Stop the appliance", "agents end in order; what they wrote stays", nil, (*changing).stop},
-		{"state", "Keep the state", "what is put back if the release does not hold; of the ledger its head, to prove later that it only grew", nil, (*changing).state},
+		{"state", "Keep the state", "what is put back if the release does not hold, the names in the store too; of the ledger its head, to prove later that it only grew", nil, (*changing).state},
 		{touching, "Carry agents over", "to the release's images, and to its policies where nobody changed theirs; on a cluster also what K3s reads", nil, (*changing).carryOver},
 		{"arm", "Arm one try", "the next start enters the release once; the start after that is the present one again, unless all gates have passed", nil, (*changing).arm},
 		{"try", "Start the release", "the marker is used up before it is entered", nil, (*changing).try},
@@ -48,18 +48,22 @@ func init() {
 	}
 }
 
-func (c *changing) payload(ctx context.Context) (string, error) { return c.run.payload(ctx) }
+// payload brings the release beside the installed one, whose names stay.
+func (c *changing) payload(ctx context.Context) (string, error) { return c.run.load(ctx) }
 
 func (c *changing) policies(ctx context.Context) (string, error) { return c.run.policies(ctx) }
 
 // slot fills the slot; a rollback proves in doing so that the kept one is still
-// what was signed.
+// what was signed. From here on the store keeps both releases.
 func (c *changing) slot(ctx context.Context) (string, error) {
 	s, err := c.run.open()
 	if err != nil {
 		return "", err
 	}
-	if err := c.run.refs(s); err != nil {
+	if _, err := held(s, c.run.Release); err != nil {
+		return "", err
+	}
+	if err := errors.Join(pin(s, c.plan.carry.from), pin(s, c.run.Release)); err != nil {
 		return "", err
 	}
 	did, err := c.run.slot(ctx)
@@ -120,11 +124,25 @@ func (c *changing) stop(ctx context.Context) (string, error) {
 }
 
 func (c *changing) state(ctx context.Context) (string, error) {
-	return "", saveState(ctx, c.env.State, c.change.state(c.l))
+	if err := saveState(ctx, c.env.State, c.change.state(c.l)); err != nil {
+		return "", err
+	}
+	s, err := c.run.open()
+	if err != nil {
+		return "", err
+	}
+	return "", c.keepNames(s)
 }
 
-// carryOver changes state for the first time.
+// carryOver changes state for the first time, the store's names first.
 func (c *changing) carryOver(ctx context.Context) (string, error) {
+	s, err := c.run.open()
+	if err != nil {
+		return "", err
+	}
+	if err := point(s, c.run.Release); err != nil {
+		return "", err
+	}
 	if c.change.Put != "" {
 		return "the state of " + c.change.To.String(), restoreState(ctx, c.env.State, c.change.Put)
 	}

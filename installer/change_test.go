@@ -13,6 +13,7 @@ import (
 	"github.com/clawbox/clawbox/appliance/config"
 	"github.com/clawbox/clawbox/bundle/content"
 	"github.com/clawbox/clawbox/bundle/manifest"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
 func TestUpgrade(t *testing.T) {
@@ -257,6 +258,121 @@ func TestPrune(t *testing.T) {
 		if _, err := s.Resolve(ref); (err == nil) != want {
 			t.Errorf("%s: %v; want it there: %v", ref, err, want)
 		}
+	}
+}
+
+// collected is the store below root after a collection without grace: what no
+// name leads to is gone.
+func collected(t *testing.T, root string) *content.Store {
+	t.Helper()
+	s, err := content.Open(Layout{root}.Store())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.GC(t.Context(), content.GCOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// whether the store has all of a made-up release.
+func (m *madeUp) in(s *content.Store) bool {
+	for h := range m.blobs {
+		if _, err := s.Stat(v1.Hash{Algorithm: "sha256", Hex: h}); err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// Two releases give one name to different images. It leads to the one in place
+// while the other is loaded, tried and taken back, and whatever is collected
+// meanwhile, both ways stay open until the release is pruned.
+func TestSharedNames(t *testing.T) {
+	root := fast(t)
+	p := begun(t, root)
+	one, two, three := release(1), release(2), release(3)
+	named(t, Layout{root}, 1)
+	s := collected(t, root)
+	for _, it := range one.Items { // an installation from before there were pins
+		if err := s.Untag(it.pin()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	leads := func(when string, want *madeUp) {
+		s := collected(t, root)
+		if d, err := s.Resolve(sharedRef); err != nil || d.Digest != want.roots[sharedRef].Digest {
+			t.Errorf("%s: %s leads to %s, %v; want release %d's", when, sharedRef, d.Digest, err, want.Sequence)
+		}
+	}
+	env := ChangeEnv{Service: p, Gates: []Gate{gate{"x", errors.New("does not hold")}}}
+	env.hook = func(step, phase string) {
+		switch {
+		case phase != "acted" && step != "commit":
+		case slices.Index([]string{"carry", "arm", "try", "gates", "commit"}, step) < 0:
+			leads("before the state is touched, after "+step, one)
+		default:
+			leads("in the trial, after "+step, two)
+		}
+		if s := collected(t, root); phase == "acted" && !(one.in(s) && (two.in(s) || step == "server")) {
+			t.Errorf("after %s something was collected", step)
+		}
+	}
+	if _, err := upgrade(t.Context(), root, two, env); err == nil {
+		t.Fatal("a gate that does not hold passed")
+	}
+	leads("taken back", one)
+	if n := whole(t, root); n != 1 {
+		t.Errorf("release %d is in place", n)
+	}
+	env.Gates = nil
+	if _, err := upgrade(t.Context(), root, two, env); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []*madeUp{one, two} { // back, and forward again
+		plan, err := NewRollback(goodFacts(root), root, "Bob", want == one)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Apply(t.Context(), plan, ChangeEnv{Service: p}); err != nil {
+			t.Fatal(err)
+		}
+		leads("rolled back", want)
+		if s := collected(t, root); whole(t, root) != want.Sequence || !one.in(s) || !two.in(s) {
+			t.Error("a release that is kept was collected")
+		}
+	}
+	if _, err := upgrade(t.Context(), root, three, ChangeEnv{Service: p}); err != nil {
+		t.Fatal(err)
+	}
+	if s := collected(t, root); whole(t, root) != 3 || one.in(s) || !two.in(s) || !three.in(s) {
+		t.Errorf("pruned: one %v, two %v, three %v", one.in(s), two.in(s), three.in(s))
+	}
+}
+
+// A name that the operator gave to something else is taken by a release that
+// holds, and given back by one that doesn't.
+func TestNameOfOthers(t *testing.T) {
+	root := fast(t)
+	p := begun(t, root)
+	s, err := content.Open(Layout{root}.Store())
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := v1.Descriptor{Size: 6, Digest: (&madeUp{blobs: map[string][]byte{}}).blob([]byte("my own"))}
+	if err := errors.Join(s.Put(t.Context(), own.Digest, 6, strings.NewReader("my own")), s.Tag("late:1", own)); err != nil {
+		t.Fatal(err)
+	}
+	env := ChangeEnv{Service: p, Gates: []Gate{gate{"x", errors.New("does not hold")}}}
+	env.hook = func(string, string) { collected(t, root) }
+	if _, err := upgrade(t.Context(), root, release(2), env); err == nil {
+		t.Fatal("a gate that does not hold passed")
+	}
+	if d, err := collected(t, root).Resolve("late:1"); err != nil || d.Digest != own.Digest {
+		t.Errorf("late:1 leads to %s, %v; want %s", d.Digest, err, own.Digest)
+	}
+	if _, err := upgrade(t.Context(), root, release(2), ChangeEnv{Service: p}); err != nil || whole(t, root) != 2 {
+		t.Errorf("the upgrade after it: %v", err)
 	}
 }
 

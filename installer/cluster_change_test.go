@@ -84,7 +84,7 @@ func upgradeServer(l Layout, p *played, n *node, c *standIn, m *madeUp) error {
 	if err != nil {
 		return err
 	}
-	_, err = Apply(context.Background(), plan, ChangeEnv{Trust: m.trust, Load: m.load, Service: withNode{p, n}, Cluster: c, Deadline: 5 * time.Second})
+	_, err = Apply(context.Background(), plan, ChangeEnv{Trust: m.trust, Load: m.beside, Service: withNode{p, n}, Cluster: c, Deadline: 5 * time.Second})
 	return err
 }
 

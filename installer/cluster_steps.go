@@ -319,7 +319,7 @@ func (r *run) models(context.Context) (string, error) {
 // layOut makes one model's folder, unless it is right already: pods may have
 // it mounted, and a new folder in its place would not reach them.
 func (r *run) layOut(s *content.Store, a ServingAnswers, it Item) (string, error) {
-	m, err := model.Open(s, it.Ref)
+	m, err := model.Open(s, it.pin())
 	if err != nil {
 		return "", err
 	}

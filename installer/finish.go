@@ -152,11 +152,12 @@ func (l Layout) prune(c Change) error {
 	return nil
 }
 
-// untag takes the names of releases that go. A name that the present or the
-// kept release has, too, or that an agent runs from, stays.
+// untag takes the names of releases that go, and all pins but those of the
+// present and the kept release. A name that one of these has, too, or that an
+// agent runs from, stays.
 func (l Layout) untag(c Change) error {
 	var going []Release
-	used := map[string]bool{}
+	used, pins := map[string]bool{}, map[string]bool{}
 	es, err := filepath.Glob(filepath.Join(l.Releases(), "release-*.json"))
 	if err != nil {
 		return err
@@ -171,11 +172,8 @@ func (l Layout) untag(c Change) error {
 			continue
 		}
 		for _, it := range r.Items {
-			used[it.Ref] = true
+			used[it.Ref], pins[it.pin()] = true, true
 		}
-	}
-	if len(going) == 0 {
-		return nil
 	}
 	cfg, err := config.Load(l.Config())
 	if err != nil {
@@ -191,17 +189,27 @@ func (l Layout) untag(c Change) error {
 	if err != nil {
 		return err
 	}
+	x, err := indexed(s)
+	if err != nil {
+		return err
+	}
+	var gone []string
+	for ref, d := range x.refs {
+		if d.Annotations[content.Pinned] != "" && !pins[ref] && !used[ref] {
+			gone = append(gone, ref)
+		}
+	}
 	for _, r := range going {
 		for _, it := range r.Items {
-			if used[it.Ref] {
-				continue
-			}
-			if err := s.Untag(it.Ref); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
+			if !used[it.Ref] {
+				gone = append(gone, it.Ref)
 			}
 		}
 	}
-	return nil
+	if len(gone) == 0 {
+		return nil
+	}
+	return s.Untag(gone...)
 }
 
 // imagesInUse adds what agents' records name.

@@ -78,7 +78,10 @@ func (m *madeUp) add(it Item, data string) {
 	if err != nil {
 		panic(err)
 	}
-	it.Digest, it.Ref, it.Size, it.Redistributable = m.blob(b), it.Name+":"+m.Version, int64(len(data)), true
+	if it.Ref == "" {
+		it.Ref = it.Name + ":" + m.Version
+	}
+	it.Digest, it.Size, it.Redistributable = m.blob(b), int64(len(data)), true
 	m.roots[it.Ref] = v1.Descriptor{MediaType: "application/vnd.oci.image.manifest.v1+json", Size: int64(len(b)), Digest: it.Digest}
 	m.Items = append(m.Items, it)
 }
@@ -107,6 +110,15 @@ func makeUp(seq int64, policy string) *madeUp {
 // load does what bundle.Media.Load promises: verified blobs, each once, in
 // order, then names.
 func (m *madeUp) load(ctx context.Context, s *content.Store) error {
+	return m.loadAs(ctx, s, func(ref string, d v1.Descriptor) content.Name { return content.Name{Ref: ref, Descriptor: d} })
+}
+
+// beside is LoadBeside.
+func (m *madeUp) beside(ctx context.Context, s *content.Store) error {
+	return m.loadAs(ctx, s, content.Pin)
+}
+
+func (m *madeUp) loadAs(ctx context.Context, s *content.Store, name func(string, v1.Descriptor) content.Name) error {
 	var names []string
 	for h := range m.blobs {
 		names = append(names, h)
@@ -118,12 +130,11 @@ func (m *madeUp) load(ctx context.Context, s *content.Store) error {
 			return err
 		}
 	}
+	var all []content.Name
 	for _, it := range m.Items {
-		if err := s.Tag(it.Ref, m.roots[it.Ref]); err != nil {
-			return err
-		}
+		all = append(all, name(it.Ref, m.roots[it.Ref]))
 	}
-	return nil
+	return s.TagAll(all)
 }
 
 func (m *madeUp) env() Env { return Env{Trust: m.trust, Load: m.load} }

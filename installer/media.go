@@ -26,6 +26,13 @@ func FromMedia(m *bundle.Media, trust manifest.Trust, p bundle.Progress) (Releas
 	return r, Env{Trust: trust, Load: load}, nil
 }
 
+// LoadBeside is ChangeEnv.Load of media.
+func LoadBeside(m *bundle.Media, p bundle.Progress) func(context.Context, *content.Store) error {
+	return func(ctx context.Context, s *content.Store) error {
+		return m.LoadWith(ctx, s, bundle.LoadOptions{Progress: p, Beside: true})
+	}
+}
+
 // MediaRate measures how fast the media below dirs are read, in bytes per
 // second, for Facts.MediaRead.
 func MediaRate(dirs ...string) (int64, error) {

@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/clawbox/clawbox/appliance/config"
+	"github.com/clawbox/clawbox/bundle/content"
 )
 
 // played is an appliance that does what the real one does to the installer's
@@ -139,7 +140,18 @@ func policyOf(sequence int64) string {
 	return strings.Replace(goodPolicy, "demo", fmt.Sprintf("demo%d", sequence), 1)
 }
 
-func release(sequence int64) *madeUp { return makeUp(sequence, policyOf(sequence)) }
+// release has an image whose name is the same in all of them, and another one
+// that only some have.
+func release(sequence int64) *madeUp {
+	m := makeUp(sequence, policyOf(sequence))
+	m.add(Item{Name: "shared", Kind: "image", Ref: sharedRef, Platforms: []string{"linux/amd64"}}, fmt.Sprint("shared of ", sequence))
+	if sequence > 1 {
+		m.add(Item{Name: "late", Kind: "image", Ref: "late:1", Platforms: []string{"linux/amd64"}}, fmt.Sprint("late of ", sequence))
+	}
+	return m
+}
+
+const sharedRef = "ghcr.io/acme/shared:1.2"
 
 // begun is an installation of sequence 1 that has run, and its service.
 func begun(t *testing.T, root string) *played {
@@ -165,7 +177,7 @@ func upgrade(ctx context.Context, root string, m *madeUp, env ChangeEnv) (Change
 	if err != nil {
 		return ChangeResult{}, err
 	}
-	env.Trust, env.Load = m.trust, m.load
+	env.Trust, env.Load = m.trust, m.beside
 	return Apply(ctx, p, env)
 }
 
@@ -195,6 +207,7 @@ func whole(t *testing.T, root string) int64 {
 	if !slices.Equal(got, want) {
 		t.Errorf("in between: got %q; want %q", got, want)
 	}
+	named(t, l, n)
 	if there(l.Try()) || there(l.Tried()) {
 		t.Error("a marker stays")
 	}
@@ -205,6 +218,31 @@ func whole(t *testing.T, root string) int64 {
 		t.Error(err)
 	}
 	return n
+}
+
+// named fails unless every name of release n leads to what was signed for it, and
+// what no release in place brought has none.
+func named(t *testing.T, l Layout, n int64) {
+	t.Helper()
+	r, err := l.ReleaseOf(n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := content.Open(l.Store())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, it := range r.Items {
+		if d, err := s.Resolve(it.Ref); err != nil || d.Digest != it.Digest || d.Annotations[content.Pinned] != "" {
+			t.Errorf("release %d is in place, and %s leads to %s, %v; want %s", n, it.Ref, d.Digest, err, it.Digest)
+		}
+		if d, err := s.Resolve(it.pin()); err != nil || d.Digest != it.Digest {
+			t.Errorf("%s has no pin: %v", it.Ref, err)
+		}
+	}
+	if _, err := s.Resolve("late:1"); n == 1 && !there(l.Kept()) && err == nil {
+		t.Error("a name that no release in place has")
+	}
 }
 
 func ledgerSize(t *testing.T, root string) int64 {

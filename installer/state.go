@@ -239,6 +239,9 @@ func saveState(ctx context.Context, all []Snapshotter, dir string) error {
 	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
+	if err := durable.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
 	for _, s := range all {
 		sub := filepath.Join(dir, s.Name())
 		if err := durable.MkdirAll(sub, 0o700); err != nil {

@@ -180,6 +180,17 @@ func ensureFile(path string, data []byte, mode fs.FileMode) (string, error) {
 // payload loads the media into the store. A repair reads what the store has
 // first, and lets Load bring again what rotted.
 func (r *run) payload(ctx context.Context) (string, error) {
+	did, err := r.load(ctx)
+	if err != nil {
+		return "", err
+	}
+	if err := r.refs(r.store); err != nil {
+		return "", err
+	}
+	return did, pin(r.store, r.Release)
+}
+
+func (r *run) load(ctx context.Context) (string, error) {
 	s, err := r.open()
 	if err != nil {
 		return "", err
@@ -204,7 +215,7 @@ func (r *run) payload(ctx context.Context) (string, error) {
 	if n := after - before; n > 0 {
 		did = append(did, fmt.Sprintf("%d blobs loaded", n))
 	}
-	return strings.Join(did, ", "), r.refs(s)
+	return strings.Join(did, ", "), nil
 }
 
 // open opens the store once; that sweeps what killed writers left there.

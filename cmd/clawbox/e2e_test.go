@@ -63,6 +63,7 @@ func newRelease(t *testing.T, prog, policy string) *journey {
 	return j
 }
 
+// recipe has a name in the store that stays from release to release: the policy's.
 const recipe = `apiVersion: clawbox.io/v1
 kind: Recipe
 metadata: {name: e2e, version: 0.1.0}
@@ -71,7 +72,7 @@ items:
   - {name: busy, kind: image, source: "oci-layout:image:latest", licence: GPL-2.0-only, redistributable: true}
   - {name: clawbox, kind: file, source: "file:clawbox", path: bin/clawbox, mode: "0755", licence: Apache-2.0, redistributable: true}
   - {name: clawbox-launch, kind: file, source: "file:clawbox-launch", path: bin/clawbox-launch, mode: "0755", licence: Apache-2.0, redistributable: true}
-  - {name: busy-policy, kind: policy, source: "file:policy.yaml", path: policies/busy.yaml, licence: Apache-2.0, redistributable: true}
+  - {name: busy-policy, kind: policy, ref: "e2e/rules:stable", source: "file:policy.yaml", path: policies/busy.yaml, licence: Apache-2.0, redistributable: true}
 `
 
 const policy = `apiVersion: clawbox.io/v1

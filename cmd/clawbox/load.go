@@ -6,6 +6,7 @@ import (
 
 	"github.com/clawbox/clawbox/bundle"
 	"github.com/clawbox/clawbox/bundle/content"
+	"github.com/clawbox/clawbox/installer"
 	"github.com/spf13/cobra"
 )
 
@@ -22,7 +23,8 @@ The store is an OCI image layout, which clawbox's registry serves and crane and
 skopeo read; it is made when it isn't there. Every chunk is verified before it is
 used, and what the store has is not read again. A load that was interrupted goes
 on when the same command is run again, and one that finds another load at work
-in the store waits for it.
+in the store waits for it. In the store of an installed appliance the names stay
+where they lead: 'clawbox upgrade' is what moves them.
 
 With --item the layout gets no more than that, such as one image for skopeo.
 'clawbox registry serve --media' shows all of a bundle without any copy.`,
@@ -39,9 +41,13 @@ With --item the layout gets no more than that, such as one image for skopeo.
 			if err != nil {
 				return err
 			}
+			o.Beside = installer.Runs(a.root, dir)
 			p := bundle.NewProgress(cmd.ErrOrStderr(), isTerminal(cmd.ErrOrStderr()))
 			defer p.Close()
 			o.Progress = p
+			if o.Beside {
+				fmt.Fprintln(p, "an appliance is installed on this store: names lead where they led; 'clawbox upgrade' moves them")
+			}
 			o.Warn = func(err error) { fmt.Fprintf(p, "warning: %v\n", err) }
 			o.Waiting = func(h content.Holder) { fmt.Fprintf(p, "the store is in use by %s; waiting for it\n", h) }
 			if err := m.LoadWith(cmd.Context(), s, o); err != nil {

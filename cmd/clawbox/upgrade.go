@@ -89,7 +89,7 @@ func upgrade(cmd *cobra.Command, a *app, f upgradeFlags, dirs []string) error {
 		return err
 	}
 	env := a.changeEnv(cmd.Context(), f.changeFlags, p)
-	env.Trust, env.Load = loads.Trust, loads.Load
+	env.Trust, env.Load = loads.Trust, installer.LoadBeside(m, p)
 	if len(f.addKeys) > 0 {
 		env.Remark = "the operator added keys to those that this host trusts: " + strings.Join(m.Trust().Keys(), ", ")
 	}
