@@ -67,6 +67,10 @@ func (b *Blob) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// Has says whether the byte that Read gives next was read and proved already, or
+// there is none: then Read does not touch the media.
+func (b *Blob) Has() bool { return b.off >= b.b.Size || b.now == int(b.off/manifest.ChunkSize) }
+
 // load brings chunk i into data, proved.
 func (b *Blob) load(i int) error {
 	if b.now == i {

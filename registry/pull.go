@@ -174,9 +174,46 @@ func elsewhere404(err, unknown error) error {
 	return unknown
 }
 
-// serveContent is http.ServeContent without a name and a time.
+// serveContent is http.ServeContent without a name and a time, to clients that
+// take what they asked for.
 func serveContent(w http.ResponseWriter, r *http.Request, b io.ReadSeeker) {
-	http.ServeContent(w, r, "", time.Time{}, b)
+	p := &paced{ResponseWriter: w, ctl: http.NewResponseController(w)}
+	http.ServeContent(p, r, "", time.Time{}, b)
+	_ = p.ctl.SetWriteDeadline(time.Time{}) // for the connection's next answer
+}
+
+// slowest is how long a client may take for stretch bytes. What it takes to read
+// them here does not count.
+var slowest = 60 * time.Second
+
+const stretch = 4 << 20
+
+// paced gives up on a client that takes too long.
+type paced struct {
+	http.ResponseWriter
+	ctl  *http.ResponseController
+	n    int           // bytes of this stretch
+	took time.Duration // for them
+}
+
+// ReadFrom copies in steps that are worth a deadline each.
+func (p *paced) ReadFrom(r io.Reader) (int64, error) {
+	size := int64(chunk)
+	if l, ok := r.(*io.LimitedReader); ok {
+		size = max(1, min(size, l.N))
+	}
+	return io.CopyBuffer(struct{ io.Writer }{p}, r, make([]byte, size))
+}
+
+func (p *paced) Write(b []byte) (int, error) {
+	if p.n >= stretch {
+		p.n, p.took = 0, 0
+	}
+	begin := time.Now()
+	_ = p.ctl.SetWriteDeadline(begin.Add(slowest - p.took)) // a test's writer has none
+	n, err := p.ResponseWriter.Write(b)
+	p.n, p.took = p.n+n, p.took+time.Since(begin)
+	return n, err
 }
 
 // head sets what every answer that carries content has. The content never

@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
@@ -40,6 +43,70 @@ func (b breaking) Read(p []byte) (int, error) {
 		return 0, errors.Join(err, errors.New("the medium is damaged"))
 	}
 	return b.Blob.Read(p[:min(int64(len(p)), b.Size()/2-at)])
+}
+
+// closing says when a blob was closed.
+type closing struct {
+	storeSource
+	closed chan v1.Hash
+}
+
+func (c closing) Open(ctx context.Context, h v1.Hash) (Blob, error) {
+	b, err := c.storeSource.Open(ctx, h)
+	return closed{b, h, c.closed}, err
+}
+
+type closed struct {
+	Blob
+	h  v1.Hash
+	to chan v1.Hash
+}
+
+func (c closed) Close() error {
+	c.to <- c.h
+	return c.Blob.Close()
+}
+
+// TestStalled: a client that does not take what it asked for is given up, one that
+// takes it slowly is not, nor is a connection that rests between two answers.
+func TestStalled(t *testing.T) {
+	old := slowest
+	slowest = 500 * time.Millisecond
+	t.Cleanup(func() { slowest = old })
+	s := newRack(t)
+	big := bytes.Repeat([]byte("x"), 24<<20) // more than sockets hold
+	must(t, s.Tag("app:1", s.file(t, "app", big, nil)))
+	h := sumOf("sha256", big)
+	src := closing{storeSource{s.Store}, make(chan v1.Hash, 8)}
+	srv := httptest.NewServer(ok(Of(src, Options{}))(t))
+	t.Cleanup(srv.Close)
+	c := ok(net.Dial("tcp", srv.Listener.Addr().String()))(t)
+	defer c.Close()
+	must(t, c.(*net.TCPConn).SetReadBuffer(4096))
+	ok(fmt.Fprintf(c, "GET /v2/app/blobs/%s HTTP/1.1\r\nHost: x\r\n\r\n", h))(t)
+	for end, shut := time.After(10*time.Second), false; !shut; {
+		select {
+		case got := <-src.closed:
+			shut = got == h // others are manifests
+		case <-end:
+			t.Fatal("the blob is open as long as the client likes")
+		}
+	}
+	for range 2 { // over one connection
+		res := ok(http.Get(srv.URL + "/v2/app/blobs/" + h.String()))(t)
+		n, b := 0, make([]byte, 1<<20)
+		for begin := time.Now(); ; time.Sleep(30 * time.Millisecond) {
+			k, err := io.ReadFull(res.Body, b)
+			if n += k; err != nil {
+				if n != len(big) || time.Since(begin) < slowest {
+					t.Errorf("%d bytes in %v, %v", n, time.Since(begin), err)
+				}
+				break
+			}
+		}
+		res.Body.Close()
+		time.Sleep(slowest + 100*time.Millisecond)
+	}
 }
 
 // TestOf: another source is served as a store is, with what refers to its

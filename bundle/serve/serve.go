@@ -14,8 +14,9 @@
 // What a differential bundle leaves out is answered with 404 and the name of
 // the release that has it.
 //
-// Limits: as many blobs as Readers are read at a time; who asks for another one
-// waits for as long as the client does.
+// Limits: as many blobs as Readers are read at a time, and Clients are sent to; who
+// asks for another one waits until one of them has got its blob, or has taken too
+// long for a part of it (package registry).
 package serve
 
 import (
@@ -32,16 +33,20 @@ import (
 	"github.com/clawbox/clawbox/registry"
 )
 
-// Readers bounds how many blobs are read at a time, at some 12 MiB of memory
-// each.
-const Readers = 8
+// Readers bounds how many chunks are read at a time, and Clients how many blobs
+// are sent, at some 12 MiB of memory each: a client that does not take what it
+// asked for keeps a place and no reader.
+const (
+	Readers = 8
+	Clients = 32
+)
 
 // Source is a bundle as a registry.Source.
 type Source struct {
-	m     *bundle.Media
-	refs  []v1.Descriptor
-	log   *slog.Logger
-	turns chan struct{}
+	m             *bundle.Media
+	refs          []v1.Descriptor
+	log           *slog.Logger
+	turns, places chan struct{} // of readers and of clients
 }
 
 // Media reads the bundle's manifests and makes a source of it. It logs which
@@ -59,7 +64,7 @@ func Media(ctx context.Context, m *bundle.Media, log *slog.Logger) (*Source, err
 			log.Warn("not served whole", "item", it.Ref, "err", err)
 		}
 	}
-	return &Source{m: m, refs: refs, log: log, turns: make(chan struct{}, Readers)}, nil
+	return &Source{m, refs, log, make(chan struct{}, Readers), make(chan struct{}, Clients)}, nil
 }
 
 // Refs are the items, and what refers to them.
@@ -81,36 +86,51 @@ func (s *Source) Open(ctx context.Context, h v1.Hash) (registry.Blob, error) {
 	case err != nil:
 		return nil, err
 	}
-	return &blob{Blob: b, ctx: ctx, turns: s.turns}, nil
+	return &blob{Blob: b, ctx: ctx, s: s}, nil
 }
 
-// blob takes a turn when it is first read.
+// blob takes a place when it is first read, and a turn for each chunk.
 type blob struct {
 	*bundle.Blob
 	ctx   context.Context
-	turns chan struct{}
-	mine  bool
+	s     *Source
+	place bool
 }
 
 // Read is io.Reader.
 func (b *blob) Read(p []byte) (int, error) {
-	if !b.mine {
-		select {
-		case b.turns <- struct{}{}:
-			b.mine = true
-		case <-b.ctx.Done():
-			return 0, b.ctx.Err()
-		}
+	if b.Has() {
+		return b.Blob.Read(p)
 	}
+	if !b.place {
+		if err := b.take(b.s.places); err != nil {
+			return 0, err
+		}
+		b.place = true
+	}
+	if err := b.take(b.s.turns); err != nil {
+		return 0, err
+	}
+	defer func() { <-b.s.turns }()
 	return b.Blob.Read(p)
 }
 
-// Close gives the turn back.
+// take waits for one of what c bounds.
+func (b *blob) take(c chan struct{}) error {
+	select {
+	case c <- struct{}{}:
+		return nil
+	case <-b.ctx.Done():
+		return b.ctx.Err()
+	}
+}
+
+// Close gives the place back.
 func (b *blob) Close() error {
 	err := b.Blob.Close()
-	if b.mine {
-		b.mine = false
-		<-b.turns
+	if b.place {
+		b.place = false
+		<-b.s.places
 	}
 	return err
 }

@@ -2,11 +2,13 @@ package serve
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -14,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"filippo.io/age"
 	"github.com/google/go-containerregistry/pkg/crane"
@@ -335,9 +338,9 @@ func TestMany(t *testing.T) {
 	url, _ := s.serve(t)
 	w := layers(t, url, "tiny:1.0.0")[0]
 	var wg sync.WaitGroup
-	for i := range 3 * Readers {
+	for i := range 3 * Clients {
 		wg.Go(func() {
-			at := i * 100_003
+			at := i * 50_003
 			n, b, _, err := get(t, "GET", url+"/v2/tiny/blobs/"+w.Digest.String(), "Range", fmt.Sprintf("bytes=%d-%d", at, at+99))
 			if n != 206 || err != nil || !bytes.Equal(b, s.model[at:at+100]) {
 				t.Errorf("from %d: %d, %d bytes, %v", at, n, len(b), err)
@@ -345,4 +348,31 @@ func TestMany(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// TestStalled: clients that ask for blobs and read nothing keep no reader from
+// others.
+func TestStalled(t *testing.T) {
+	s := newSite(t)
+	s.model = tensor(bytes.Repeat([]byte("weights "), 2<<20)) // 16 MiB: more than sockets hold
+	s.release(t, "1.0.0", 1)
+	s.build(t)
+	url, _ := s.serve(t)
+	w := layers(t, url, "tiny:1.0.0")[0]
+	path := "/v2/tiny/blobs/" + w.Digest.String()
+	for range Clients - 1 {
+		c := must(net.Dial("tcp", strings.TrimPrefix(url, "http://")))(t)
+		defer c.Close()
+		must(0, c.(*net.TCPConn).SetReadBuffer(4096))(t)
+		must(fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", path))(t)
+		must(c.Read(make([]byte, 1)))(t)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	r := must(http.NewRequestWithContext(ctx, "GET", url+path, nil))(t)
+	res := must(http.DefaultClient.Do(r))(t)
+	defer res.Body.Close()
+	if b, err := io.ReadAll(res.Body); err != nil || !bytes.Equal(b, s.model) {
+		t.Errorf("%d bytes for another client, %v", len(b), err)
+	}
 }
