@@ -8,9 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sys/unix"
 
 	"github.com/clawbox/clawbox/bundle/content"
@@ -108,6 +111,54 @@ func smallDisk(t *testing.T, size int) string {
 	}
 	t.Cleanup(func() { must(t, unix.Unmount(dir, unix.MNT_DETACH)) })
 	return dir
+}
+
+// TestFree: what is to stay free does, also of who hides how much will come, of
+// many at a time and of manifests.
+func TestFree(t *testing.T) {
+	const free = 32 << 20
+	begin := func() (rack, func() int64) {
+		dir := smallDisk(t, 64<<20)
+		s := ok(content.Open(filepath.Join(dir, "store")))(t)
+		srv := httptest.NewServer(ok(Open(s, Options{Push: true, Rules: []Rule{everything}, Limits: Limits{Free: free}}))(t))
+		t.Cleanup(srv.Close)
+		return rack{s, srv}, func() int64 {
+			var st unix.Statfs_t
+			must(t, unix.Statfs(dir, &st))
+			return int64(st.Bavail) * st.Bsize
+		}
+	}
+	r, left := begin()
+	a := r.session(t, "a")
+	r.send(t, "PATCH", a, make([]byte, 40<<20), "hidden").want(t, 507, codeDenied)
+	if n := left(); n < free-free/8 || n > free+free/8 {
+		t.Errorf("%d bytes are left of a disk of which %d are to stay free", n, free)
+	}
+	r.send(t, "DELETE", a, nil).want(t, 204, "")
+	var wg sync.WaitGroup
+	for range 8 { // each of which fits
+		u := r.session(t, "a")
+		wg.Go(func() { _ = r.expect("PATCH", u, make([]byte, 16<<20), 202) })
+	}
+	wg.Wait()
+	if n := left(); n < free-free/8 {
+		t.Errorf("after many uploads %d bytes are left; want %d", n, free)
+	}
+
+	r, left = begin()
+	cfg := v1.Descriptor{MediaType: types.OCIConfigJSON, Digest: r.pushBlob(t, "a", []byte("{}")), Size: 2}
+	full := 0
+	for i := range 12 {
+		m := plain(cfg, cfg, func(m map[string]any) {
+			m["annotations"] = map[string]string{"n": fmt.Sprint(i), "x": strings.Repeat("x", 4<<20-1000)}
+		})
+		if r.putManifest(t, "a", fmt.Sprint("t", i), m).status == 507 {
+			full++
+		}
+	}
+	if n := left(); n < free-1<<20 || full == 0 {
+		t.Errorf("after manifests %d bytes are left, %d were refused; want %d", n, full, free)
+	}
 }
 
 // TestFullDisk: a push onto a full disk is told so, and goes on when there is

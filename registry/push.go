@@ -51,6 +51,9 @@ func (c *call) putManifest() error {
 	if err := c.check(p.doc); err != nil {
 		return err // before the bytes are in the store
 	}
+	if err := c.ups.free(at.Size); err != nil {
+		return err
+	}
 	if err := c.store.Put(c.r.Context(), at.Digest, at.Size, bytes.NewReader(p.body)); err != nil {
 		return err
 	}

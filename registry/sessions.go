@@ -62,8 +62,9 @@ type sessions struct {
 	dir   string
 	lim   Limits
 
-	mu  sync.Mutex // guards what follows, and the sessions
-	all map[string]*session
+	mu     sync.Mutex // guards what follows, and the sessions
+	all    map[string]*session
+	unseen int64 // bytes that came since the disk was looked at
 }
 
 // openSessions finds the sessions that an earlier process left.
@@ -186,27 +187,52 @@ func (t *sessions) room(id string, size, n int64) error {
 	if err := t.allow(id, size, n); err != nil {
 		return err
 	}
+	return t.free(n)
+}
+
+// free says whether the disk has room for n bytes more.
+func (t *sessions) free(n int64) error {
+	if t.lim.Free <= 0 {
+		return nil
+	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(t.store.Dir(), &st); err != nil {
 		return fmt.Errorf("statfs %s: %w", t.store.Dir(), err)
 	}
-	if free := int64(st.Bavail) * st.Bsize; t.lim.Free > 0 && free-n < t.lim.Free {
+	if free := int64(st.Bavail) * st.Bsize; free-n < t.lim.Free {
 		return refuse(http.StatusInsufficientStorage, codeDenied, "the store's disk has %d bytes free, and %d must stay: delete what isn't needed, and collect garbage", free, t.lim.Free)
 	}
 	return nil
 }
 
-// grow counts n bytes that are about to be written.
+// grow counts n bytes that are about to be written. Who did not say how much would
+// come, and many who did, are held to what stays free, too: the disk is looked at
+// again when they have brought an eighth of that, at least each 64 MiB.
 func (t *sessions) grow(id string, size, n int64) error {
 	if err := t.allow(id, size, n); err != nil {
 		return err
 	}
+	if !t.count(id, size, n) {
+		return nil
+	}
+	if err := t.free(n); err != nil {
+		return err // and the next one looks again
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.unseen = 0
+	return nil
+}
+
+// count says whether the disk is to be looked at.
+func (t *sessions) count(id string, size, n int64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if x := t.all[id]; x != nil {
 		x.size, x.touched = size+n, time.Now()
 	}
-	return nil
+	t.unseen += n
+	return t.unseen >= min(64<<20, t.lim.Free/8)
 }
 
 func (t *sessions) allow(id string, size, n int64) error {
