@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -196,6 +198,72 @@ func TestCollectDamage(t *testing.T) {
 	s.collect(t, CollectOptions{})
 	if s.blobs(t) != 0 {
 		t.Errorf("%d blobs are left", s.blobs(t))
+	}
+}
+
+// TestCollectHostile: whoever may push in one repository neither ends collections
+// nor takes a root's parts away.
+func TestCollectHostile(t *testing.T) {
+	s := pushRack(t, Options{Sparse: true})
+	slot := ok(random.Image(1000, 2))(t)
+	root := s.image(t, slot) // an item that nothing but CollectOptions names
+	junk := v1.Descriptor{MediaType: types.OCIManifestSchema1, Digest: s.pushBlob(t, "evil", []byte("no JSON")), Size: 7}
+	cfg := v1.Descriptor{MediaType: types.OCIConfigJSON, Digest: s.pushBlob(t, "evil", []byte("{}")), Size: 2}
+	s.pushBlob(t, "evil", ok(slot.RawManifest())(t))
+	shadow := root
+	shadow.MediaType = "application/octet-stream"
+	for i := range 16 { // in either order of digests
+		nth := func(m map[string]any) { m["annotations"] = map[string]string{"n": fmt.Sprint(i)} }
+		for j, m := range [][]byte{
+			plain(cfg, junk, nth),
+			plain(cfg, cfg, func(m map[string]any) { nth(m); m["subject"] = junk }),
+			plain(cfg, shadow, nth),
+		} {
+			s.putManifest(t, "evil", fmt.Sprintf("t%d.%d", i, j), m).want(t, 201, "")
+		}
+		idx := ok(json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": types.OCIImageIndex, "manifests": []v1.Descriptor{junk}, "annotations": map[string]string{"n": fmt.Sprint(i)}}))(t)
+		s.pushBlob(t, "evil", idx)
+		s.send(t, "PUT", fmt.Sprintf("/v2/evil/manifests/i%d", i), idx, "Content-Type", string(types.OCIImageIndex)).want(t, 201, "")
+	}
+	for _, o := range []CollectOptions{{Grace: time.Hour}, {}, {Untagged: true}} {
+		o.Roots = []v1.Descriptor{root}
+		s.collect(t, o)
+	}
+	for _, l := range ok(slot.Layers())(t) {
+		ok(s.Stat(ok(l.Digest())(t)))(t)
+	}
+}
+
+// TestSlowManifest: what a manifest needs is looked for when it has come whole. A
+// release may have gone since it began to come.
+func TestSlowManifest(t *testing.T) {
+	s := pushRack(t, Options{})
+	img := ok(random.Image(1000, 1))(t)
+	must(t, s.Tag("web:1", s.image(t, img)))
+	old := ok(img.Manifest())(t)
+	m := plain(old.Config, old.Layers[0], nil)
+	pr, pw := io.Pipe()
+	r := ok(http.NewRequestWithContext(t.Context(), "PUT", s.srv.URL+"/v2/web/manifests/2", pr))(t)
+	r.Header.Set("Content-Type", string(types.OCIManifestSchema1))
+	status := make(chan int, 1)
+	go func() {
+		res, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Error(err)
+			status <- 0
+			return
+		}
+		res.Body.Close()
+		status <- res.StatusCode
+	}()
+	ok(pw.Write(m[:10]))(t)
+	time.Sleep(100 * time.Millisecond) // the request has begun
+	must(t, s.Untag("web:1"))
+	s.collect(t, CollectOptions{})
+	ok(pw.Write(m[10:]))(t)
+	must(t, pw.Close())
+	if got := <-status; got != 404 {
+		t.Errorf("a manifest whose blobs are gone: %d", got)
 	}
 }
 

@@ -47,6 +47,12 @@ func (c *call) putManifest() error {
 		return err
 	}
 	defer release()
+	if err := c.renew(); err != nil {
+		return err
+	}
+	if err := c.checkTags(p.tags); err != nil {
+		return err
+	}
 	at := v1.Descriptor{MediaType: p.doc.mediaType, Digest: sumOf("sha256", p.body), Size: int64(len(p.body))}
 	if err := c.check(p.doc); err != nil {
 		return err // before the bytes are in the store

@@ -301,11 +301,21 @@ func (c *call) route(as map[string]action) (err error) {
 		}
 		return refuse(http.StatusForbidden, codeDenied, "%s may not %s in %s: no rule of this registry says so", c.who, a.need, c.name)
 	}
+	if err := c.renew(); err != nil {
+		return err
+	}
+	return a.do(c)
+}
+
+// renew looks at the releases' names as they are now. A body may have come for
+// as long as the client liked: what it refers to is looked for when collections
+// are held off.
+func (c *call) renew() (err error) {
 	if c.view, err = c.views.get(); err != nil {
 		return err
 	}
 	c.repo = c.view.repos[c.name]
-	return a.do(c)
+	return nil
 }
 
 // hold keeps collections away until release is called: from before content is

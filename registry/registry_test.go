@@ -259,7 +259,19 @@ func TestManifestHeadAndAccept(t *testing.T) {
 }
 
 func TestErrors(t *testing.T) {
-	s := newRack(t)
+	t.Run("for pulling", func(t *testing.T) { testErrors(t, newRack(t)) })
+	s := pushRack(t, Options{}) // which looks at what was pushed, too
+	s.pushBlob(t, "a", []byte("x"))
+	long := "foo:" + strings.Repeat("a", 300)
+	for path, want := range map[string]int{"blobs": 404, "manifests": 404, "referrers": 200} {
+		s.send(t, "GET", "/v2/a/"+path+"/"+long, nil).want(t, want, "")
+	}
+	for _, path := range []string{"blobs", "manifests"} {
+		s.send(t, "DELETE", "/v2/a/"+path+"/"+long, nil).want(t, 404, "")
+	}
+}
+
+func testErrors(t *testing.T, s rack) {
 	a, b := s.image(t, ok(random.Image(100, 1))(t)), s.image(t, ok(random.Image(100, 1))(t))
 	must(t, s.Tag("a:1", a))
 	must(t, s.Tag("b:1", b))
@@ -285,6 +297,9 @@ func TestErrors(t *testing.T) {
 		{"GET", "/v2/a/blobs/" + loose.String(), 404, "BLOB_UNKNOWN"},
 		{"GET", "/v2/a/blobs/" + none, 404, "BLOB_UNKNOWN"},
 		{"GET", "/v2/a/blobs/1", 400, "DIGEST_INVALID"},
+		{"GET", "/v2/a/blobs/foo:" + strings.Repeat("a", 300), 404, "BLOB_UNKNOWN"},
+		{"GET", "/v2/a/manifests/foo:" + strings.Repeat("a", 300), 404, "MANIFEST_UNKNOWN"},
+		{"GET", "/v2/a/referrers/foo:" + strings.Repeat("a", 300), 200, ""},
 		{"GET", "/v2/a/blobs/uploads/1", 405, "UNSUPPORTED"},
 		{"GET", "/v2/none/manifests/1", 404, "NAME_UNKNOWN"},
 		{"GET", "/v2/none/tags/list", 404, "NAME_UNKNOWN"},

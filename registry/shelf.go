@@ -92,7 +92,7 @@ func (s shelf) get(path string, v any) (bool, error) {
 		return false, nil
 	}
 	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+	if absent(err) {
 		return false, nil
 	}
 	if err != nil {
@@ -106,10 +106,16 @@ func (s shelf) get(path string, v any) (bool, error) {
 
 func (s shelf) drop(path string) error {
 	err := durable.Remove(path)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+	if absent(err) {
 		return nil
 	}
 	return err
+}
+
+// absent says of a file that there is none: a digest of an algorithm that is not
+// known here may be too long for a name.
+func absent(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENAMETOOLONG)
 }
 
 func (s shelf) entry(name, kind string, h v1.Hash) (e entry, ok bool, err error) {
@@ -151,7 +157,7 @@ func (s shelf) list(path string) ([]string, error) {
 		return nil, nil
 	}
 	es, err := os.ReadDir(path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !absent(err) {
 		return nil, err
 	}
 	var out []string

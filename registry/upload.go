@@ -90,6 +90,9 @@ func (c *call) mount(digest, from string) (done bool, err error) {
 		return false, err
 	}
 	defer release()
+	if err := c.renew(); err != nil {
+		return false, err
+	}
 	for _, name := range sources {
 		e, ok, err := c.blob(c.view, name, h)
 		if err != nil {
