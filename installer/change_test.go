@@ -18,7 +18,14 @@ import (
 
 func TestUpgrade(t *testing.T) {
 	root := fast(t)
+	store := Layout{root}.Store()
+	if Runs(root, store) {
+		t.Error("nothing is installed, and runs from a store")
+	}
 	p := begun(t, root)
+	if !Runs(root, filepath.Join(store, "..", "store")) || Runs(root, root) || Runs(root, "none") {
+		t.Error("the store that the installation runs from")
+	}
 	edited := strings.Replace(read(t, config.File(root)), "holdSeconds: 120", "holdSeconds: 33", 1)
 	write(t, config.File(root), edited)
 	m := release(3)

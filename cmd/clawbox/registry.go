@@ -55,7 +55,8 @@ anything else. Each --allow adds a rule "WHO REPOS RIGHT,RIGHT…":
   REPOS  a repository, PREFIX/** for those below, or **
   RIGHT  pull, push or delete
 
-Names that a loaded bundle brought can be pulled and never changed.`,
+Names that a loaded bundle brought can be pulled and never changed. With --push a
+store that isn't there is begun.`,
 		Example: `  clawbox registry user op --file users < password
   clawbox registry serve store --listen :5000 --cert c.pem --cert-key k.pem \
       --users users --push --allow "loopback ** pull" --allow "user:op ** pull,push,delete"
@@ -120,6 +121,9 @@ func (o *registryServe) handler(ctx context.Context, log io.Writer, store string
 	if len(o.keys)+len(o.identities) > 0 {
 		return nil, usageError{errors.New("--key and --identity are for --media: a store has been verified; TLS has --cert and --cert-key")}
 	}
+	if _, err := os.Stat(store); err != nil && !o.push { // an empty one serves nobody
+		return nil, fmt.Errorf("%w: want a store, or --push to begin one", err)
+	}
 	s, err := content.Open(store)
 	if err != nil {
 		return nil, err
@@ -182,7 +186,8 @@ func registryCollectCmd(a *app) *cobra.Command {
 		Use:   "gc STORE",
 		Short: "Delete from a store what nobody needs",
 		Long: `Delete what no name of a loaded bundle, no pushed manifest and no upload under way
-needs. Pushes wait meanwhile; while a bundle is loaded into the store it is
+needs; an appliance's store has names for the release that is installed and for
+the one that is kept. Pushes wait meanwhile; while a bundle is loaded into the store it is
 refused. Blobs of a load that was cut off stay for as long as --older-than
 says, so that the load can go on.`,
 		Args: usageArgs(cobra.ExactArgs(1)),
