@@ -9,6 +9,7 @@ import (
 
 	"github.com/clawbox/clawbox/bundle/licence"
 	"github.com/clawbox/clawbox/bundle/manifest"
+	"github.com/clawbox/clawbox/internal/legible"
 )
 
 // blobOf is a blob of an item.
@@ -35,7 +36,7 @@ func (b *build) blobs(i int) (out []blobOf, err error) {
 		case x.name == "":
 			x.name = fmt.Sprintf("blob %.12s", d.Digest.Hex)
 		}
-		x.name = shown(x.name)
+		x.name = legible.Line(x.name)
 		out = append(out, x)
 		return nil
 	})

@@ -8,7 +8,6 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"unicode"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -17,6 +16,7 @@ import (
 	"github.com/clawbox/clawbox/bundle/licence"
 	"github.com/clawbox/clawbox/bundle/model"
 	"github.com/clawbox/clawbox/bundle/sbom"
+	"github.com/clawbox/clawbox/internal/legible"
 )
 
 // look is what the content of a blob showed while it was read: key material, and
@@ -125,7 +125,7 @@ func newLooking(ctx context.Context, as string, most int64) *looking {
 	l.pipe, l.end = w, make(chan error, 1)
 	go func() {
 		seen, err := sbom.ReadLayer(ctx, r, func(e layer.Entry) io.Writer {
-			l.scan.Reset(licence.Place{File: shown(e.Path)})
+			l.scan.Reset(licence.Place{File: legible.Line(e.Path)})
 			return l.scan
 		})
 		l.out.Layer = &seen
@@ -136,16 +136,6 @@ func newLooking(ctx context.Context, as string, most int64) *looking {
 		l.end <- err
 	}()
 	return l
-}
-
-// shown makes a name from an image fit for a message.
-func shown(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return '?'
-	}, s)
 }
 
 // brokenLayer says that a layer can't be unpacked, here or on any host.

@@ -8,6 +8,8 @@ import (
 
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
+
+	"github.com/clawbox/clawbox/internal/legible"
 )
 
 // Progress is told what is being done. It is safe for concurrent use.
@@ -46,7 +48,8 @@ type Reporter struct {
 // Close draws the last state and leaves the terminal to others.
 func (r Reporter) Close() { r.close() }
 
-// Write prints whole lines beside the progress, without bars drawing over them.
+// Write prints whole lines beside the progress, without bars drawing over them,
+// and without anything that is not printable.
 func (r Reporter) Write(p []byte) (int, error) { return r.out.Write(p) }
 
 // NewProgress returns bars with rate and remaining time for a terminal, and
@@ -54,10 +57,10 @@ func (r Reporter) Write(p []byte) (int, error) { return r.out.Write(p) }
 // seconds of a long one.
 func NewProgress(w io.Writer, tty bool) Reporter {
 	if !tty {
-		return Reporter{&plain{w: w, every: 10 * time.Second}, w, func() {}}
+		return Reporter{&plain{w: w, every: 10 * time.Second}, legible.Writer{W: w}, func() {}}
 	}
 	b := &bars{p: mpb.New(mpb.WithOutput(w), mpb.WithWidth(32), mpb.WithRefreshRate(200*time.Millisecond), mpb.WithAutoRefresh())}
-	return Reporter{b, b.p, b.close}
+	return Reporter{b, legible.Writer{W: b.p}, b.close}
 }
 
 // plain writes lines.
@@ -70,7 +73,7 @@ type plain struct {
 
 func (p *plain) Start(name string, total int64) Task {
 	now := time.Now()
-	return &plainTask{p: p, name: name, total: total, start: now, last: now}
+	return &plainTask{p: p, name: legible.Line(name), total: total, start: now, last: now}
 }
 
 func (p *plain) line(format string, args ...any) {
@@ -138,7 +141,7 @@ func (b *bars) Start(name string, total int64) Task {
 	// mpb ends a bar that was made with a total only when it is full: a task
 	// that ends early would never end. So the total is set afterwards.
 	bar := b.p.AddBar(0,
-		mpb.PrependDecorators(decor.Name(name, decor.WCSyncSpaceR)),
+		mpb.PrependDecorators(decor.Name(legible.Line(name), decor.WCSyncSpaceR)),
 		mpb.AppendDecorators(
 			decor.Counters(decor.SizeB1000(0), "% .1f / % .1f", decor.WCSyncSpace),
 			decor.AverageSpeed(decor.SizeB1000(0), "% .1f", decor.WCSyncSpace),

@@ -1,7 +1,9 @@
 package bundle
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -62,6 +64,23 @@ func TestSize(t *testing.T) {
 	} {
 		if got := Size(n); got != want {
 			t.Errorf("Size(%d) = %s, want %s", n, got, want)
+		}
+	}
+}
+
+// TestProgressIsLegible: tasks are named after files, and warnings after what is
+// on a stick.
+func TestProgressIsLegible(t *testing.T) {
+	for _, tty := range []bool{false, true} {
+		var b bytes.Buffer
+		p := NewProgress(&b, tty)
+		task := p.Start("hash \u202efile\x1b]0;owned\x07\n", 10)
+		task.Add(10)
+		task.Done(nil)
+		fmt.Fprintf(p, "warning: %s\n", "\x1b]0;owned\x07")
+		p.Close()
+		if s := b.String(); strings.Contains(s, "\x1b]0;") || strings.Contains(s, "\u202e") || !strings.Contains(s, "]0;owned") {
+			t.Errorf("terminal %v: %q", tty, s)
 		}
 	}
 }

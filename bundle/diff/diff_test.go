@@ -24,6 +24,7 @@ import (
 	"github.com/clawbox/clawbox/bundle/content"
 	"github.com/clawbox/clawbox/bundle/manifest"
 	"github.com/clawbox/clawbox/bundle/sbom"
+	"github.com/clawbox/clawbox/policies"
 )
 
 func must[T any](v T, err error) func(testing.TB) T {
@@ -384,5 +385,22 @@ func TestSBOM(t *testing.T) {
 	app := find(t, r, "app")
 	if app.Source != "sbom" || len(app.Packages) != 1 || app.Packages[0].Change != Upgraded {
 		t.Errorf("%+v, notes %q", app, r.Notes)
+	}
+}
+
+// TestPrintIsLegible: titles of layers are anybody's words, as nobody need have
+// signed what is compared.
+func TestPrintIsLegible(t *testing.T) {
+	evil := "a\x1b[8m\nall is well\tb\u202e"
+	r := Report{Items: []Item{{Name: "m", Kind: "model", A: &Root{Ref: evil}, B: &Root{Ref: evil}, About: []string{evil}, Policy: []policies.Difference{{Words: evil}},
+		Files: []File{{Name: evil}}, Source: evil, Packages: []Package{{Name: evil, Arch: evil}}}}, Notes: []string{evil}}
+	var b bytes.Buffer
+	if err := r.Print(&b); err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range []string{"\x1b", "\nall is well", "well\t", "\u202e"} {
+		if strings.Contains(b.String(), bad) {
+			t.Errorf("%q in %q", bad, b.String())
+		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/clawbox/clawbox/bundle"
+	"github.com/clawbox/clawbox/internal/legible"
 )
 
 // unverified heads a side that nobody vouches for.
@@ -31,7 +32,7 @@ func (r Report) Print(w io.Writer) error {
 	fmt.Fprintf(w, "%d items change, %d stay as they are\n", len(r.Items), r.Same)
 	r.Blobs.print(w, r.B)
 	for _, n := range r.Notes {
-		fmt.Fprintf(w, "note: %s\n", n)
+		fmt.Fprintf(w, "note: %s\n", legible.Line(n))
 	}
 	return nil
 }
@@ -58,8 +59,8 @@ func (r Release) trust() string {
 }
 
 func (it Item) print(w io.Writer) {
-	fmt.Fprintf(w, "%s %s %s: %s\n", it.Change, it.Kind, it.Name, sizes(it.A, it.B))
-	line := func(format string, args ...any) { fmt.Fprintf(w, "  "+format+"\n", args...) }
+	line := func(format string, args ...any) { fmt.Fprintln(w, "  "+legible.Line(fmt.Sprintf(format, args...))) }
+	fmt.Fprintln(w, legible.Line(fmt.Sprintf("%s %s %s: %s", it.Change, it.Kind, it.Name, sizes(it.A, it.B))))
 	for _, s := range it.About {
 		line("%s", s)
 	}

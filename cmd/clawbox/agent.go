@@ -92,7 +92,7 @@ func agentConnectCmd(a *app) *cobra.Command {
 // connect runs r with the caller's standard streams, the terminal raw when
 // there is one.
 func connect(cmd *cobra.Command, cl *control.Client, name string, r control.ExecRequest) (int, error) {
-	s := control.Stdio{In: cmd.InOrStdin(), Out: cmd.OutOrStdout(), Err: cmd.ErrOrStderr()}
+	s := control.Stdio{In: cmd.InOrStdin(), Out: unescaped(cmd.OutOrStdout()), Err: unescaped(cmd.ErrOrStderr())}
 	fd := int(os.Stdin.Fd())
 	if !r.TTY || !term.IsTerminal(fd) {
 		return cl.Exec(cmd.Context(), name, r, s)
@@ -201,9 +201,9 @@ func agentLogsCmd(a *app) *cobra.Command {
 		Short: "Print what an agent wrote to its output",
 		Args:  usageArgs(cobra.ExactArgs(1)),
 		RunE: a.onAppliance(func(cmd *cobra.Command, cl *control.Client, args []string) error {
-			w := cmd.OutOrStdout()
-			if isTerminal(w) && !raw {
-				w = escaper{w}
+			w := exact(cmd.OutOrStdout())
+			if raw {
+				w = unescaped(w)
 			}
 			return cl.Logs(cmd.Context(), args[0], follow, w)
 		}),

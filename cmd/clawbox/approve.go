@@ -56,11 +56,11 @@ asked for, since that changes a policy.`,
 	}
 	r.add(c)
 	json := c.PersistentFlags().Bool("json", false, "print JSON (as -o json)")
-	c.PersistentPreRunE = func(*cobra.Command, []string) error {
+	c.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
 		if *json {
 			a.output = "json"
 		}
-		return a.check()
+		return a.begin(cmd)
 	}
 	c.AddCommand(approveListCmd(a), approveRevokeCmd(a))
 	return c
@@ -235,7 +235,7 @@ func operator(given string) string {
 
 // onScreen says whether there is somebody at a terminal that can be drawn on.
 func onScreen(cmd *cobra.Command) bool {
-	out, ok := cmd.OutOrStdout().(*os.File)
+	out, ok := unescaped(cmd.OutOrStdout()).(*os.File)
 	capable := os.Getenv("TERM") != "dumb" && os.Getenv("TERM") != "" && os.Getenv("ACCESSIBLE") == ""
 	return ok && capable && term.IsTerminal(int(out.Fd())) && term.IsTerminal(int(os.Stdin.Fd()))
 }

@@ -213,7 +213,7 @@ func auditReplayCmd(l *logFlags) *cobra.Command {
 				return err
 			}
 			if l.a.output == "json" {
-				return ledger.Export(cmd.OutOrStdout(), seq)
+				return ledger.Export(exact(cmd.OutOrStdout()), seq)
 			}
 			return ledger.Replay(cmd.OutOrStdout(), seq)
 		},
@@ -241,7 +241,7 @@ func auditExportCmd(l *logFlags) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return ledger.Export(cmd.OutOrStdout(), seq)
+			return ledger.Export(exact(cmd.OutOrStdout()), seq)
 		},
 	}
 	s.flags(c)
@@ -263,7 +263,7 @@ func auditAnchorCmd(l *logFlags) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = io.WriteString(cmd.OutOrStdout(), r.Checkpoint)
+			_, err = io.WriteString(exact(cmd.OutOrStdout()), r.Checkpoint)
 			return err
 		},
 	}
@@ -287,7 +287,7 @@ func auditProveCmd(l *logFlags) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			e := json.NewEncoder(cmd.OutOrStdout())
+			e := json.NewEncoder(exact(cmd.OutOrStdout()))
 			e.SetIndent("", "  ")
 			return e.Encode(p)
 		},

@@ -81,7 +81,7 @@ func (b *buildFlags) run(cmd *cobra.Command, a *app) error {
 	if err := b.options(); err != nil {
 		return err
 	}
-	p := bundle.NewProgress(cmd.ErrOrStderr(), isTerminal(cmd.ErrOrStderr()))
+	p := progress(cmd)
 	defer p.Close()
 	b.Progress = p
 	rel, err := bundle.Build(cmd.Context(), b.BuildOptions)
@@ -201,7 +201,7 @@ to. Damage is named by part and offset (exit status 3).`,
 			if err != nil {
 				return err
 			}
-			p := bundle.NewProgress(cmd.ErrOrStderr(), isTerminal(cmd.ErrOrStderr()))
+			p := progress(cmd)
 			defer p.Close()
 			if err := m.Verify(cmd.Context(), p); err != nil {
 				return err
@@ -285,7 +285,7 @@ func recipeCmd() *cobra.Command {
 			if err != nil {
 				return usageError{err}
 			}
-			_, err = cmd.OutOrStdout().Write(b)
+			_, err = exact(cmd.OutOrStdout()).Write(b)
 			return err
 		},
 	}

@@ -77,7 +77,7 @@ compared is said. The exit status is 0 whether or not anything differs.
 					fmt.Fprintf(cmd.ErrOrStderr(), "clawbox: %s: SIGNATURE NOT CHECKED: name the publisher's key with --key\n", s.From)
 				}
 			}
-			return a.print(cmd.OutOrStdout(), r, func(w io.Writer) { r.Print(escaper{w}) })
+			return a.print(cmd.OutOrStdout(), r, func(w io.Writer) { r.Print(w) })
 		},
 	}
 	f.add(c)

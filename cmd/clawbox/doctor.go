@@ -34,7 +34,7 @@ func printChecks(w io.Writer, rs []doctor.Result) {
 	for _, s := range []doctor.State{doctor.Failure, doctor.Warning, doctor.Note, doctor.OK} {
 		for _, r := range rs {
 			if r.State == s {
-				fmt.Fprintln(escaper{w}, r)
+				fmt.Fprintln(w, r)
 			}
 		}
 	}

@@ -60,7 +60,8 @@ type exitCode int
 
 func (e exitCode) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
-// report prints err once and maps it to an exit status.
+// report prints err once and maps it to an exit status. Whoever chose a name in
+// it may have put a line feed there: only the first line begins at the margin.
 func report(ctx context.Context, w io.Writer, err error) int {
 	var code exitCode
 	switch {
@@ -72,7 +73,7 @@ func report(ctx context.Context, w io.Writer, err error) int {
 		fmt.Fprintln(w, "clawbox: interrupted")
 		return exitInterrupted
 	}
-	fmt.Fprintf(w, "clawbox: %v\n", err)
+	fmt.Fprintf(escaper{w}, "clawbox: %s\n", strings.ReplaceAll(err.Error(), "\n", "\n  "))
 	return status(err)
 }
 

@@ -76,8 +76,7 @@ func install(cmd *cobra.Command, a *app, f installFlags, dirs []string) error {
 	if err != nil {
 		return err
 	}
-	w := cmd.ErrOrStderr()
-	p := bundle.NewProgress(w, isTerminal(w))
+	p := progress(cmd)
 	rel, env, err := installer.FromMedia(m, trust, p)
 	if err != nil {
 		return err
@@ -133,7 +132,7 @@ func answers(cmd *cobra.Command, a *app, f installFlags, facts host.Facts, rel i
 		if !term.IsTerminal(int(os.Stdin.Fd())) {
 			return installer.Answers{}, usageError{errors.New("standard input is no terminal, so the wizard can't ask; give --answers FILE")}
 		}
-		return wizard.Ask(cmd.Context(), facts, rel, cmd.InOrStdin(), cmd.OutOrStdout())
+		return wizard.Ask(cmd.Context(), facts, rel, cmd.InOrStdin(), unescaped(cmd.OutOrStdout()))
 	}
 	ans, err := installer.LoadAnswers(f.answers, rel)
 	if err != nil {
@@ -154,7 +153,7 @@ func clip(s string, n int) string {
 }
 
 func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
+	f, ok := unescaped(w).(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 

@@ -42,7 +42,7 @@ With --item the layout gets no more than that, such as one image for skopeo.
 				return err
 			}
 			o.Beside = installer.Runs(a.root, dir)
-			p := bundle.NewProgress(cmd.ErrOrStderr(), isTerminal(cmd.ErrOrStderr()))
+			p := progress(cmd)
 			defer p.Close()
 			o.Progress = p
 			if o.Beside {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -93,7 +92,7 @@ read it before you serve the model.`,
 			if err != nil {
 				return err
 			}
-			p := newModelProgress(cmd.ErrOrStderr(), "import")
+			p := newModelProgress(cmd, "import")
 			defer p.Close()
 			m, err := model.Import(cmd.Context(), s, f, about, p.add(f.Files))
 			if err != nil {
@@ -116,26 +115,28 @@ read it before you serve the model.`,
 // printModel says what was found, the dangerous part last, where it is read.
 func printModel(w io.Writer, m model.Model) {
 	x := m.Facts
-	fmt.Fprintf(w, "%s  %s\n  %s %s, %s, %d tensors, %d files, %s\n", m.Ref, m.Manifest.Digest,
-		x.Format, orDash(x.Architecture), orDash(x.Precision), x.Tensors, len(m.Files), bundle.Size(m.Size()))
+	say := func(format string, args ...any) { fmt.Fprintln(w, printable(fmt.Sprintf(format, args...))) }
+	say("%s  %s", m.Ref, m.Manifest.Digest)
+	say("  %s %s, %s, %d tensors, %d files, %s", x.Format, orDash(x.Architecture), orDash(x.Precision), x.Tensors, len(m.Files), bundle.Size(m.Size()))
 	for _, n := range x.Notes {
-		fmt.Fprintf(w, "  note: %s\n", n)
+		say("  note: %s", n)
 	}
 	for _, f := range m.Files {
 		if f.Kind == model.Code || f.Kind == model.Pickle {
-			fmt.Fprintf(w, "  %s: %s  %s\n", f.Kind, f.Name, f.Digest)
+			say("  %s: %s  %s", f.Kind, f.Name, f.Digest)
 		}
 	}
 	for _, s := range x.Asks {
-		fmt.Fprintf(w, "  asks the engine to run code: %s\n", s)
+		say("  asks the engine to run code: %s", s)
 	}
 }
 
+// orDash is a field of a table.
 func orDash(s string) string {
 	if s == "" {
 		return "-"
 	}
-	return s
+	return printable(s)
 }
 
 // modelProgress shows the files of one run as one task.
@@ -145,8 +146,8 @@ type modelProgress struct {
 	task bundle.Task
 }
 
-func newModelProgress(w io.Writer, verb string) *modelProgress {
-	return &modelProgress{p: bundle.NewProgress(w, isTerminal(w)), verb: verb}
+func newModelProgress(cmd *cobra.Command, verb string) *modelProgress {
+	return &modelProgress{p: progress(cmd), verb: verb}
 }
 
 func (m *modelProgress) add(files []model.File) model.Progress {
@@ -187,7 +188,7 @@ func modelListCmd(a *app, open openStore) *cobra.Command {
 				t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 				fmt.Fprintln(t, "REF\tFORMAT\tARCHITECTURE\tPRECISION\tSIZE\tFILES\tCODE\tLICENCE")
 				for i, m := range ms {
-					fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\n", m.Ref, orDash(m.Facts.Format), orDash(m.Facts.Architecture),
+					fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\n", orDash(m.Ref), orDash(m.Facts.Format), orDash(m.Facts.Architecture),
 						orDash(m.Facts.Precision), bundle.Size(m.Size()), len(m.Files), len(out[i].Code), orDash(m.Licence))
 				}
 				t.Flush()
@@ -212,7 +213,7 @@ func modelVerifyCmd(a *app, open openStore) *cobra.Command {
 			out := []modelJSON{}
 			var bad []error
 			for i, m := range ms {
-				x, err := verifyModel(cmd.Context(), cmd.ErrOrStderr(), s, m)
+				x, err := verifyModel(cmd, s, m)
 				if err != nil {
 					bad = append(bad, fmt.Errorf("%s: %w", m.Ref, err))
 					continue
@@ -235,10 +236,10 @@ func modelVerifyCmd(a *app, open openStore) *cobra.Command {
 	}
 }
 
-func verifyModel(ctx context.Context, w io.Writer, s *content.Store, m model.Model) (model.Facts, error) {
-	p := newModelProgress(w, "verify "+m.Ref)
+func verifyModel(cmd *cobra.Command, s *content.Store, m model.Model) (model.Facts, error) {
+	p := newModelProgress(cmd, "verify "+m.Ref)
 	defer p.Close()
-	return model.Verify(ctx, s, m, p.add(m.Files))
+	return model.Verify(cmd.Context(), s, m, p.add(m.Files))
 }
 
 // namedModels are the named ones, or all.

@@ -216,7 +216,7 @@ func (a *app) imported(w, report io.Writer, p *policies.Policy, cs []policies.Ch
 		}{p.Dialect, p.Digest(), string(p.YAML()), append([]policies.Change{}, cs...)}, nil)
 	}
 	if w != nil {
-		if _, err := w.Write(p.YAML()); err != nil {
+		if _, err := exact(w).Write(p.YAML()); err != nil {
 			return err
 		}
 	}

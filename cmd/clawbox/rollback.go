@@ -1,7 +1,6 @@
 package main
 
 import (
-	"github.com/clawbox/clawbox/bundle"
 	"github.com/clawbox/clawbox/installer"
 	"github.com/clawbox/clawbox/installer/host"
 	"github.com/spf13/cobra"
@@ -31,7 +30,7 @@ the cluster's objects are put back to what they were when that release was left.
 			if err != nil {
 				return err
 			}
-			p := bundle.NewProgress(cmd.ErrOrStderr(), isTerminal(cmd.ErrOrStderr()))
+			p := progress(cmd)
 			return a.apply(cmd, plan, a.changeEnv(cmd.Context(), f, p), f, p)
 		},
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/clawbox/clawbox/appliance/config"
 	"github.com/clawbox/clawbox/appliance/control"
+	"github.com/clawbox/clawbox/internal/legible"
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
 )
@@ -25,14 +26,12 @@ type app struct {
 func newRoot() *cobra.Command {
 	a := &app{}
 	root := &cobra.Command{
-		Use:           "clawbox",
-		Short:         "Governed agents on a host without a line to the outside",
-		Version:       version,
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
-			return a.check()
-		},
+		Use:               "clawbox",
+		Short:             "Governed agents on a host without a line to the outside",
+		Version:           version,
+		SilenceUsage:      true,
+		SilenceErrors:     true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return a.begin(cmd) },
 	}
 	f := root.PersistentFlags()
 	f.StringVarP(&a.output, "output", "o", "text", "how to print results: text or json")
@@ -72,7 +71,9 @@ func group(c *cobra.Command) *cobra.Command {
 	return c
 }
 
-func (a *app) check() error {
+// begin comes before every verb.
+func (a *app) begin(cmd *cobra.Command) error {
+	legibly(cmd)
 	if a.output != "text" && a.output != "json" {
 		return usageError{fmt.Errorf("--output: got %q, want text or json", a.output)}
 	}
@@ -87,7 +88,7 @@ func (a *app) print(w io.Writer, v any, text func(io.Writer)) error {
 		text(w)
 		return nil
 	}
-	e := json.NewEncoder(w)
+	e := json.NewEncoder(legible.JSON{W: unescaped(w)})
 	e.SetIndent("", "  ")
 	return e.Encode(v)
 }

@@ -70,7 +70,7 @@ named by layer, file and offset, never shown, and ends the command with status 4
 			if err != nil {
 				return err
 			}
-			_, err = cmd.OutOrStdout().Write(b)
+			_, err = exact(cmd.OutOrStdout()).Write(b)
 			return err
 		},
 	}

@@ -44,7 +44,7 @@ what is, and what was left out. Look through it before you hand it on.`,
 			return a.print(cmd.OutOrStdout(), list, func(w io.Writer) {
 				for _, e := range list {
 					if e.Left != "" {
-						fmt.Fprintf(escaper{w}, "left out %s: %s\n", e.Name, e.Left)
+						fmt.Fprintf(w, "left out %s: %s\n", e.Name, e.Left)
 					}
 				}
 				fmt.Fprintf(w, "%s: %d files; look through it before you hand it on\n", args[0], len(list))

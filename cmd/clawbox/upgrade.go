@@ -78,7 +78,7 @@ func upgrade(cmd *cobra.Command, a *app, f upgradeFlags, dirs []string) error {
 	if err != nil {
 		return err
 	}
-	p := bundle.NewProgress(cmd.ErrOrStderr(), isTerminal(cmd.ErrOrStderr()))
+	p := progress(cmd)
 	rel, loads, err := installer.FromMedia(m, m.Trust(), p)
 	if err != nil {
 		return err
