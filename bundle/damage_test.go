@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -446,5 +447,30 @@ func TestVerifyReportsMany(t *testing.T) {
 		if !strings.Contains(fmt.Sprint(err), want) {
 			t.Errorf("%q is not in the report:\n%v", want, err)
 		}
+	}
+}
+
+// TestManyStrangers: a stick with many names beside what was signed costs no more
+// than one with few, and their names can't pass for words of ours.
+func TestManyStrangers(t *testing.T) {
+	out, trust := demo(t)
+	dir := filepath.Join(out, topDir, partsDir)
+	for i := range 20_000 {
+		if err := os.Symlink("x", filepath.Join(dir, fmt.Sprintf("\x1b[8m\nall is well %d", i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, err := OpenMedia(trust, out)
+	runtime.ReadMemStats(&after)
+	if !errors.Is(err, manifest.ErrTampered) || strings.Contains(err.Error(), "\x1b") || strings.Contains(err.Error(), "\nall is well") {
+		t.Errorf("got %q", err)
+	}
+	if n := strings.Count(err.Error(), "not named by the release"); n != maxDamage {
+		t.Errorf("%d are named, want %d", n, maxDamage)
+	}
+	if n := (after.TotalAlloc - before.TotalAlloc) >> 20; n > 1 {
+		t.Errorf("%d MiB were allocated, want 1 at most", n)
 	}
 }

@@ -8,10 +8,15 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
+	"path"
 	"path/filepath"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/clawbox/clawbox/bundle/manifest"
+	"github.com/clawbox/clawbox/internal/legible"
 )
 
 // maxDamage bounds how many damages one report names.
@@ -102,43 +107,59 @@ func (r mediaOnly) prove(cs []*chunk) {
 }
 
 // strangers names what is in clawbox/ and not in the release, up to maxDamage
-// things. It reads directories only.
+// things. It reads directories only, and of one no more than it takes.
 func (m *Media) strangers() (errs []error) {
-	dirs := map[string]bool{".": true, partsDir: true, parityDir: true, rootDir: true}
-	known := map[string]bool{noteFile: true, indexFile: true}
+	l := lister{dirs: map[string]bool{partsDir: true, parityDir: true, rootDir: true}, known: map[string]bool{noteFile: true, indexFile: true}}
 	for _, p := range m.release.Parts {
-		known[partsDir+"/"+p.Name] = true
+		l.known[partsDir+"/"+p.Name] = true
 	}
 	for _, p := range m.release.Parity {
-		known[parityDir+"/"+p.Name] = true
+		l.known[parityDir+"/"+p.Name] = true
 	}
 	for i := range m.release.Roots {
-		known[rootDir+"/"+manifest.RootName(int64(i+1))] = true
+		l.known[rootDir+"/"+manifest.RootName(int64(i+1))] = true
 	}
 	for _, d := range m.dirs {
-		root := top(d)
-		err := filepath.WalkDir(root, func(p string, e fs.DirEntry, err error) error {
-			if err != nil {
-				return err
-			}
-			rel, _ := filepath.Rel(root, p) // p is below root
-			if e.IsDir() && dirs[rel] || !e.IsDir() && known[rel] {
-				return nil
-			}
-			if len(errs) == maxDamage {
-				return fs.SkipAll
-			}
-			errs = append(errs, &manifest.TamperedError{What: p, Detail: "not named by the release: remove it, and ask who put it there"})
-			if e.IsDir() {
-				return fs.SkipDir
-			}
-			return nil
-		})
-		if err != nil {
-			errs = append(errs, fmt.Errorf("media: %w", err))
+		l.list(top(d), "")
+	}
+	return l.errs
+}
+
+// lister looks for what is not known.
+type lister struct {
+	dirs, known map[string]bool
+	errs        []error
+}
+
+// list goes through the directory rel below root, some names at a time.
+func (l *lister) list(root, rel string) {
+	at := filepath.Join(root, rel)
+	d, err := os.OpenFile(at, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	for err == nil && len(l.errs) < maxDamage {
+		var es []fs.DirEntry
+		if es, err = d.ReadDir(maxDamage); err == nil {
+			l.entries(root, rel, es)
 		}
 	}
-	return errs
+	if d != nil {
+		d.Close()
+	}
+	if err != nil && err != io.EOF {
+		l.errs = append(l.errs, fmt.Errorf("media: %w", err))
+	}
+}
+
+func (l *lister) entries(root, rel string, es []fs.DirEntry) {
+	for _, e := range es {
+		p := path.Join(rel, e.Name())
+		switch {
+		case e.IsDir() && l.dirs[p]:
+			l.list(root, p)
+		case !e.IsDir() && l.known[p]:
+		case len(l.errs) < maxDamage:
+			l.errs = append(l.errs, &manifest.TamperedError{What: legible.Line(filepath.Join(root, p)), Detail: "not named by the release: remove it, and ask who put it there"})
+		}
+	}
 }
 
 // checkRoots holds the roots on the media against the release.
