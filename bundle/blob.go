@@ -202,7 +202,7 @@ func (m *Media) small(ctx context.Context, h v1.Hash) ([]byte, error) {
 // Holds says whether all that an item refers to lies on the media, and what is
 // the first that doesn't. It reads manifests only.
 func (m *Media) Holds(ctx context.Context, it manifest.Item) error {
-	return walk(it.Descriptor, func(d v1.Descriptor) ([]byte, error) { return m.manifest(ctx, d) }, func(d v1.Descriptor) error {
+	return walkIn(ctx, it.Descriptor, func(d v1.Descriptor) ([]byte, error) { return m.manifest(ctx, d) }, func(d v1.Descriptor) error {
 		b, err := m.OpenBlob(ctx, d.Digest, nil)
 		if err != nil {
 			return err

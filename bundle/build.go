@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"filippo.io/age"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -334,6 +333,7 @@ func (b *build) plan(items []manifest.Item) (blobs []entry, err error) {
 	}
 	slices.SortStableFunc(order, func(x, y *manifest.Item) int { return manifest.Kinds[x.Kind].Order - manifest.Kinds[y.Kind].Order })
 	seen := map[v1.Hash]int64{}
+	var total int64
 	for _, it := range order {
 		own := map[v1.Hash]bool{}
 		it.TotalSize = 0
@@ -342,6 +342,9 @@ func (b *build) plan(items []manifest.Item) (blobs []entry, err error) {
 				return fmt.Errorf("item %s: blob %s is said to have %d and %d bytes", it.Name, d.Digest, n, d.Size)
 			} else if !ok {
 				blobs = append(blobs, entry{d.Digest, d.Size, it.Name})
+				if total += d.Size; d.Size > manifest.MaxTotal || total > manifest.MaxTotal {
+					return fmt.Errorf("item %s: more than %d bytes up to blob %s: make several bundles", it.Name, int64(manifest.MaxTotal), d.Digest)
+				}
 			}
 			if !own[d.Digest] {
 				it.TotalSize += d.Size
@@ -389,20 +392,4 @@ func (b *build) write(ctx context.Context) (r manifest.Release, err error) {
 	}
 	defer func() { err = errors.Join(err, w.close(err)) }()
 	return w.run(ctx)
-}
-
-// itemOf says which item wants a blob, for messages.
-func itemOf(r manifest.Release, read func(v1.Descriptor) ([]byte, error), h v1.Hash) string {
-	var names []string
-	for _, it := range r.Items {
-		found := false
-		err := walk(it.Descriptor, read, func(d v1.Descriptor) error {
-			found = found || d.Digest == h
-			return nil
-		})
-		if found || err != nil && it.Descriptor.Digest == h {
-			names = append(names, it.Name)
-		}
-	}
-	return strings.Join(names, ", ")
 }

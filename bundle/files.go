@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -95,8 +96,18 @@ func (c counted) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// headerTimeout is how long a server may take to begin an answer.
+const headerTimeout = 2 * time.Minute
+
+// patient is t with a bound on the wait for an answer's head.
+func patient(t http.RoundTripper) http.RoundTripper {
+	d := t.(*http.Transport).Clone() // both callers' is one
+	d.ResponseHeaderTimeout = headerTimeout
+	return d
+}
+
 // client follows redirects to https only.
-var client = &http.Client{CheckRedirect: func(req *http.Request, via []*http.Request) error {
+var client = &http.Client{Transport: patient(http.DefaultTransport), CheckRedirect: func(req *http.Request, via []*http.Request) error {
 	if req.URL.Scheme != "https" {
 		return permanent{errors.New("redirected away from https")}
 	}
@@ -140,8 +151,44 @@ func (j *job) download(ctx context.Context, h v1.Hash) error {
 		}
 		return err
 	}
+	most, err := j.room()
+	if err != nil {
+		return err
+	}
+	if resp.ContentLength > most {
+		return permanent{tooLong(resp.ContentLength, most)}
+	}
 	task := j.progress.Start("get "+j.item.Name, resp.ContentLength)
-	err = j.store(ctx, v1.Descriptor{Digest: h}, resp.ContentLength, counted{ctx, resp.Body, task})
+	err = j.store(ctx, v1.Descriptor{Digest: h}, resp.ContentLength, counted{ctx, &bounded{resp.Body, 0, most}, task})
 	task.Done(err)
 	return err
+}
+
+// maxDownload bounds a file from a web server, in bytes: the recipe has its
+// digest, and nobody says how long it is.
+var maxDownload int64 = 64 << 30
+
+// room is how long a download may be: an eighth of the work store's free space
+// stays free, whatever a server sends.
+func (j *job) room() (int64, error) {
+	have, err := free(j.pool.store.Dir())
+	return min(maxDownload, have-have/8), err
+}
+
+func tooLong(n, most int64) error {
+	return fmt.Errorf("the server sends %s or more, want at most %s, for the sum that is pinned and the room in the work store: is it the right file? Get a larger one yourself and name it as file:", Size(n), Size(most))
+}
+
+// bounded is a reader that gives no more than most bytes; more are an error.
+type bounded struct {
+	r       io.Reader
+	n, most int64
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p)
+	if b.n += int64(n); b.n > b.most {
+		return 0, permanent{tooLong(b.n, b.most)}
+	}
+	return n, err
 }

@@ -41,6 +41,9 @@ func (j *job) blobs(ctx context.Context, o origin, leaves []v1.Descriptor) error
 	return g.Wait()
 }
 
+// toRegistries connects to registries.
+var toRegistries = patient(remote.DefaultTransport)
+
 // registryOrigin is a repository of a registry.
 type registryOrigin struct {
 	j    *job
@@ -49,7 +52,7 @@ type registryOrigin struct {
 
 func (o registryOrigin) options(ctx context.Context) []remote.Option {
 	return []remote.Option{
-		remote.WithContext(ctx), remote.WithUserAgent("clawbox"),
+		remote.WithContext(ctx), remote.WithUserAgent("clawbox"), remote.WithTransport(toRegistries),
 		// The operator's own docker credentials; they go to the registry and nowhere else.
 		remote.WithAuthFromKeychain(authn.DefaultKeychain),
 	}
@@ -92,7 +95,7 @@ func (o registryOrigin) get(ctx context.Context, d v1.Descriptor) (io.ReadCloser
 	if err != nil {
 		return nil, err
 	}
-	t, err := transport.NewWithContext(ctx, reg, auth, transport.NewUserAgent(remote.DefaultTransport, "clawbox"), []string{o.repo.Scope(transport.PullScope)})
+	t, err := transport.NewWithContext(ctx, reg, auth, transport.NewUserAgent(toRegistries, "clawbox"), []string{o.repo.Scope(transport.PullScope)})
 	if err != nil {
 		return nil, err
 	}
@@ -120,10 +123,10 @@ func (j *job) registry(ctx context.Context) (fetched, error) {
 	}
 	if j.pin != nil {
 		resolved, _ := v1.NewHash(j.pin.Resolved) // checked by loadLock
-		if root := j.pin.root(); j.pool.complete(root) {
+		if root := j.pin.root(); j.pool.complete(ctx, root) {
 			f := fetched{root: root, resolved: resolved}
 			f.root.ArtifactType = j.artifactType(root)
-			f.platforms, err = j.platforms(root)
+			f.platforms, err = j.platforms(ctx, root)
 			return f, err
 		}
 		ref = ref.Context().Digest(j.pin.Resolved)
@@ -306,7 +309,7 @@ func (j *job) archive(ctx context.Context) (fetched, error) {
 		return fetched{}, err
 	}
 	f := fetched{root: root, resolved: root.Digest}
-	f.platforms, err = j.platforms(root)
+	f.platforms, err = j.platforms(ctx, root)
 	return f, err
 }
 

@@ -24,6 +24,7 @@ import (
 // sums, and holds no byte of a secret.
 type look struct {
 	Found []found    `json:"found,omitempty"`
+	More  bool       `json:"more,omitempty"` // there is more than Found: maxFound
 	Layer *sbom.Seen `json:"layer,omitempty"`
 }
 
@@ -115,9 +116,7 @@ type looking struct {
 // -1: then a blob that begins like weights is not scanned, and done says so.
 func newLooking(ctx context.Context, as string, most int64) *looking {
 	l := &looking{most: most}
-	l.scan = licence.NewScanner(licence.Place{}, func(f licence.Finding) {
-		l.out.Found = append(l.out.Found, found{f.File, f.Rule, f.Offset, f.Fingerprint})
-	})
+	l.scan = licence.NewScanner(licence.Place{}, l.found)
 	if as != asLayer {
 		return l
 	}
@@ -136,6 +135,18 @@ func newLooking(ctx context.Context, as string, most int64) *looking {
 		l.end <- err
 	}()
 	return l
+}
+
+// maxFound bounds what is kept of one blob. A blob with more is refused, whatever
+// the recipe allows.
+const maxFound = licence.MaxFindings
+
+func (l *looking) found(f licence.Finding) {
+	if len(l.out.Found) == maxFound {
+		l.out.More = true
+		return
+	}
+	l.out.Found = append(l.out.Found, found{f.File, f.Rule, f.Offset, f.Fingerprint})
 }
 
 // brokenLayer says that a layer can't be unpacked, here or on any host.

@@ -321,3 +321,22 @@ func TestBrokenLayer(t *testing.T) {
 		}
 	}
 }
+
+// TestManyFindings: a layer of some KB that unpacks to hundreds of thousands of
+// findings is refused, and costs no more than a few thousand do.
+func TestManyFindings(t *testing.T) {
+	const key = "AKIA" + "Q2W3E4R5T6Y7UZIO" + "\n"
+	s := newSite(t)
+	layoutOf(t, filepath.Join(s.dir, "img"), withLayer(t, layerOf(t, map[string]string{"a": strings.Repeat(key, 400_000)})))
+	print := licence.Fingerprint([]byte(strings.TrimSpace(key)))
+	s.recipe(t, `{name: x, kind: image, source: "oci-layout:img", redistributable: true, allowedKeys: [{fingerprint: "`+print+`", why: "a test's"}]}`)
+	_, err := s.build(t)
+	var found *licence.SecretError
+	if !errors.As(err, &found) || len(found.Findings) != 1 || !strings.Contains(err.Error(), "too many to allow") {
+		t.Errorf("allowed by its fingerprint: got %v", err)
+	}
+	s.recipe(t, `{name: x, kind: image, source: "oci-layout:img", redistributable: true}`)
+	if _, err := s.build(t); !errors.As(err, &found) || len(found.Findings) > licence.MaxFindings {
+		t.Errorf("got %d findings, want at most %d", len(found.Findings), licence.MaxFindings)
+	}
+}

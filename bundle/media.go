@@ -34,6 +34,7 @@ type Media struct {
 	parity  []string // the same
 	blobs   map[v1.Hash]manifest.Blob
 	ids     []age.Identity
+	names   *owners
 
 	open  func(path string) (mediaFile, int64, error)
 	pause func(try int) time.Duration // before another try, after a read error

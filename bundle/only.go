@@ -18,14 +18,14 @@ import (
 // to. Manifests that a differential bundle leaves out are read from s.
 func (m *Media) only(ctx context.Context, s *content.Store, names []string) (*Media, error) {
 	out := *m
-	out.release.Items, out.index.Blobs = nil, nil
+	out.release.Items, out.index.Blobs, out.names = nil, nil, &owners{}
 	need := map[v1.Hash]bool{}
 	for _, it := range m.release.Items {
 		if !slices.Contains(names, it.Name) {
 			continue
 		}
 		out.release.Items = append(out.release.Items, it)
-		err := walk(it.Descriptor, func(d v1.Descriptor) ([]byte, error) { return m.manifestOr(ctx, s, d) }, func(d v1.Descriptor) error {
+		err := walkIn(ctx, it.Descriptor, func(d v1.Descriptor) ([]byte, error) { return m.manifestOr(ctx, s, d) }, func(d v1.Descriptor) error {
 			need[d.Digest] = true
 			return nil
 		})

@@ -29,16 +29,20 @@ func parallel(fs ...func()) {
 // payload of each part.
 func (b *build) settle(blobs []manifest.Blob) (lens []int64, err error) {
 	var sizes []int64
+	var total int64 // at most manifest.MaxTotal: see plan
 	for _, x := range blobs {
 		for _, s := range x.Sources() {
 			if s.OnMedia() {
-				sizes = append(sizes, s.Length)
+				sizes, total = append(sizes, s.Length), total+s.Length
 			}
 		}
 	}
 	per, err := b.payloadPer()
 	if err != nil {
 		return nil, err
+	}
+	if n := total / per; n > manifest.MaxParts {
+		return nil, fmt.Errorf("bundle: %s in parts of %s: more than %d parts: make the parts larger (--part-size), or several bundles", Size(total), Size(per), manifest.MaxParts)
 	}
 	at, lens := manifest.Lay(sizes, per)
 	for i := range blobs {

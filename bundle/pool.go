@@ -238,41 +238,79 @@ func isManifest(d v1.Descriptor) bool { return d.MediaType.IsIndex() || d.MediaT
 // maxDepth bounds how deep indexes may nest.
 const maxDepth = 4
 
-// walk calls visit for d and everything below it, parents first. read returns
-// a manifest's bytes, verified.
+// walk is walkIn for manifests that are all on this machine.
 func walk(d v1.Descriptor, read func(v1.Descriptor) ([]byte, error), visit func(v1.Descriptor) error) error {
-	return walkDepth(d, read, visit, 0)
+	return walkIn(context.Background(), d, read, visit)
 }
 
-func walkDepth(d v1.Descriptor, read func(v1.Descriptor) ([]byte, error), visit func(v1.Descriptor) error, depth int) error {
-	if err := visit(d); err != nil {
-		return err
+// walkIn calls visit for d and everything below it, parents first, until ctx
+// ends. read returns a manifest's bytes, verified; each manifest is read once,
+// however often others name it, and visit hears of each time.
+func walkIn(ctx context.Context, d v1.Descriptor, read func(v1.Descriptor) ([]byte, error), visit func(v1.Descriptor) error) error {
+	_, err := (&walker{ctx, read, visit, map[manifestKey]int{}}).walk(d, 0)
+	return err
+}
+
+// manifestKey is what a manifest's bytes are read as.
+type manifestKey struct {
+	digest v1.Hash
+	as     types.MediaType
+}
+
+type walker struct {
+	ctx   context.Context
+	read  func(v1.Descriptor) ([]byte, error)
+	visit func(v1.Descriptor) error
+	seen  map[manifestKey]int // how deep it is below a manifest that was read
+}
+
+// walk returns how deep it is below d.
+func (w *walker) walk(d v1.Descriptor, depth int) (below int, err error) {
+	if err := w.ctx.Err(); err != nil {
+		return 0, err
+	}
+	if err := w.visit(d); err != nil {
+		return 0, err
 	}
 	if depth > 0 && !isManifest(d) {
-		return nil
+		return 0, nil
 	}
-	if depth > maxDepth {
-		return fmt.Errorf("%s: manifests are nested deeper than %d", d.Digest, maxDepth)
+	key := manifestKey{d.Digest, d.MediaType}
+	below, known := w.seen[key]
+	if depth+below > maxDepth {
+		return 0, fmt.Errorf("%s: manifests are nested deeper than %d", d.Digest, maxDepth)
 	}
-	raw, err := read(d)
+	if known {
+		return below, nil
+	}
+	cs, err := w.children(d)
 	if err != nil {
-		return err
-	}
-	cs, err := children(d, raw)
-	if err != nil {
-		return err
+		return 0, err
 	}
 	for _, c := range cs {
-		if err := walkDepth(c, read, visit, depth+1); err != nil {
-			return err
+		k, err := w.walk(c, depth+1)
+		if err != nil {
+			return 0, err
+		}
+		if isManifest(c) {
+			below = max(below, k+1)
 		}
 	}
-	return nil
+	w.seen[key] = below
+	return below, nil
+}
+
+func (w *walker) children(d v1.Descriptor) ([]v1.Descriptor, error) {
+	raw, err := w.read(d)
+	if err != nil {
+		return nil, err
+	}
+	return children(d, raw)
 }
 
 // complete says whether the pool holds d and all that is below it.
-func (p *pool) complete(d v1.Descriptor) bool {
-	return walk(d, p.manifest, func(c v1.Descriptor) error {
+func (p *pool) complete(ctx context.Context, d v1.Descriptor) bool {
+	return walkIn(ctx, d, p.manifest, func(c v1.Descriptor) error {
 		n, err := p.stat(c.Digest)
 		if err == nil && n != c.Size {
 			err = content.ErrMismatch

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"filippo.io/age"
@@ -323,7 +324,7 @@ func (r *reader) rescue(ctx context.Context, b manifest.Blob, i int, buf []byte,
 	err = first
 	for try := 0; !errors.Is(err, errLost) && r.again(ctx, err, try); try++ {
 		if p, err = provedIf(gather(ss, buf, r.afresh(ss)), b, i, buf); err == nil {
-			r.warn(r.m.damage(b, fmt.Sprintf("%v; it could be read when it was read again", first), ss...))
+			r.warn(r.m.damage(ctx, b, fmt.Sprintf("%v; it could be read when it was read again", first), ss...))
 			return p, nil
 		}
 	}
@@ -333,28 +334,28 @@ func (r *reader) rescue(ctx context.Context, b manifest.Blob, i int, buf []byte,
 	if len(r.m.release.Parity) > 0 {
 		q, merr := r.mend(b, i, ss, buf)
 		if merr == nil {
-			r.warn(r.m.damage(b, fmt.Sprintf("%v; it was rebuilt from parity", err), ss...))
+			r.warn(r.m.damage(ctx, b, fmt.Sprintf("%v; it was rebuilt from parity", err), ss...))
 			return q, nil
 		}
 		err = fmt.Errorf("%w; %w", err, merr)
 	}
-	return p, r.m.unusable(b, ss, n, err)
+	return p, r.m.unusable(ctx, b, ss, n, err)
 }
 
 // unusable describes a chunk that could be had in no way.
-func (m *Media) unusable(b manifest.Blob, ss []span, n int64, err error) error {
+func (m *Media) unusable(ctx context.Context, b manifest.Blob, ss []span, n int64, err error) error {
 	if at := (*readError)(nil); errors.As(err, &at) {
-		return m.damage(b, err.Error(), at.span)
+		return m.damage(ctx, b, err.Error(), at.span)
 	}
 	var bad *manifest.TamperedError
 	if !errors.As(err, &bad) {
-		return m.damage(b, err.Error(), ss...)
+		return m.damage(ctx, b, err.Error(), ss...)
 	}
 	where := ""
 	if k := len(ss); k > 1 {
 		where = " to " + manifest.PartName(ss[k-1].part)
 	}
-	return m.damage(b, fmt.Sprintf("%d bytes from here%s: %s", n, where, bad.Detail), ss...)
+	return m.damage(ctx, b, fmt.Sprintf("%d bytes from here%s: %s", n, where, bad.Detail), ss...)
 }
 
 // again says whether another try makes sense, and waits before it.
@@ -395,7 +396,7 @@ func provedIf(err error, b manifest.Blob, i int, buf []byte) (content.Piece, err
 
 // damage describes bytes of b, over one or several spans, that are not what
 // was signed. Any of the parts may be the damaged one, so all are named.
-func (m *Media) damage(b manifest.Blob, detail string, ss ...span) error {
+func (m *Media) damage(ctx context.Context, b manifest.Blob, detail string, ss ...span) error {
 	if len(ss) == 0 { // an empty blob
 		ss = []span{{part: max(1, b.Part), offset: b.Offset}}
 	}
@@ -404,11 +405,39 @@ func (m *Media) damage(b manifest.Blob, detail string, ss ...span) error {
 		p, _ := m.file(s.part - 1)
 		paths = append(paths, or(p, manifest.PartName(s.part)))
 	}
-	item := itemOf(m.release, m.readManifest, b.Digest)
 	return &manifest.TamperedError{
-		What: fmt.Sprintf("blob %s of item %s", b.Digest, item), Part: ss[0].part, Offset: ss[0].offset,
+		What: fmt.Sprintf("blob %s of item %s", b.Digest, m.names.of(ctx, m, b.Digest)), Part: ss[0].part, Offset: ss[0].offset,
 		Detail: detail + "; copy " + strings.Join(paths, " and ") + " again from the source, or use another copy of the media",
 	}
+}
+
+// owners says which items want a blob, for messages. All manifests are read
+// once, when the first is asked for.
+type owners struct {
+	mu sync.Mutex
+	by map[v1.Hash][]string // nil: not known yet
+}
+
+func (n *owners) of(ctx context.Context, m *Media, h v1.Hash) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.by == nil {
+		by := map[v1.Hash][]string{}
+		for _, it := range m.release.Items {
+			// What can't be read names nothing.
+			_ = walkIn(ctx, it.Descriptor, m.readManifest, func(d v1.Descriptor) error {
+				if s := by[d.Digest]; len(s) == 0 || s[len(s)-1] != it.Name {
+					by[d.Digest] = append(s, it.Name)
+				}
+				return nil
+			})
+		}
+		if ctx.Err() != nil {
+			return "?"
+		}
+		n.by = by
+	}
+	return strings.Join(n.by[h], ", ")
 }
 
 // readManifest reads a small blob from the media, verified.

@@ -1,17 +1,23 @@
 package bundle
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"log"
 	"maps"
+	"math"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -30,6 +36,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/clawbox/clawbox/bundle/licence"
+	"github.com/clawbox/clawbox/bundle/manifest"
 )
 
 // hub is a registry that counts, and that can fail or be down.
@@ -365,6 +372,175 @@ func TestLyingRegistry(t *testing.T) {
 	sound(t, newStoreAt(t, s.opt.Store), 0)
 	if _, err := OpenMedia(s.trust, s.opt.Out); err == nil {
 		t.Error("there is a bundle")
+	}
+}
+
+// hostileHub serves the blobs, root as the tag 1, and says who asked for a layer.
+func hostileHub(t *testing.T, root v1.Descriptor, blobs map[v1.Hash][]byte) (host string, layers *atomic.Int64) {
+	t.Helper()
+	layers = &atomic.Int64{}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v2/" {
+			return
+		}
+		h, err := v1.NewHash(path.Base(r.URL.Path))
+		if err != nil {
+			h = root.Digest
+		}
+		b, ok := blobs[h]
+		if !ok {
+			layers.Add(1)
+			w.WriteHeader(http.StatusNotFound)
+			return
+		}
+		var m struct {
+			MediaType string `json:"mediaType"`
+		}
+		if json.Unmarshal(b, &m) == nil {
+			w.Header().Set("Content-Type", m.MediaType)
+		}
+		w.Write(b)
+	}))
+	t.Cleanup(srv.Close)
+	return strings.TrimPrefix(srv.URL, "http://"), layers
+}
+
+// jsonBlob adds v to blobs.
+func jsonBlob(t *testing.T, blobs map[v1.Hash][]byte, mt types.MediaType, v any) v1.Descriptor {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, n, err := v1.SHA256(bytes.NewReader(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	blobs[h] = b
+	return v1.Descriptor{MediaType: mt, Digest: h, Size: n, Platform: &v1.Platform{OS: "linux", Architecture: "amd64"}}
+}
+
+// imageOf is the manifest of an image whose layers have these sizes, and which
+// nobody has.
+func imageOf(t *testing.T, blobs map[v1.Hash][]byte, sizes ...int64) v1.Descriptor {
+	t.Helper()
+	config := jsonBlob(t, blobs, types.OCIConfigJSON, map[string]any{"architecture": "amd64", "os": "linux", "rootfs": map[string]any{"type": "layers", "diff_ids": []string{}}})
+	m := v1.Manifest{SchemaVersion: 2, MediaType: types.OCIManifestSchema1, Config: bare(config), Layers: []v1.Descriptor{}}
+	for i, n := range sizes {
+		m.Layers = append(m.Layers, v1.Descriptor{MediaType: types.OCILayer, Digest: v1.Hash{Algorithm: "sha256", Hex: fmt.Sprintf("%064x", i+1)}, Size: n})
+	}
+	return jsonBlob(t, blobs, m.MediaType, m)
+}
+
+// TestSizesFromRegistry: a manifest may say any size; one that no bundle can hold
+// is refused before it costs anything.
+func TestSizesFromRegistry(t *testing.T) {
+	for _, sizes := range [][]int64{{1 << 57}, {2 << 20, math.MaxInt64}, {-1}, {manifest.MaxTotal, 1}, {1 << 49}} {
+		blobs := map[v1.Hash][]byte{}
+		host, layers := hostileHub(t, imageOf(t, blobs, sizes...), blobs)
+		s := newSite(t)
+		s.recipe(t, `{name: web, kind: image, source: "docker://`+host+`/web:1", redistributable: true}`)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := s.build(t)
+		runtime.ReadMemStats(&after)
+		if err == nil || layers.Load() > 0 {
+			t.Errorf("%v: %v, %d layers asked for", sizes, err, layers.Load())
+		}
+		if n := (after.TotalAlloc - before.TotalAlloc) >> 20; n > 64 {
+			t.Errorf("%v: %d MiB were allocated", sizes, n)
+		}
+	}
+}
+
+// TestNestedIndexes: an index that names another one many times, and that the next
+// one, costs the reading of each once.
+func TestNestedIndexes(t *testing.T) {
+	blobs := map[v1.Hash][]byte{}
+	d := imageOf(t, blobs)
+	for level := range 4 {
+		x := v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex}
+		for range map[bool]int{true: 1, false: 80}[level == 3] { // of the last one a platform is taken
+			x.Manifests = append(x.Manifests, d)
+		}
+		d = jsonBlob(t, blobs, x.MediaType, x)
+	}
+	host, _ := hostileHub(t, d, blobs)
+	s := newSite(t)
+	s.recipe(t, `{name: web, kind: image, source: "docker://`+host+`/web:1", redistributable: true}`)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	s.mustBuild(t)
+	runtime.ReadMemStats(&after)
+	if n := (after.TotalAlloc - before.TotalAlloc) >> 20; n > 256 {
+		t.Errorf("%d MiB were allocated", n)
+	}
+}
+
+// TestWalk: how often manifests are read, how deep they may nest whichever way
+// they are come to, and that it ends with its context.
+func TestWalk(t *testing.T) {
+	blobs := map[v1.Hash][]byte{}
+	chain := []v1.Descriptor{imageOf(t, blobs)}
+	for range maxDepth {
+		x := v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex, Manifests: []v1.Descriptor{chain[len(chain)-1]}}
+		chain = append(chain, jsonBlob(t, blobs, x.MediaType, x))
+	}
+	reads := 0
+	read := func(d v1.Descriptor) ([]byte, error) { reads++; return blobs[d.Digest], nil }
+	all := func(v1.Descriptor) error { return nil }
+	if err := walkIn(t.Context(), chain[maxDepth], read, all); err != nil || reads != maxDepth+1 {
+		t.Errorf("got %v and %d reads, want %d", err, reads, maxDepth+1)
+	}
+	deep := jsonBlob(t, blobs, types.OCIImageIndex, v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex, Manifests: chain}) // the shallow ones first
+	if err := walkIn(t.Context(), deep, read, all); err == nil || !strings.Contains(err.Error(), "deeper") {
+		t.Errorf("nested deeper than %d: %v", maxDepth, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	if err := walkIn(ctx, chain[1], read, func(v1.Descriptor) error { cancel(); return nil }); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+}
+
+// TestEndlessDownload: a server that never ends a file fills no disk.
+func TestEndlessDownload(t *testing.T) {
+	was := maxDownload
+	maxDownload = 3 << 20
+	defer func() { maxDownload = was }()
+	var sent atomic.Int64
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/said" {
+			w.Header().Set("Content-Length", fmt.Sprint(int64(4<<20)))
+		}
+		for b := make([]byte, 64<<10); sent.Load() < 64<<20; sent.Add(int64(len(b))) {
+			if _, err := w.Write(b); err != nil {
+				return
+			}
+		}
+	}))
+	defer srv.Close()
+	old := client.Transport
+	client.Transport = srv.Client().Transport
+	defer func() { client.Transport = old }()
+	for _, p := range []string{"/endless", "/said"} {
+		s := newSite(t)
+		s.recipe(t, `{name: tool, kind: file, source: "`+srv.URL+p+`", sha256: `+strings.Repeat("a", 64)+`, redistributable: true}`)
+		sent.Store(0)
+		if _, err := s.build(t); err == nil || !strings.Contains(err.Error(), "want at most") {
+			t.Errorf("%s: got %v", p, err)
+		}
+		if n := sent.Load(); n > 32<<20 {
+			t.Errorf("%s: %d bytes were taken", p, n)
+		}
+	}
+}
+
+// TestSlowServer: whoever takes a connection and says nothing is left.
+func TestSlowServer(t *testing.T) {
+	for what, tr := range map[string]http.RoundTripper{"files": client.Transport, "registries": toRegistries} {
+		if d := tr.(*http.Transport).ResponseHeaderTimeout; d <= 0 || d > headerTimeout {
+			t.Errorf("%s: a server may take %v to begin an answer, want at most %v", what, d, headerTimeout)
+		}
 	}
 }
 

@@ -134,25 +134,49 @@ func (j *job) copyTree(ctx context.Context, o origin, root v1.Descriptor) (fetch
 		_, err = j.pool.put(ctx, d.MediaType, b)
 		return b, err
 	}
-	var leaves []v1.Descriptor
-	err := walk(f.root, read, func(d v1.Descriptor) error {
-		if isManifest(d) {
-			return nil
-		}
-		if d.Digest.Algorithm != "sha256" || d.Size < 0 {
-			return fmt.Errorf("%s of %d bytes: want a sha256 digest and a size", d.Digest, d.Size)
-		}
-		leaves = append(leaves, d)
-		return nil
-	})
-	if err != nil {
+	var t tally
+	if err := walkIn(ctx, f.root, read, t.add); err != nil {
 		return f, err
 	}
-	if err := j.blobs(ctx, o, leaves); err != nil {
+	if err := j.blobs(ctx, o, t.leaves); err != nil {
 		return f, err
 	}
-	f.platforms, err = j.platforms(f.root)
+	var err error
+	f.platforms, err = j.platforms(ctx, f.root)
 	return f, err
+}
+
+// maxBlobs is more than an index has room for: its entry for a blob takes more
+// than 100 bytes.
+const maxBlobs = manifest.MaxIndex / 100
+
+// tally is what manifests name, before any of it is fetched: whoever wrote them
+// may say what he likes.
+type tally struct {
+	leaves []v1.Descriptor // each once
+	seen   map[v1.Hash]bool
+	bytes  int64
+}
+
+// add is for a walk. It refuses what no bundle can hold.
+func (t *tally) add(d v1.Descriptor) error {
+	if d.Digest.Algorithm != "sha256" || d.Size < 0 || d.Size > manifest.MaxTotal {
+		return fmt.Errorf("%s of %d bytes: want a sha256 digest and 0 to %d bytes", d.Digest, d.Size, int64(manifest.MaxTotal))
+	}
+	if t.seen[d.Digest] {
+		return nil
+	}
+	if t.seen == nil {
+		t.seen = map[v1.Hash]bool{}
+	}
+	t.seen[d.Digest] = true
+	if t.bytes += d.Size; t.bytes > manifest.MaxTotal || len(t.seen) > maxBlobs {
+		return fmt.Errorf("its manifests name %d blobs of %d bytes and more, want at most %d of %d bytes in all: no bundle holds that", len(t.seen), t.bytes, maxBlobs, int64(manifest.MaxTotal))
+	}
+	if !isManifest(d) {
+		t.leaves = append(t.leaves, d)
+	}
+	return nil
 }
 
 // bare drops what a release's descriptor doesn't hold.
@@ -225,11 +249,11 @@ func platformList(ds []v1.Descriptor) string {
 
 // platforms reads from the image configs what the item really is for, and
 // refuses an image that is not what was asked for.
-func (j *job) platforms(root v1.Descriptor) (out []string, err error) {
+func (j *job) platforms(ctx context.Context, root v1.Descriptor) (out []string, err error) {
 	if j.item.Kind != "image" {
 		return nil, nil
 	}
-	err = walk(root, j.pool.manifest, func(d v1.Descriptor) error {
+	err = walkIn(ctx, root, j.pool.manifest, func(d v1.Descriptor) error {
 		if d.MediaType != types.OCIConfigJSON && d.MediaType != types.DockerConfigJSON {
 			return nil
 		}

@@ -38,8 +38,12 @@ func (d *comparison) content(p couple, it *Item) error {
 
 func layers(x, y []leaf) *Layers {
 	out := &Layers{A: len(x), B: len(y)}
+	old := map[v1.Hash]bool{}
+	for _, l := range x {
+		old[l.desc.Digest] = true
+	}
 	for _, l := range y {
-		if slices.ContainsFunc(x, func(o leaf) bool { return o.desc.Digest == l.desc.Digest }) {
+		if old[l.desc.Digest] {
 			out.Shared, out.SharedBytes = out.Shared+1, out.SharedBytes+l.desc.Size
 		} else {
 			out.NewBytes += l.desc.Size

@@ -260,13 +260,18 @@ func (s *Side) below(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, err
 
 // leaves lists the layers below an item, each once.
 func (s *Side) leaves(ctx context.Context, it *manifest.Item) (out []leaf, err error) {
+	type key struct {
+		name   string
+		digest v1.Hash
+	}
+	seen := map[key]bool{}
 	err = s.walk(ctx, it.Descriptor, func(d v1.Descriptor) error {
-		name := d.Annotations["org.opencontainers.image.title"]
-		if d.MediaType.IsIndex() || d.MediaType.IsImage() || configs[d.MediaType] ||
-			slices.ContainsFunc(out, func(l leaf) bool { return l.desc.Digest == d.Digest && l.name == name }) {
+		k := key{d.Annotations["org.opencontainers.image.title"], d.Digest}
+		if d.MediaType.IsIndex() || d.MediaType.IsImage() || configs[d.MediaType] || seen[k] {
 			return nil
 		}
-		out = append(out, leaf{name, d})
+		seen[k] = true
+		out = append(out, leaf{k.name, d})
 		return nil
 	})
 	return out, err

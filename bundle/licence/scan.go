@@ -31,7 +31,11 @@ func (f Finding) String() string {
 	return fmt.Sprintf("item %s, %s, byte %d: %s (fingerprint %s)", f.Item, f.File, f.Offset, f.Rule, f.Fingerprint)
 }
 
-// SecretError lists findings.
+// MaxFindings is how many findings anybody keeps: a layer of some KB can unpack to
+// millions of them.
+const MaxFindings = 4096
+
+// SecretError lists findings, MaxFindings at most.
 type SecretError struct{ Findings []Finding }
 
 func (e *SecretError) Error() string {
@@ -43,6 +47,9 @@ func (e *SecretError) Error() string {
 	more := ""
 	if n := len(s) - 20; n > 0 {
 		s, more = s[:20], fmt.Sprintf("\n  and %d more", n)
+		if n+20 >= MaxFindings {
+			more += ", or still more"
+		}
 	}
 	return "key material must not travel in a bundle:\n  " + strings.Join(s, "\n  ") + more +
 		"\nremove it and revoke it; a key that is published for tests is allowed by its fingerprint"
@@ -229,14 +236,14 @@ func random(b []byte) bool {
 }
 
 // Allow returns a report function that passes over allowed fingerprints and
-// collects the rest.
+// collects the rest, up to MaxFindings.
 func Allow(fingerprints []string, into *[]Finding) func(Finding) {
 	ok := map[string]bool{}
 	for _, f := range fingerprints {
 		ok[f] = true
 	}
 	return func(f Finding) {
-		if !ok[f.Fingerprint] {
+		if !ok[f.Fingerprint] && len(*into) < MaxFindings {
 			*into = append(*into, f)
 		}
 	}
@@ -251,22 +258,21 @@ func ScanConfig(p Place, raw []byte, report func(Finding)) error {
 	if err := json.Unmarshal(raw, &c); err != nil {
 		return fmt.Errorf("item %s, %s: image config: %w", p.Item, p.File, err)
 	}
-	var got []Finding
-	s := NewScanner(p, func(f Finding) { got = append(got, f) })
+	seen := map[string]bool{}
+	once := func(f Finding) {
+		if !seen[f.Fingerprint] {
+			seen[f.Fingerprint] = true
+			report(f)
+		}
+	}
+	s := NewScanner(p, once)
 	s.Write(raw)
 	s.Close()
 	for _, kv := range c.Config.Env {
 		k, v, _ := strings.Cut(kv, "=")
 		if secretNames.MatchString(k) && v != "" && random([]byte(v)) {
-			got = append(got, Finding{Place: p, Rule: fmt.Sprintf("variable %.80s with a value", k), Offset: int64(bytes.Index(raw, []byte(k))), Fingerprint: Fingerprint([]byte(v))})
+			once(Finding{Place: p, Rule: fmt.Sprintf("variable %.80s with a value", k), Offset: int64(bytes.Index(raw, []byte(k))), Fingerprint: Fingerprint([]byte(v))})
 		}
-	}
-	seen := map[string]bool{}
-	for _, f := range got {
-		if !seen[f.Fingerprint] {
-			report(f)
-		}
-		seen[f.Fingerprint] = true
 	}
 	return nil
 }

@@ -149,8 +149,8 @@ func (r Release) checkFiles() error {
 	if r.Base != nil {
 		least = 0 // all of it may be in the base
 	}
-	if len(r.Parts) < least || len(r.Parts) > 9999 {
-		return fmt.Errorf("release: %d parts, want %d to 9999", len(r.Parts), least)
+	if len(r.Parts) < least || len(r.Parts) > MaxParts {
+		return fmt.Errorf("release: %d parts, want %d to %d", len(r.Parts), least, MaxParts)
 	}
 	if k := len(r.Parts) + len(r.Parity); len(r.Parity) > 0 && (k > maxShards || len(r.Parts) == 0) {
 		return fmt.Errorf("release: %d parity parts for %d parts, want parts and no more than %d in all: make the parts larger",

@@ -350,8 +350,8 @@ func (x Index) check(r Release) error {
 			return fmt.Errorf("index: blob %d: %s comes twice", i, b.Digest)
 		}
 		bySum[b.Digest] = b.Size
-		if total += b.Size; total > maxTotal {
-			return fmt.Errorf("index: more than %d bytes", int64(maxTotal))
+		if total += b.Size; total > MaxTotal {
+			return fmt.Errorf("index: more than %d bytes", int64(MaxTotal))
 		}
 	}
 	if err := x.checkItems(r, bySum, total); err != nil {
@@ -419,8 +419,8 @@ func (b Blob) check(hasBase bool) error {
 	if _, err := SumOf(b.Digest); err != nil {
 		return err
 	}
-	if b.Size < 0 || b.Size > maxTotal {
-		return fmt.Errorf("%s: %d bytes, want 0 to %d", b.Digest, b.Size, int64(maxTotal))
+	if b.Size < 0 || b.Size > MaxTotal {
+		return fmt.Errorf("%s: %d bytes, want 0 to %d", b.Digest, b.Size, int64(MaxTotal))
 	}
 	want := 0
 	if b.Size > ChunkSize {
@@ -461,7 +461,7 @@ func (b Blob) checkBase(hasBase bool) error {
 		if _, err := SumOf(s.From); err != nil {
 			return err
 		}
-		if s.Part != 0 || s.Offset < 0 || s.Offset%ChunkSize != 0 || s.Offset > maxTotal {
+		if s.Part != 0 || s.Offset < 0 || s.Offset%ChunkSize != 0 || s.Offset > MaxTotal {
 			return fmt.Errorf("segment %d: part %d offset %d of %s, want no part and whole chunks", i, s.Part, s.Offset, s.From)
 		}
 	}

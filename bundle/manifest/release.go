@@ -59,8 +59,10 @@ const (
 
 	// MaxPart is the largest part: the largest file that FAT32 holds.
 	MaxPart = 1<<32 - 1
-	// maxTotal bounds a bundle's payload; sums below it can't overflow.
-	maxTotal = 1 << 50
+	// MaxParts is how many parts a bundle may have.
+	MaxParts = 9999
+	// MaxTotal bounds a bundle's payload; sums below it can't overflow.
+	MaxTotal = 1 << 50
 	// maxRoot bounds an item's root manifest, as registries do.
 	maxRoot = 4 << 20
 )

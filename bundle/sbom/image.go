@@ -46,13 +46,18 @@ func ScanImages(ctx context.Context, open Opener, root v1.Descriptor, tee Tee) (
 // Images is ScanImages for who has seen the layers already: read gives what one
 // told.
 func Images(open Opener, root v1.Descriptor, read func(v1.Descriptor) (Seen, error)) ([]Found, error) {
-	return images(open, root, read, 0)
+	return images(open, root, read, 0, map[v1.Hash]bool{})
 }
 
-func images(open Opener, d v1.Descriptor, read func(v1.Descriptor) (Seen, error), depth int) (out []Found, err error) {
+// images reads each manifest once, however often indexes name it.
+func images(open Opener, d v1.Descriptor, read func(v1.Descriptor) (Seen, error), depth int, seen map[v1.Hash]bool) (out []Found, err error) {
 	if depth > maxDepth {
 		return nil, fmt.Errorf("%s: indexes nest deeper than %d", d.Digest, maxDepth)
 	}
+	if seen[d.Digest] {
+		return nil, nil
+	}
+	seen[d.Digest] = true
 	raw, err := small(open, d)
 	if err != nil {
 		return nil, err
@@ -69,7 +74,7 @@ func images(open Opener, d v1.Descriptor, read func(v1.Descriptor) (Seen, error)
 		if m.Platform != nil && m.Platform.OS == "unknown" { // BuildKit's attestations
 			continue
 		}
-		fs, err := images(open, m, read, depth+1)
+		fs, err := images(open, m, read, depth+1, seen)
 		if err != nil {
 			return nil, err
 		}
