@@ -82,7 +82,7 @@ func (o MediaOptions) media() (*Media, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Media{note: note, dirs: slices.Clone(o.Dirs), ids: o.Identities, names: &owners{}, blobs: map[v1.Hash]manifest.Blob{}, open: openPart, pause: patience}, nil
+	return &Media{note: note, dirs: slices.Clone(o.Dirs), ids: o.Identities, names: &owners{}, beyond: &beyond{}, blobs: map[v1.Hash]manifest.Blob{}, open: openPart, pause: patience}, nil
 }
 
 // verified follows the roots on the media from t and verifies the note.

@@ -474,3 +474,24 @@ func TestManyStrangers(t *testing.T) {
 		t.Errorf("%d MiB were allocated, want 1 at most", n)
 	}
 }
+
+// TestFullReport: what can't be reported any more is not rescued: each rescue may
+// read all parts many times.
+func TestFullReport(t *testing.T) {
+	out, trust := demo(t)
+	m, err := OpenMedia(trust, out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.open = func(p string) (mediaFile, int64, error) {
+		t.Errorf("%s was opened", p)
+		return nil, 0, fs.ErrNotExist
+	}
+	b := m.index.Blobs[0]
+	first := &manifest.TamperedError{What: "x"}
+	for _, v := range []*verifier{{errs: make([]error, maxDamage)}, {errs: make([]error, 1), warned: make([]error, maxDamage-1)}} {
+		if _, err := (mediaOnly{m.reader(nil), v}).rescue(t.Context(), b, 0, make([]byte, b.Size), first); err != first {
+			t.Errorf("got %v, want %v", err, first)
+		}
+	}
+}

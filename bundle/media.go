@@ -35,6 +35,7 @@ type Media struct {
 	blobs   map[v1.Hash]manifest.Blob
 	ids     []age.Identity
 	names   *owners
+	beyond  *beyond
 
 	open  func(path string) (mediaFile, int64, error)
 	pause func(try int) time.Duration // before another try, after a read error

@@ -1,11 +1,14 @@
 package bundle
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/klauspost/reedsolomon"
 
 	"github.com/clawbox/clawbox/bundle/content"
@@ -19,6 +22,7 @@ const maxShardMemory = 64 << 20
 // byte o of all parts and parity parts is one Reed-Solomon code word, and a
 // part that is shorter than the longest counts as filled up with zeros.
 type rebuilt struct {
+	ctx  context.Context // ends it
 	r    *reader
 	i    int
 	lost []int // i among them
@@ -62,6 +66,9 @@ func (w rebuilt) stretch(p []byte, off int64) error {
 		if slices.Contains(w.lost, i) {
 			continue
 		}
+		if err := w.ctx.Err(); err != nil {
+			return err
+		}
 		if cap(r.bufs[i]) < len(p) {
 			r.bufs[i] = make([]byte, len(p))
 		}
@@ -97,11 +104,19 @@ func (r *reader) padded(i int, p []byte, off int64) error {
 
 // mend rebuilds what it can of a chunk until it is what was signed. Nobody says
 // which of the parts is wrong, so each in which the chunk lies is taken for
-// lost, then several, then one other beside them.
-func (r *reader) mend(b manifest.Blob, i int, ss []span, buf []byte) (content.Piece, error) {
-	err := errors.New("more is damaged than parity can rebuild")
+// lost, then several, then one other beside them. Each guess costs the reading of
+// all parts, so what came to nothing though all could be read is not tried again.
+func (r *reader) mend(ctx context.Context, b manifest.Blob, i int, ss []span, buf []byte) (content.Piece, error) {
+	err := errBeyond
+	if r.m.beyond.has(b.Digest, i) {
+		return content.Piece{}, err
+	}
+	r.failed = false
 	for _, lost := range r.m.guesses(ss) {
-		if e := r.fill(ss, buf, lost); e != nil {
+		if err := ctx.Err(); err != nil {
+			return content.Piece{}, err
+		}
+		if e := r.fill(ctx, ss, buf, lost); e != nil {
 			err = fmt.Errorf("rebuild: %w", e)
 			continue
 		}
@@ -110,15 +125,50 @@ func (r *reader) mend(b manifest.Blob, i int, ss []span, buf []byte) (content.Pi
 			return p, nil
 		}
 	}
+	if ctx.Err() == nil && !r.failed {
+		r.m.beyond.add(b.Digest, i)
+	}
 	return content.Piece{}, err
 }
 
+var errBeyond = errors.New("more is damaged than parity can rebuild")
+
+// beyond remembers chunks that can't be mended, for as long as the media are open:
+// each request for one would read all parts many times.
+type beyond struct {
+	mu sync.Mutex
+	at map[chunkKey]bool
+}
+
+type chunkKey struct {
+	digest v1.Hash
+	i      int
+}
+
+func (m *beyond) has(h v1.Hash, i int) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.at[chunkKey{h, i}]
+}
+
+func (m *beyond) add(h v1.Hash, i int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.at == nil {
+		m.at = map[chunkKey]bool{}
+	}
+	m.at[chunkKey{h, i}] = true
+}
+
 // fill reads the spans, those in lost parts by rebuilding.
-func (r *reader) fill(ss []span, buf []byte, lost []int) error {
+func (r *reader) fill(ctx context.Context, ss []span, buf []byte, lost []int) error {
 	for _, s := range ss {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		var v io.ReaderAt = raw{r, s.part - 1}
 		if slices.Contains(lost, s.part-1) {
-			v = rebuilt{r, s.part - 1, lost}
+			v = rebuilt{ctx, r, s.part - 1, lost}
 		}
 		v, err := r.payload(s.part-1, v)
 		if err != nil {

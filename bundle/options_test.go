@@ -2,13 +2,17 @@ package bundle
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -87,6 +91,107 @@ func TestParity(t *testing.T) {
 
 // TestEncrypted: who has no identity sees neither names nor bytes; who has one
 // loads, also when a part is lost.
+// tallied counts what is read of the media.
+type tallied struct {
+	mediaFile
+	n *atomic.Int64
+}
+
+func (c tallied) ReadAt(p []byte, off int64) (int, error) {
+	k, err := c.mediaFile.ReadAt(p, off)
+	c.n.Add(int64(k))
+	return k, err
+}
+
+// beyondRepair is a bundle of some 20 MiB of which more is damaged than parity can
+// rebuild, open, and the count of what is read of it. look sees each file that is
+// opened.
+func beyondRepair(t *testing.T, look func(path string)) (*Media, *atomic.Int64) {
+	t.Helper()
+	s := newSite(t)
+	s.bigModel(t, 1, 2, 3, 4)
+	s.opt.Parity, s.opt.PartSize = 2, 1<<20
+	s.mustBuild(t)
+	paths := partsIn(t, s.opt.Out, partsDir)
+	for _, p := range append(partsIn(t, s.opt.Out, parityDir), paths[8:]...) {
+		f, err := os.OpenFile(p, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt(make([]byte, 1<<19), 1<<18); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+	}
+	m, err := OpenMedia(s.trust, s.opt.Out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, open := &atomic.Int64{}, m.open
+	m.open = func(p string) (mediaFile, int64, error) {
+		look(p)
+		f, k, err := open(p)
+		if err != nil {
+			return nil, 0, err
+		}
+		return tallied{f, n}, k, nil
+	}
+	return m, n
+}
+
+// TestMendEnds: rebuilding ends with its context.
+func TestMendEnds(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	m, n := beyondRepair(t, func(p string) {
+		if strings.Contains(p, parityDir) {
+			cancel() // somebody gives up when the rebuilding begins
+		}
+	})
+	if err := m.Verify(ctx, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if n := n.Load(); n > 128<<20 {
+		t.Errorf("%d MiB were read of a bundle of 20", n>>20)
+	}
+}
+
+// TestMendOnce: a chunk that can't be mended is not tried again at once, such as
+// for the next client of a registry.
+func TestMendOnce(t *testing.T) {
+	m, n := beyondRepair(t, func(string) {})
+	gone, open := false, m.open
+	m.open = func(p string) (mediaFile, int64, error) {
+		if gone && strings.Contains(p, parityDir) {
+			return nil, 0, fs.ErrNotExist
+		}
+		return open(p)
+	}
+	m.pause = func(int) time.Duration { return -1 }
+	i := slices.IndexFunc(m.index.Blobs, func(b manifest.Blob) bool { return b.Size > 8<<20 })
+	get := func() int64 {
+		n.Store(0)
+		b, err := m.OpenBlob(t.Context(), m.index.Blobs[i].Digest, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer b.Close()
+		if _, err := io.ReadAll(b); !errors.Is(err, manifest.ErrTampered) {
+			t.Errorf("got %v", err)
+		}
+		return n.Load()
+	}
+	if first, second := get(), get(); second > 32<<20 {
+		t.Errorf("%d MiB were read for the first client, %d MiB for the second", first>>20, second>>20)
+	}
+	// What can't be read may come back.
+	m.beyond, gone = &beyond{}, true
+	get()
+	gone = false
+	if back := get(); back < 64<<20 {
+		t.Errorf("%d MiB were read when all parts were back: it was not tried again", back>>20)
+	}
+}
+
 func TestEncrypted(t *testing.T) {
 	id, err := age.GenerateX25519Identity()
 	if err != nil {

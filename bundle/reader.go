@@ -75,6 +75,8 @@ type reader struct {
 	views map[int]view
 	coder reedsolomon.Encoder // nil until it is needed
 	bufs  [][]byte
+
+	failed bool // some part could not be read, since mend began
 }
 
 // view is the payload of an encrypted part, decrypted, and read ahead.
@@ -132,12 +134,14 @@ type raw struct {
 func (w raw) ReadAt(p []byte, off int64) (int, error) {
 	f, err := w.r.open(w.i)
 	if err != nil {
+		w.r.failed = true
 		return 0, err
 	}
 	n, err := f.ReadAt(p, off)
 	if n == len(p) {
 		return n, nil
 	}
+	w.r.failed = true
 	if err == io.EOF {
 		err = io.ErrUnexpectedEOF
 	}
@@ -332,7 +336,10 @@ func (r *reader) rescue(ctx context.Context, b manifest.Blob, i int, buf []byte,
 		return p, ctx.Err()
 	}
 	if len(r.m.release.Parity) > 0 {
-		q, merr := r.mend(b, i, ss, buf)
+		q, merr := r.mend(ctx, b, i, ss, buf)
+		if ctx.Err() != nil {
+			return q, ctx.Err()
+		}
 		if merr == nil {
 			r.warn(r.m.damage(ctx, b, fmt.Sprintf("%v; it was rebuilt from parity", err), ss...))
 			return q, nil

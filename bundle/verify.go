@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/clawbox/clawbox/bundle/content"
 	"github.com/clawbox/clawbox/bundle/manifest"
 	"github.com/clawbox/clawbox/internal/legible"
 )
@@ -25,7 +26,8 @@ const maxDamage = 20
 // Verify reads everything once and checks every chunk, so every blob, every
 // parity part and root, and that there is nothing in clawbox/ that the release
 // doesn't name. It goes on after a damage and reports up to 20 of them, also
-// those that parity can repair, and says so.
+// those that parity can repair, and says so. What it can't report any more it
+// reads and proves, and does not try to rescue.
 //
 // Every byte of a part belongs to a chunk that was proved, and is hashed once, or
 // is a zero between blobs.
@@ -45,7 +47,7 @@ func (m *Media) Verify(ctx context.Context, p Progress) error {
 		jobs = append(jobs, toRead{blob: b})
 	}
 	r := m.reader(func(err error) { v.warned = append(v.warned, err) })
-	err := stream(ctx, onMedia(jobs), mediaOnly{r}, v.each)
+	err := stream(ctx, onMedia(jobs), mediaOnly{r, &v}, v.each)
 	if err == nil {
 		v.found(r.gaps()...)
 		err = v.parity(ctx, m)
@@ -93,7 +95,18 @@ func (r *reader) gaps() (errs []error) {
 }
 
 // mediaOnly gives those chunks that lie on the media.
-type mediaOnly struct{ *reader }
+type mediaOnly struct {
+	*reader
+	v *verifier
+}
+
+// rescue is the reader's until the report is full.
+func (r mediaOnly) rescue(ctx context.Context, b manifest.Blob, i int, buf []byte, err error) (content.Piece, error) {
+	if len(r.v.errs)+len(r.v.warned) >= maxDamage {
+		return content.Piece{}, err
+	}
+	return r.reader.rescue(ctx, b, i, buf, err)
+}
 
 func (r mediaOnly) read(ctx context.Context, b manifest.Blob, i int, buf []byte) error {
 	if !b.Source(i).OnMedia() {
