@@ -372,8 +372,30 @@ func TestLink(t *testing.T) {
 	if err := Link(s, m, dir+"2"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("absent blob: %v", err)
 	}
-	if es, _ := filepath.Glob(dir + "2*"); len(es) != 0 {
-		t.Errorf("left %v", es)
+	for _, pattern := range []string{dir + "2*", filepath.Join(filepath.Dir(dir), ".view*")} {
+		if es, _ := filepath.Glob(pattern); len(es) != 0 {
+			t.Errorf("left %v", es)
+		}
+	}
+}
+
+// TestLinkBeside: what lies beside the view is somebody else's.
+func TestLinkBeside(t *testing.T) {
+	s := store(t)
+	m := imported(t, s, "tiny")
+	dir := filepath.Join(filepath.Dir(s.Dir()), "view")
+	mine := filepath.Join(dir+".new", "thesis.txt")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(mine), 0o755), os.WriteFile(mine, []byte("x"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if err := Link(s, m, dir); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(mine); err != nil || string(b) != "x" {
+		t.Errorf("%s: got %q, %v", mine, b, err)
+	}
+	if fi, err := os.Stat(dir); err != nil || fi.Mode().Perm() != 0o755 {
+		t.Errorf("the view has mode %v, %v: want 0755", fi.Mode(), err)
 	}
 }
 

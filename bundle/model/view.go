@@ -17,7 +17,8 @@ import (
 
 // Link makes dir a folder of the model: its files, under their names, as hard
 // links to the store's blobs. It takes inode entries and no bytes. dir must not
-// exist, and must be on the store's file system.
+// exist, and must be on the store's file system. A process that is killed leaves
+// a folder .DIR.view-NUMBER beside it.
 //
 // A hard link is the blob itself, so nobody may be able to write through it: the
 // files are root's, mode 0444, and a consumer that is root in its container must
@@ -26,11 +27,16 @@ func Link(s *content.Store, m Model, dir string) error {
 	if _, err := os.Lstat(dir); err == nil {
 		return fmt.Errorf("view of %s: %s exists: choose another folder, or remove it", m.Ref, dir)
 	}
-	tmp := dir + ".new"
-	if err := os.RemoveAll(tmp); err != nil { // what a killed process left
-		return err
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return fmt.Errorf("view of %s: %w", m.Ref, err)
 	}
-	err := link(s, m, tmp)
+	tmp, err := os.MkdirTemp(filepath.Dir(dir), "."+filepath.Base(dir)+".view-*")
+	if err != nil {
+		return fmt.Errorf("view of %s: %w", m.Ref, err)
+	}
+	if err = os.Chmod(tmp, 0o755); err == nil {
+		err = link(s, m, tmp)
+	}
 	if err == nil {
 		err = os.Rename(tmp, dir)
 	}
@@ -41,9 +47,6 @@ func Link(s *content.Store, m Model, dir string) error {
 }
 
 func link(s *content.Store, m Model, dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
 	for _, f := range m.Files {
 		n, err := s.Stat(f.Digest)
 		if err != nil {
