@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
@@ -191,6 +192,61 @@ func TestLinks(t *testing.T) {
 	if _, err := Scan(snap, Options{}); err == nil || !strings.Contains(err.Error(), "special file") {
 		t.Errorf("FIFO: %v", err)
 	}
+}
+
+// TestRevision: which snapshot a cache's folder means is read from a small file
+// of it, and from nothing else that may be in its place.
+func TestRevision(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("s3cret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for what, make := range map[string]func(main string) error{
+		"FIFO":     func(p string) error { return syscall.Mkfifo(p, 0o600) },
+		"link out": func(p string) error { return os.Symlink(secret, p) },
+		"link in":  func(p string) error { return os.Symlink("../blobs/aa", p) },
+		"folder out": func(p string) error {
+			return errors.Join(os.Remove(filepath.Dir(p)), os.Symlink(filepath.Dir(secret), filepath.Dir(p)), os.WriteFile(filepath.Join(filepath.Dir(secret), "main"), []byte("s3cret"), 0o600))
+		},
+		"sparse":  func(p string) error { return errors.Join(os.WriteFile(p, nil, 0o644), os.Truncate(p, 1<<40)) },
+		"path":    func(p string) error { return os.WriteFile(p, []byte("../0123abc"), 0o644) },
+		"escapes": func(p string) error { return os.WriteFile(p, []byte("\x1b[8m"), 0o644) },
+		"empty":   func(p string) error { return os.WriteFile(p, nil, 0o644) },
+	} {
+		cache := filepath.Join(t.TempDir(), "models--acme--tiny")
+		snap := filepath.Join(cache, "snapshots", "0123abc")
+		for _, d := range []string{filepath.Join(cache, "blobs"), snap, filepath.Join(cache, "refs")} {
+			if err := os.MkdirAll(d, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err := errors.Join(os.WriteFile(filepath.Join(cache, "blobs", "aa"), []byte("0123abc"), 0o644),
+			os.WriteFile(filepath.Join(snap, "model.safetensors"), []byte(shard("a", 10)), 0o644), make(filepath.Join(cache, "refs", "main")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := goScan(cache)
+		select {
+		case err := <-done:
+			if err == nil || strings.Contains(err.Error(), "s3cret") || len(err.Error()) > 1000 || !strings.Contains(err.Error(), "name the snapshot itself") {
+				t.Errorf("%s: got %.300v", what, err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%s: Scan waits", what)
+		}
+	}
+}
+
+func goScan(p string) <-chan error {
+	done := make(chan error, 1)
+	go func() {
+		f, err := Scan(p, Options{})
+		if err == nil {
+			f.Close()
+		}
+		done <- err
+	}()
+	return done
 }
 
 func store(t *testing.T) *content.Store {

@@ -10,10 +10,12 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 )
 
 // Kind is what a file of a model is for.
@@ -136,7 +138,12 @@ func (f *Folder) Open(x File) (*os.File, error) {
 	if real, ok := f.links[x.Name]; ok {
 		name = real
 	}
-	return f.root.Open(filepath.FromSlash(name))
+	return f.openFile(name)
+}
+
+// openFile opens what is below the root; a FIFO doesn't hold it up.
+func (f *Folder) openFile(name string) (*os.File, error) {
+	return f.root.OpenFile(filepath.FromSlash(name), os.O_RDONLY|unix.O_NONBLOCK, 0)
 }
 
 // Scan looks at a folder, a snapshot in a Hugging Face cache, the cache's folder
@@ -173,11 +180,15 @@ func open(p string) (*Folder, error) {
 	case !fi.IsDir():
 		return f, f.single(abs)
 	case isCache(abs):
-		rev, err := os.ReadFile(filepath.Join(abs, "refs", "main"))
-		if err != nil {
-			return nil, fmt.Errorf("it is a model's folder in a Hugging Face cache, but: %w; name the snapshot itself", err)
+		if f.root, err = os.OpenRoot(abs); err != nil {
+			return nil, err
 		}
-		f.prefix = path.Join("snapshots", path.Base(strings.TrimSpace(string(rev))))
+		rev, err := f.revision()
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("it is a model's folder in a Hugging Face cache, but: %w; name the snapshot itself", err), f.root.Close())
+		}
+		f.prefix = path.Join("snapshots", rev)
+		return f, nil
 	case path.Base(filepath.Dir(abs)) == "snapshots" && isCache(filepath.Dir(filepath.Dir(abs))):
 		f.prefix = path.Join("snapshots", filepath.Base(abs))
 		abs = filepath.Dir(filepath.Dir(abs))
@@ -185,6 +196,35 @@ func open(p string) (*Folder, error) {
 	f.root, err = os.OpenRoot(abs)
 	return f, err
 }
+
+// maxRevision bounds refs/main, in bytes: a commit is named by 40 or 64 digits.
+const maxRevision = 128
+
+// revision is the snapshot that refs/main names.
+func (f *Folder) revision() (string, error) {
+	const ref = "refs/main"
+	if fi, err := f.root.Lstat(ref); err != nil {
+		return "", err
+	} else if !fi.Mode().IsRegular() {
+		return "", fmt.Errorf("%s is a link or a %s, want a regular file", ref, what(fi.Mode()))
+	}
+	h, err := f.openFile(ref)
+	if err != nil {
+		return "", err
+	}
+	defer h.Close()
+	b, err := io.ReadAll(io.LimitReader(h, maxRevision+1))
+	if err != nil {
+		return "", err
+	}
+	rev := strings.TrimSpace(string(b))
+	if len(b) > maxRevision || !revisionForm.MatchString(rev) {
+		return "", fmt.Errorf("%s begins with %.40q, want the name of a snapshot in at most %d bytes", ref, rev, maxRevision)
+	}
+	return rev, nil
+}
+
+var revisionForm = regexp.MustCompile(`^[0-9A-Za-z_-][0-9A-Za-z._-]*$`)
 
 // isCache knows the layout of Hugging Face's cache: models--ORG--NAME/{blobs,
 // refs,snapshots}, whose snapshots are links into blobs.
