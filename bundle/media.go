@@ -211,15 +211,27 @@ func readNote(dirs []string) (note []byte, err error) {
 	return note, nil
 }
 
-// readRoot finds the root of a version.
-func (m *Media) readRoot(version int64) ([]byte, error) {
+// readRoot finds the root of a version; where several sticks have it, they must
+// agree.
+func (m *Media) readRoot(version int64) (root []byte, err error) {
+	from := ""
+	name := rootDir + "/" + manifest.RootName(version)
 	for _, d := range m.dirs {
-		b, err := readTop(d, rootDir+"/"+manifest.RootName(version), manifest.MaxRoot)
-		if !errors.Is(err, fs.ErrNotExist) {
-			return b, err
+		b, err := readTop(d, name, manifest.MaxRoot)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			return nil, err
+		case root != nil && !bytes.Equal(root, b):
+			return nil, &manifest.TamperedError{What: filepath.Join(top(d), name), Detail: fmt.Sprintf("it is not the same as in %s: copy the bundle again", top(from))}
+		default:
+			root, from = b, d
 		}
 	}
-	return nil, fs.ErrNotExist
+	if root == nil {
+		return nil, fs.ErrNotExist
+	}
+	return root, nil
 }
 
 // readIndex takes the first index.json; every copy must be the right one, or

@@ -447,6 +447,39 @@ func TestSinceRefuses(t *testing.T) {
 	}
 }
 
+// TestRootsDiffer: a root must be the same on every stick.
+func TestRootsDiffer(t *testing.T) {
+	s := newSite(t)
+	boss, _ := newSigner(t, "boss")
+	n1, err := manifest.SignRoot(manifest.Root{Format: manifest.RootFormat, Name: "acme", Version: 1, Roles: manifest.RootRoles{
+		Root: manifest.Role{Keys: []string{boss.Key()}, Threshold: 1}, Release: manifest.Role{Keys: []string{s.opt.Signers[0].Key()}, Threshold: 1},
+	}}, boss)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := filepath.Join(s.dir, "second")
+	s.opt.Roots, s.opt.OutSize, s.opt.More = [][]byte{n1}, 4<<20, []Output{{Dir: second}}
+	s.mustBuild(t)
+	m, err := MediaOptions{Trust: s.trust, Dirs: []string{s.opt.Out, second}}.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Verify(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	p := filepath.Join(second, topDir, rootDir, manifest.RootName(1))
+	write(t, p, []byte("something else\n"))
+	if err := m.Verify(t.Context(), nil); !errors.Is(err, manifest.ErrTampered) || !strings.Contains(err.Error(), p) {
+		t.Errorf("another root on the second stick: %v", err)
+	}
+	if err := os.Remove(p); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Verify(t.Context(), nil); err != nil {
+		t.Errorf("no root on the second stick: %v", err)
+	}
+}
+
 // TestRootsOnMedia: a host that pins root 1 follows the media to root 2, and
 // takes no release of the key that went.
 func TestRootsOnMedia(t *testing.T) {
