@@ -61,7 +61,7 @@ with that release lack is written.`,
 	f.IntVar(&b.Parity, "parity", 0, "parity parts to add: as many parts as that may be lost or damaged")
 	f.StringArrayVar(&b.Recipients, "recipient", nil, "encrypt to this age or ssh public key, or to those in this file (repeatable)")
 	f.StringVar(&b.since, "since", "", "leave out what this release has: a directory with its release.note and index.json")
-	f.StringArrayVar(&b.sinceKeys, "since-key", nil, "public key or root that signed that release (default: the keys of --key)")
+	f.StringArrayVar(&b.sinceKeys, "since-key", nil, "public key, one of which signed that release, or a root (repeatable; default: the keys of --key)")
 	f.StringArrayVar(&b.identities, "identity", nil, "file with the identity that opens that release, if it is encrypted (repeatable)")
 	f.StringArrayVar(&b.Consent.Terms, "accept-terms", nil, "record that the terms of this item were read and accepted (repeatable)")
 	f.StringArrayVar(&b.Consent.OwnUse, "for-own-use", nil, "record that this item goes to hosts of the same organisation only (repeatable)")
@@ -219,10 +219,14 @@ to. Damage is named by part and offset (exit status 3).`,
 }
 
 // mediaFlags are those of every verb that reads a bundle.
-type mediaFlags struct{ keys, identities []string }
+type mediaFlags struct {
+	keys, identities []string
+	threshold        int
+}
 
 func (f *mediaFlags) add(c *cobra.Command) {
-	c.Flags().StringArrayVar(&f.keys, "key", nil, "file with a public key, or a root, that the release must be signed by (repeatable)")
+	c.Flags().StringArrayVar(&f.keys, "key", nil, "file with public keys, one of which must have signed the release (repeatable; see --threshold), or with a root")
+	c.Flags().IntVar(&f.threshold, "threshold", 0, "how many of the keys must have signed (default 1; a root says itself)")
 	c.Flags().StringArrayVar(&f.identities, "identity", nil, "file with an age or ssh identity that the bundle is encrypted to (repeatable)")
 }
 
@@ -232,6 +236,11 @@ func (f *mediaFlags) options(dirs []string) (o bundle.MediaOptions, err error) {
 	if len(f.keys) > 0 {
 		if o.Trust, err = manifest.LoadTrust(f.keys...); err != nil {
 			return o, err
+		}
+	}
+	if f.threshold != 0 {
+		if o.Trust, err = o.Trust.Need(f.threshold); err != nil {
+			return o, usageError{fmt.Errorf("--threshold: %w", err)}
 		}
 	}
 	o.Identities, err = bundle.LoadIdentities(f.identities...)

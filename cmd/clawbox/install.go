@@ -54,7 +54,7 @@ installation that was interrupted continues when the same command is run again.`
 // register adds the options that install and join share.
 func (f *installFlags) register(c *cobra.Command) {
 	fl := c.Flags()
-	fl.StringArrayVar(&f.keys, "key", nil, "file with a public key that the release must be signed by (repeatable; not needed once installed)")
+	fl.StringArrayVar(&f.keys, "key", nil, "file with a public key, one of which must have signed the release (repeatable; see --threshold; not needed once installed)")
 	fl.StringArrayVar(&f.identities, "identity", nil, "file with an age or ssh identity that the bundle is encrypted to (repeatable)")
 	fl.IntVar(&f.threshold, "threshold", 0, "how many of the keys must have signed (default 1)")
 	fl.StringVar(&f.answers, "answers", "", "file with the wizard's answers")

@@ -118,8 +118,8 @@ func (o *registryServe) handler(ctx context.Context, log io.Writer, store string
 	if len(o.media) > 0 {
 		return o.mediaHandler(ctx, opts)
 	}
-	if len(o.keys)+len(o.identities) > 0 {
-		return nil, usageError{errors.New("--key and --identity are for --media: a store has been verified; TLS has --cert and --cert-key")}
+	if len(o.keys)+len(o.identities) > 0 || o.threshold != 0 {
+		return nil, usageError{errors.New("--key, --threshold and --identity are for --media: a store has been verified; TLS has --cert and --cert-key")}
 	}
 	if _, err := os.Stat(store); err != nil && !o.push { // an empty one serves nobody
 		return nil, fmt.Errorf("%w: want a store, or --push to begin one", err)
