@@ -92,15 +92,15 @@ func (p *pool) standsIn(b []byte) bool {
 // begun is what a build remembers of media that it has not finished.
 type begun struct {
 	Lens  []int64
-	Files []inode // of the parts
-	Done  []lain  // blobs that are there, and safe
-	Kept  bool    // there are layers among them
+	Files []written // the parts
+	Done  []lain    // blobs that are there, and safe
+	Kept  bool      // there are layers among them
 }
 
-// inode tells a file from another one of the same name.
-type inode struct {
-	Path     string
-	Dev, Ino uint64
+// written is a part as it was when what it holds was recorded.
+type written struct {
+	Path  string
+	Stamp stamp
 }
 
 // lain is where a blob lies in the parts.
@@ -164,12 +164,12 @@ func (b *build) pullLate(ctx context.Context) (err error) {
 	if e.key, err = w.where(); err != nil {
 		return err
 	}
-	if err := b.goOn(w); err != nil {
+	e.parts = &rawParts{path: func(n int) string { return e.file(n-1, newDir, partsDir, manifest.PartName(n)) }, lens: lens}
+	if err := b.goOn(ctx, w); err != nil {
 		return err
 	}
-	e.parts = &rawParts{path: func(n int) string { return e.file(n-1, newDir, partsDir, manifest.PartName(n)) }, lens: lens}
 	err = b.pullAll(ctx)
-	return errors.Join(err, e.record(b.cache), e.parts.close())
+	return errors.Join(err, e.end(b.cache))
 }
 
 // foreseen lists all blobs but the lists of software, which come last.
@@ -183,48 +183,124 @@ func (b *build) foreseen() (out []manifest.Blob, err error) {
 	return out, err
 }
 
-// goOn takes up what an interrupted build left, when the parts are still those
-// that it wrote and the blobs belong where it put them; otherwise it begins anew.
-func (b *build) goOn(w *writing) error {
+// goOn takes up what an interrupted build left, where the blobs belong where it
+// put them. It believes parts that nobody has touched since they were recorded;
+// the blobs in others are read and held to their digests, as the stick may have
+// been elsewhere.
+func (b *build) goOn(ctx context.Context, w *writing) error {
 	e := b.early
 	var was begun
-	keep := b.cache.get("begun", e.key, &was) && was.holds()
+	var keep []string
+	if b.cache.get("begun", e.key, &was) && e.there(was) && (was.same() || e.empty(was)) {
+		for _, f := range was.Files {
+			keep = append(keep, f.Path)
+		}
+	}
 	if err := e.each(func(dir string) error { return clearOut(dir, keep) }); err != nil {
 		return err
 	}
-	if err := w.makeFolders(); err != nil || !keep {
+	if err := w.makeFolders(); err != nil || keep == nil {
 		return err
 	}
 	e.begun, e.kept = was, was.Kept
 	e.begun.Done = nil
+	same := was.same()
 	for _, x := range e.blobs {
 		as := b.pool.late[x.Digest].as
 		if _, ok := b.pool.get(x.Digest); ok {
 			as = asRaw
 		}
 		_, looked := b.pool.looks.get(x.Digest, as)
-		if slices.Contains(was.Done, lies(x)) && looked && (x.Size <= manifest.ChunkSize || len(x.Chunks) > 0) {
+		if !slices.Contains(was.Done, lies(x)) || !looked || x.Size > manifest.ChunkSize && len(x.Chunks) == 0 {
+			continue
+		}
+		if same || b.proved(ctx, x) {
 			e.begun.Done = append(e.begun.Done, lies(x))
 		}
 	}
-	return nil
+	return ctx.Err()
 }
 
-func (g begun) holds() bool {
+// there says whether the parts of g are files that this build would write to, in
+// folders that lead nowhere else.
+func (e *early) there(g begun) bool {
+	paths := e.partPaths()
 	for _, f := range g.Files {
-		if got, err := inodeOf(f.Path); err != nil || got != f {
+		i := slices.Index(paths, f.Path)
+		if st, err := stampAt(f.Path); err != nil || i < 0 || st.Size > e.parts.lens[i] {
 			return false
+		}
+		for _, dir := range []string{filepath.Dir(f.Path), filepath.Dir(filepath.Dir(f.Path))} {
+			if fi, err := os.Lstat(dir); err != nil || !fi.IsDir() {
+				return false
+			}
 		}
 	}
 	return len(g.Files) > 0
 }
 
-func inodeOf(path string) (inode, error) {
-	var st unix.Stat_t
-	if err := unix.Lstat(path, &st); err != nil {
-		return inode{}, err
+// partPaths are the paths of all parts.
+func (e *early) partPaths() (out []string) {
+	for i := range e.parts.lens {
+		out = append(out, e.parts.path(i+1))
 	}
-	return inode{path, st.Dev, st.Ino}, nil
+	return out
+}
+
+// same says whether nobody has touched the parts.
+func (g begun) same() bool {
+	for _, f := range g.Files {
+		if got, err := stampAt(f.Path); err != nil || got != f.Stamp {
+			return false
+		}
+	}
+	return true
+}
+
+// empty says whether there is nothing between the blobs, where nobody will write.
+func (e *early) empty(g begun) bool {
+	var sizes []int64
+	for _, x := range e.blobs {
+		sizes = append(sizes, x.Size)
+	}
+	_, gaps, err := manifest.Places(sizes, e.parts.lens)
+	for _, at := range gaps {
+		if !slices.ContainsFunc(g.Files, func(f written) bool { return f.Path == e.parts.path(at.Part) }) {
+			continue // not written yet
+		}
+		in, buf := e.written(lain{Part: at.Part, Offset: at.Offset, Size: at.Length}), make([]byte, at.Length)
+		n, rerr := in.ReadAt(buf, 0)
+		if rerr == io.EOF {
+			rerr = nil
+		}
+		if err = errors.Join(err, rerr, in.Close()); err != nil || bytes.Count(buf[:n], []byte{0}) != n {
+			return false
+		}
+	}
+	return err == nil
+}
+
+// written reads what lies there in the parts.
+func (e *early) written(l lain) *inParts {
+	m := &memory{Files: e.partPaths()}
+	for _, n := range e.parts.lens {
+		m.Parts = append(m.Parts, manifest.Part{Size: n})
+	}
+	return &inParts{l, m, map[int]*content.BulkReader{}}
+}
+
+// proved says whether the blob lies where it belongs, by reading it.
+func (b *build) proved(ctx context.Context, x manifest.Blob) bool {
+	in := b.early.written(lies(x))
+	defer in.Close()
+	task := b.Progress.Start(fmt.Sprintf("read again %.12s", x.Digest.Hex), x.Size)
+	p := pass{x: &x, in: in, sum: newSummer(&x)}
+	err := p.run(ctx, task)
+	if err == nil {
+		err = p.sum.done()
+	}
+	task.Done(err)
+	return err == nil
 }
 
 // has says whether the blob lies where it belongs, and fills in its sums.
@@ -442,10 +518,23 @@ func (e *early) record(c *cache) error {
 	if err := e.parts.flush(); err != nil {
 		return err
 	}
+	return e.save(c)
+}
+
+// end is record when nothing more is written: nobody needs to read again what is
+// there, unless somebody touches it.
+func (e *early) end(c *cache) error {
+	if err := errors.Join(e.parts.flush(), e.parts.close()); err != nil || len(e.begun.Done) == 0 {
+		return err
+	}
+	return e.save(c)
+}
+
+func (e *early) save(c *cache) error {
 	e.begun.Lens, e.begun.Files, e.begun.Kept = e.parts.lens, nil, e.kept
-	for i := range e.parts.lens {
-		if f, err := inodeOf(e.parts.path(i + 1)); err == nil {
-			e.begun.Files = append(e.begun.Files, f)
+	for _, p := range e.partPaths() {
+		if st, err := stampAt(p); err == nil {
+			e.begun.Files = append(e.begun.Files, written{p, st})
 		}
 	}
 	e.fresh = 0

@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -157,26 +159,41 @@ func (o *outputs) file(n int, top, folder, name string) string {
 	return filepath.Join(o.list[o.dirs[n]].Dir, top, folder, name)
 }
 
-// clear removes what an interrupted build left in dir. When it was cut off
-// between the two renames of swap, the old bundle is put back. With keep, what was
-// being built stays.
-func clearOut(dir string, keep bool) error {
+// clearOut removes what an interrupted build left in dir. When it was cut off
+// between the two renames of swap, the old bundle is put back. Of what was being
+// built the parts with the paths in keep stay.
+func clearOut(dir string, keep []string) error {
 	old, cur := filepath.Join(dir, oldDir), filepath.Join(dir, topDir)
 	if _, err := os.Lstat(cur); errors.Is(err, fs.ErrNotExist) {
 		if err := durable.Rename(old, cur); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("bundle: %w", err)
 		}
 	}
-	gone := []string{oldDir, newDir}
-	if keep {
-		gone = gone[:1]
+	if err := os.RemoveAll(old); err != nil {
+		return fmt.Errorf("bundle: %w", err)
 	}
-	for _, n := range gone {
-		if err := os.RemoveAll(filepath.Join(dir, n)); err != nil {
-			return fmt.Errorf("bundle: %w", err)
-		}
+	if err := removeBut(filepath.Join(dir, newDir), keep); err != nil {
+		return fmt.Errorf("bundle: %w", err)
 	}
 	return nil
+}
+
+// removeBut removes path and all that is below it, but for the paths in keep and
+// the folders that lead there. It follows no link.
+func removeBut(path string, keep []string) error {
+	leads := slices.ContainsFunc(keep, func(k string) bool { return k == path || strings.HasPrefix(k, path+"/") })
+	fi, err := os.Lstat(path)
+	if !leads || err != nil || !fi.IsDir() {
+		if leads || errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return os.RemoveAll(path)
+	}
+	es, err := os.ReadDir(path)
+	for _, e := range es {
+		err = errors.Join(err, removeBut(filepath.Join(path, e.Name()), keep))
+	}
+	return err
 }
 
 // free returns the bytes that may be written below dir.

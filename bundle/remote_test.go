@@ -267,6 +267,111 @@ func TestInterruptedPull(t *testing.T) {
 	checkLayers(t, s.load(t), h.host+"/acme/web:1", img)
 }
 
+// TestTouchedPull: what an interrupted build left is believed as far as nobody has
+// touched it. What somebody has is held to its digests, and a link that somebody
+// put there leads nowhere.
+func TestTouchedPull(t *testing.T) {
+	defer func(n int) { pulls = n }(pulls)
+	pulls = 1
+	part := func(s *site) string { return filepath.Join(s.opt.Out, newDir, partsDir, manifest.PartName(1)) }
+	for what, c := range map[string]struct {
+		touch func(t *testing.T, s *site)
+		again int // how often the layer that was there is pulled
+	}{
+		"nothing": {func(*testing.T, *site) {}, 0},
+		"copied": {func(t *testing.T, s *site) { // as after a journey: other times, other inodes
+			write(t, part(s)+"2", read(t, part(s)))
+			if err := os.Rename(part(s)+"2", part(s)); err != nil {
+				t.Fatal(err)
+			}
+		}, 0},
+		"edited": {func(t *testing.T, s *site) {
+			for off := int64(0); off < int64(len(read(t, part(s)))); off += 4096 {
+				flip(t, part(s), off)
+			}
+		}, 1},
+		"grown": {func(t *testing.T, s *site) { write(t, part(s), append(read(t, part(s)), make([]byte, 8<<20)...)) }, 1},
+		"gap": {func(t *testing.T, s *site) {
+			for g := range each[begun](&cache{dir: s.opt.Store + ".cache"}, "begun") {
+				for _, l := range g.Done {
+					if l.Size > manifest.Large {
+						flip(t, part(s), l.Offset-1)
+						return
+					}
+				}
+			}
+			t.Error("no large layer was kept")
+		}, 1},
+		"stranger": {func(t *testing.T, s *site) { write(t, filepath.Join(filepath.Dir(part(s)), "x"), []byte("x")) }, 0},
+		"link of roots": {func(t *testing.T, s *site) {
+			root := filepath.Join(s.opt.Out, newDir, rootDir)
+			if err := errors.Join(os.Remove(root), os.Symlink(s.dir, root)); err != nil {
+				t.Fatal(err)
+			}
+		}, 0},
+		"link of parts": {func(t *testing.T, s *site) {
+			dir := filepath.Dir(part(s))
+			if err := errors.Join(os.Rename(dir, filepath.Join(s.dir, "elsewhere")), os.Symlink(filepath.Join(s.dir, "elsewhere"), dir)); err != nil {
+				t.Fatal(err)
+			}
+		}, 1},
+	} {
+		t.Run(what, func(t *testing.T) {
+			h := newHub(t)
+			img := image(t, 31, "amd64")
+			for seed := range int64(2) { // which begin behind a gap
+				img = addLayer(t, img, layerOf(t, map[string]string{"a": string(noise(seed, 2<<20))}))
+			}
+			h.push("acme/web:1", map[string]v1.Image{"amd64": img})
+			layers, err := img.Layers()
+			if err != nil {
+				t.Fatal(err)
+			}
+			first, _ := layers[2].Digest()
+			bad, err := layers[3].Digest()
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.reset(func(p string) int {
+				if strings.Contains(p, bad.Hex) {
+					return http.StatusForbidden
+				}
+				return 0
+			})
+			s := newSite(t)
+			s.opt.PartSize = 16 << 20
+			s.recipe(t, webItem(h, ""))
+			boss, _ := newSigner(t, "boss")
+			n1, err := manifest.SignRoot(manifest.Root{Format: manifest.RootFormat, Name: "acme", Version: 1, Roles: manifest.RootRoles{
+				Root: manifest.Role{Keys: []string{boss.Key()}, Threshold: 1}, Release: manifest.Role{Keys: []string{s.opt.Signers[0].Key()}, Threshold: 1},
+			}}, boss)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.opt.Roots = [][]byte{n1}
+			if _, err := s.build(t); err == nil {
+				t.Fatal("no failure")
+			}
+			c.touch(t, s)
+			h.reset(nil)
+			s.mustBuild(t)
+			if n := h.blobs["/v2/acme/web/blobs/"+first.String()]; n != c.again {
+				t.Errorf("the layer that was there was pulled %d times, want %d", n, c.again)
+			}
+			m, err := OpenMedia(s.trust, s.opt.Out)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := m.Verify(t.Context(), nil); err != nil {
+				t.Error(err)
+			}
+			if _, err := os.Lstat(filepath.Join(s.dir, manifest.RootName(1))); err == nil {
+				t.Error("a root was written to where the link led")
+			}
+		})
+	}
+}
+
 // TestPulledOnce: a layer is written once, to the media. A later build, of another
 // recipe too, takes it from there as long as nobody touched them.
 func TestPulledOnce(t *testing.T) {

@@ -33,7 +33,7 @@ func (w *writing) run(ctx context.Context) (manifest.Release, error) {
 	if w.early != nil {
 		return w.replace(ctx)
 	}
-	if err := w.each(func(dir string) error { return clearOut(dir, false) }); err != nil {
+	if err := w.each(func(dir string) error { return clearOut(dir, nil) }); err != nil {
 		return manifest.Release{}, err
 	}
 	if r, ok, err := w.unchanged(); ok || err != nil {
