@@ -176,7 +176,7 @@ func (j *job) room() (int64, error) {
 }
 
 func tooLong(n, most int64) error {
-	return fmt.Errorf("the server sends %s or more, want at most %s, for the sum that is pinned and the room in the work store: is it the right file? Get a larger one yourself and name it as file:", Size(n), Size(most))
+	return fmt.Errorf("the server sends %s or more, want at most %s, for the sum that is pinned and the room in the work store: see whether it is the right file; get a larger one yourself and name it by its path (file:PATH)", Size(n), Size(most))
 }
 
 // bounded is a reader that gives no more than most bytes; more are an error.

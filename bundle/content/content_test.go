@@ -359,8 +359,12 @@ func TestTagAll(t *testing.T) {
 	}
 	one, two := d("{}"), d("{ }")
 	lost := v1.Descriptor{Digest: sum([]byte("absent")), Size: 6}
-	for _, bad := range []Name{{"b:1", lost}, {"a b", one}, {"b:1", v1.Descriptor{Digest: one.Digest, Size: 7}},
-		{"b:1", v1.Descriptor{Digest: one.Digest, Size: 2, Annotations: map[string]string{"x": strings.Repeat("x", maxIndex)}}}} {
+	for _, bad := range []Name{
+		{"b:1", lost},
+		{"a b", one},
+		{"b:1", v1.Descriptor{Digest: one.Digest, Size: 7}},
+		{"b:1", v1.Descriptor{Digest: one.Digest, Size: 2, Annotations: map[string]string{"x": strings.Repeat("x", maxIndex)}}},
+	} {
 		if err := s.TagAll([]Name{{"a:1", one}, bad}); err == nil {
 			t.Errorf("%s was set", bad.Ref)
 		}

@@ -392,8 +392,10 @@ func TestSBOM(t *testing.T) {
 // signed what is compared.
 func TestPrintIsLegible(t *testing.T) {
 	evil := "a\x1b[8m\nall is well\tb\u202e"
-	r := Report{Items: []Item{{Name: "m", Kind: "model", A: &Root{Ref: evil}, B: &Root{Ref: evil}, About: []string{evil}, Policy: []policies.Difference{{Words: evil}},
-		Files: []File{{Name: evil}}, Source: evil, Packages: []Package{{Name: evil, Arch: evil}}}}, Notes: []string{evil}}
+	r := Report{Items: []Item{{
+		Name: "m", Kind: "model", A: &Root{Ref: evil}, B: &Root{Ref: evil}, About: []string{evil}, Policy: []policies.Difference{{Words: evil}},
+		Files: []File{{Name: evil}}, Source: evil, Packages: []Package{{Name: evil, Arch: evil}},
+	}}, Notes: []string{evil}}
 	var b bytes.Buffer
 	if err := r.Print(&b); err != nil {
 		t.Fatal(err)
