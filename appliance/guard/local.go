@@ -99,8 +99,22 @@ func portList() *ebpf.MapSpec {
 	return &ebpf.MapSpec{Name: "listening", Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1 << 16}
 }
 
-// end forgets a namespace.
-func (t *tracker) end(space uint32) error {
+// end forgets a namespace that had the list m. The number of one that is gone may
+// be another's already, with a list of its own, which stays.
+func (t *tracker) end(space uint32, m *ebpf.Map) error {
+	is, err := idOf(m)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var now ebpf.MapID
+	if err := t.parts.Spaces.Lookup(space, &now); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return err
+	}
+	if now != is {
+		return nil
+	}
 	return t.until(func() error { return t.parts.Spaces.Delete(space) }, space, 0)
 }
 

@@ -82,7 +82,7 @@ func (s *steering) load() error {
 // free closes what load has made.
 func (s *steering) free() (err error) {
 	if s.lists != nil {
-		err = errors.Join(locals.end(s.space), s.lists.Close())
+		err = errors.Join(locals.end(s.space, s.lists), s.lists.Close())
 	}
 	return errors.Join(err, s.objs.Steer.Close(), s.objs.Listener.Close())
 }

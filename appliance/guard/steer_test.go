@@ -425,3 +425,38 @@ func TestSteerRefuses(t *testing.T) {
 		}
 	}
 }
+
+// The kernel gives the number of a namespace that is gone to the next one, and the
+// end of the first may come later than that.
+func TestListOfTheNext(t *testing.T) {
+	ready(t)              // skips where there is no BPF
+	const space = 1 << 31 // no namespace has it
+	first, err := locals.begin(space)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	next, err := locals.begin(space)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer next.Close()
+	has := func() (id ebpf.MapID) {
+		if err := locals.parts.Spaces.Lookup(uint32(space), &id); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			t.Fatal(err)
+		}
+		return id
+	}
+	want, err := idOf(next)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range []struct {
+		end  *ebpf.Map
+		want ebpf.MapID
+	}{{first, want}, {next, 0}, {first, 0}} {
+		if err := locals.end(space, x.end); err != nil || has() != x.want {
+			t.Errorf("got list %d, %v; want %d", has(), err, x.want)
+		}
+	}
+}
