@@ -19,6 +19,21 @@ import (
 	"github.com/clawbox/clawbox/appliance/guard"
 )
 
+// Agents of one image share its files and no inode: none sees what another opens,
+// or makes it wait for a lock.
+func TestOwnInodes(t *testing.T) {
+	b := newBench(t)
+	one, out := b.start(Spec{Name: "one"}, "flock=/bin/probe", "watch=/bin/probe")
+	await(t, "the watch", func() bool { return strings.Contains(out.String(), "watching: ok") })
+	if got, _, why := b.run(Spec{Name: "two"}, "flock=/bin/probe", "mode=/bin/probe"); got["flock=/bin/probe"] != "ok" {
+		t.Errorf("the other's lock: %v %s", got, why)
+	}
+	_, why := one.Wait()
+	if got := answers(out.String()); got["flock=/bin/probe"] != "ok" || got["watch=/bin/probe"] != "ok 1" {
+		t.Errorf("got %v %s; want one opening, its own", got, why)
+	}
+}
+
 func TestStatus(t *testing.T) {
 	b := newBench(t)
 	if _, code, why := b.run(Spec{}, "exit=3"); code != 3 || why != "exited with status 3" {

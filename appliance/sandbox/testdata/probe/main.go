@@ -30,6 +30,7 @@ var verbs = map[string]func(string) (string, error){
 	"print": func(s string) (string, error) { return s, nil }, "env": func(s string) (string, error) { return os.Getenv(s), nil },
 	"ignore": ignore, "tty": tty, "cat": cat, "mode": mode, "lock": lock, "cwd": func(string) (string, error) { return os.Getwd() },
 	"abstract": abstract, "trap": trap, "fds": fds, "userns": userns, "signals": signals, "limit": limit, "fill": fill, "create": create, "hold": hold, "flood": flood,
+	"flock": flock, "watch": watch,
 }
 
 func main() {
@@ -281,6 +282,34 @@ func cat(string) (string, error) {
 }
 
 func lock(string) (string, error) { return "", unix.Mlockall(unix.MCL_CURRENT) }
+
+// flock locks a file that may only be read, until the program ends.
+func flock(p string) (string, error) {
+	fd, err := unix.Open(p, unix.O_RDONLY, 0)
+	if err == nil {
+		err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+	}
+	return "", err
+}
+
+// watch counts how often a file is opened within two seconds, once by itself.
+func watch(p string) (string, error) {
+	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK)
+	if err == nil {
+		_, err = unix.InotifyAddWatch(fd, p, unix.IN_OPEN)
+	}
+	if err != nil {
+		return "", err
+	}
+	fmt.Println("watching: ok")
+	time.Sleep(2 * time.Second)
+	if f, err := os.Open(p); err == nil {
+		f.Close()
+	}
+	b := make([]byte, 4096)
+	n, err := unix.Read(fd, b)
+	return strconv.Itoa(n / unix.SizeofInotifyEvent), err
+}
 
 // abstract connects to an abstract Unix socket.
 func abstract(name string) (string, error) {
