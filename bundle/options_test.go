@@ -447,13 +447,18 @@ func TestSinceRefuses(t *testing.T) {
 	}
 }
 
+// firstRoot is root 1: boss signs roots, and the site's key releases.
+func (s *site) firstRoot(boss manifest.Signer) manifest.Root {
+	return manifest.Root{Format: manifest.RootFormat, Name: "acme", Version: 1, Roles: manifest.RootRoles{
+		Root: manifest.Role{Keys: []string{boss.Key()}, Threshold: 1}, Release: manifest.Role{Keys: []string{s.opt.Signers[0].Key()}, Threshold: 1},
+	}}
+}
+
 // TestRootsDiffer: a root must be the same on every stick.
 func TestRootsDiffer(t *testing.T) {
 	s := newSite(t)
 	boss, _ := newSigner(t, "boss")
-	n1, err := manifest.SignRoot(manifest.Root{Format: manifest.RootFormat, Name: "acme", Version: 1, Roles: manifest.RootRoles{
-		Root: manifest.Role{Keys: []string{boss.Key()}, Threshold: 1}, Release: manifest.Role{Keys: []string{s.opt.Signers[0].Key()}, Threshold: 1},
-	}}, boss)
+	n1, err := manifest.SignRoot(s.firstRoot(boss), boss)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -486,9 +491,7 @@ func TestRootsOnMedia(t *testing.T) {
 	s := newSite(t)
 	boss, _ := newSigner(t, "boss")
 	old := s.opt.Signers[0]
-	r1 := manifest.Root{Format: manifest.RootFormat, Name: "acme", Version: 1, Roles: manifest.RootRoles{
-		Root: manifest.Role{Keys: []string{boss.Key()}, Threshold: 1}, Release: manifest.Role{Keys: []string{old.Key()}, Threshold: 1},
-	}}
+	r1 := s.firstRoot(boss)
 	n1, err := manifest.SignRoot(r1, boss)
 	if err != nil {
 		t.Fatal(err)

@@ -107,6 +107,16 @@ func (h *hub) reset(deny func(string) int) {
 	h.blobs, h.all, h.deny = map[string]int{}, 0, deny
 }
 
+// forbid is reset with one blob that nobody gets.
+func (h *hub) forbid(bad v1.Hash) {
+	h.reset(func(p string) int {
+		if strings.Contains(p, bad.Hex) {
+			return http.StatusForbidden
+		}
+		return 0
+	})
+}
+
 func (h *hub) tag(s string) name.Tag {
 	h.t.Helper()
 	tag, err := name.NewTag(h.host + "/" + s)
@@ -230,12 +240,7 @@ func TestInterruptedPull(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.reset(func(p string) int {
-		if strings.Contains(p, bad.Hex) {
-			return http.StatusForbidden
-		}
-		return 0
-	})
+	h.forbid(bad)
 	s := newSite(t)
 	s.recipe(t, webItem(h, ""), strings.Replace(webItem(h, `, ref: "other:1"`), "name: web", "name: web2", 1))
 	if _, err := s.build(t); err == nil || !strings.Contains(err.Error(), "item web") {
@@ -332,19 +337,12 @@ func TestTouchedPull(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			h.reset(func(p string) int {
-				if strings.Contains(p, bad.Hex) {
-					return http.StatusForbidden
-				}
-				return 0
-			})
+			h.forbid(bad)
 			s := newSite(t)
 			s.opt.PartSize = 16 << 20
 			s.recipe(t, webItem(h, ""))
 			boss, _ := newSigner(t, "boss")
-			n1, err := manifest.SignRoot(manifest.Root{Format: manifest.RootFormat, Name: "acme", Version: 1, Roles: manifest.RootRoles{
-				Root: manifest.Role{Keys: []string{boss.Key()}, Threshold: 1}, Release: manifest.Role{Keys: []string{s.opt.Signers[0].Key()}, Threshold: 1},
-			}}, boss)
+			n1, err := manifest.SignRoot(s.firstRoot(boss), boss)
 			if err != nil {
 				t.Fatal(err)
 			}
