@@ -130,7 +130,7 @@ func (b *build) findings(item string, x blobOf, report func(licence.Finding)) er
 		report(licence.Finding{Place: p, Rule: f.Rule, Offset: f.Offset, Fingerprint: f.Fingerprint})
 	}
 	if l.More { // no fingerprint allows it
-		report(licence.Finding{Place: at, Rule: fmt.Sprintf("more than %d findings, too many to allow any", maxFound), Fingerprint: "none"})
+		report(licence.Finding{Place: at, Rule: fmt.Sprintf("more than %d findings, too many to allow any", licence.MaxFindings), Fingerprint: "none"})
 	}
 	return nil
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"slices"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
@@ -281,28 +280,15 @@ func (m *Media) tag(s *content.Store, beside bool) error {
 			return fmt.Errorf("load: item %s: %w: the bundle was built incomplete; get another", it.Name, err)
 		}
 	}
-	ds, err := s.Refs()
-	if err != nil {
-		return fmt.Errorf("load: %w", err)
-	}
-	have := map[string]v1.Descriptor{}
-	for _, d := range slices.Backward(ds) { // of two, Resolve takes the first
-		have[d.Annotations[content.RefName]] = d
-	}
 	var names []content.Name
 	for _, it := range m.release.Items {
 		n := content.Name{Ref: it.Ref, Descriptor: it.Descriptor}
 		if beside {
 			n = content.Pin(it.Ref, it.Descriptor)
 		}
-		if d := have[n.Ref]; d.Digest != n.Digest || d.Size != n.Size {
-			names = append(names, n)
-		}
+		names = append(names, n)
 	}
-	if len(names) == 0 {
-		return nil
-	}
-	if err := s.TagAll(names); err != nil {
+	if err := s.Point(names); err != nil {
 		return fmt.Errorf("load: %w", err)
 	}
 	return nil

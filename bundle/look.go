@@ -24,7 +24,7 @@ import (
 // sums, and holds no byte of a secret.
 type look struct {
 	Found []found    `json:"found,omitempty"`
-	More  bool       `json:"more,omitempty"` // there is more than Found: maxFound
+	More  bool       `json:"more,omitempty"` // there is more than Found: licence.MaxFindings
 	Layer *sbom.Seen `json:"layer,omitempty"`
 }
 
@@ -137,12 +137,10 @@ func newLooking(ctx context.Context, as string, most int64) *looking {
 	return l
 }
 
-// maxFound bounds what is kept of one blob. A blob with more is refused, whatever
-// the recipe allows.
-const maxFound = licence.MaxFindings
-
+// found keeps what the scan tells. A blob with more than is kept is refused,
+// whatever the recipe allows.
 func (l *looking) found(f licence.Finding) {
-	if len(l.out.Found) == maxFound {
+	if len(l.out.Found) == licence.MaxFindings {
 		l.out.More = true
 		return
 	}

@@ -105,16 +105,7 @@ func pin(s *content.Store, r Release) error {
 			add = append(add, content.Pin(it.Ref, d))
 		}
 	}
-	return x.set(s, add)
-}
-
-// set sets those names that lead elsewhere now, all or none.
-func (x index) set(s *content.Store, names []content.Name) error {
-	names = slices.DeleteFunc(names, func(n content.Name) bool { return x.refs[n.Ref].Digest == n.Digest })
-	if len(names) == 0 {
-		return nil
-	}
-	return s.TagAll(names)
+	return s.Point(add)
 }
 
 // point makes a release's names lead to what was signed for it.
@@ -123,11 +114,7 @@ func point(s *content.Store, r Release) error {
 	if err != nil {
 		return err
 	}
-	x, err := indexed(s)
-	if err != nil {
-		return err
-	}
-	return x.set(s, names)
+	return s.Point(names)
 }
 
 // keepNames lists what the names of the other release lead to now, and pins it.
@@ -145,7 +132,7 @@ func (c *changing) keepNames(s *content.Store) error {
 			list = append(list, led{it.Ref, nil})
 		}
 	}
-	if err := x.set(s, pins); err != nil {
+	if err := s.Point(pins); err != nil {
 		return err
 	}
 	return writeJSON(filepath.Join(c.change.state(c.l), namesFile), list)
@@ -182,7 +169,7 @@ func (l Layout) namesBack(c Change) error {
 			gone = append(gone, n.Ref)
 		}
 	}
-	if err := x.set(s, back); err != nil || len(gone) == 0 {
+	if err := s.Point(back); err != nil || len(gone) == 0 {
 		return err
 	}
 	return s.Untag(gone...)

@@ -234,7 +234,7 @@ func (p *Policy) leads(h *HostRule, d destination) bool {
 		return true
 	}
 	if len(h.AllowedIPs) > 0 {
-		return slices.ContainsFunc(h.AllowedIPs, func(net string) bool { return within(d.leads, net) })
+		return h.LeadsTo(d.leads)
 	}
 	if public(d.leads) {
 		return true

@@ -37,8 +37,8 @@
 // also when a name resolves to them, and at private addresses the ports of
 // control planes. Private addresses need an entry in Config.Hosts, the rule's
 // allowedIPs, or an allow rule that names the address; those of the cluster that
-// the host is a node of, one that names them alone (Config.Cluster). The address that was
-// checked is the one dialled, so a name can't be rebound in between.
+// the host is a node of, one that names them alone (Config.Cluster). The address
+// that was checked is the one dialled, so a name can't be rebound in between.
 //
 // A name is sent to the outside only after a connection to it was allowed:
 // DNS questions end here, whatever they carry. An agent may ask for 300 new

@@ -3,7 +3,6 @@ package inspect
 import (
 	"bufio"
 	"bytes"
-	"slices"
 	"sync"
 )
 
@@ -26,7 +25,8 @@ func (p *pipe) clientControl(f frame, r *bufio.Reader) (done bool, err error) {
 	send := true
 	switch f.op {
 	case opPing:
-		b = p.beat.ask(b)
+		p.beat.ask(b)
+		b = nil
 	case opPong:
 		b, send = p.beat.answer(b)
 	case opClose:
@@ -44,7 +44,7 @@ func (p *pipe) serverControl(f frame, r *bufio.Reader) (done bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	said := slices.Clone(b)
+	said := append([]byte{}, b...)
 	if p.Mask != nil {
 		p.Mask.Bytes(b[min(len(b), f.reason()):])
 	}
@@ -68,12 +68,11 @@ type beat struct {
 	clients []byte // how the client was shown that
 }
 
-// ask takes the client's ping and gives what the server gets.
-func (b *beat) ask(payload []byte) []byte {
+// ask takes the client's ping.
+func (b *beat) ask(payload []byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.client = append([]byte{}, payload...)
-	return nil
+	b.client = append([]byte{}, payload...) // also when it is empty
 }
 
 // answered takes the server's pong and gives what the client gets.
@@ -87,11 +86,11 @@ func (b *beat) answered(payload []byte) []byte {
 	return payload
 }
 
-// asked takes the server's ping, as it came and as the client is shown it.
+// asked takes the server's ping, as it came, not nil, and as the client is shown it.
 func (b *beat) asked(said, shown []byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.server, b.clients = append([]byte{}, said...), append([]byte{}, shown...)
+	b.server, b.clients = said, shown
 }
 
 // answer takes the client's pong and gives what the server gets, if anything.

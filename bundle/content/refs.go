@@ -110,12 +110,16 @@ func Pin(ref string, d v1.Descriptor) Name {
 	if repo+at == ref {
 		return Name{ref, d}
 	}
+	return Name{repo + at, annotated(d, Pinned, "true")}
+}
+
+func annotated(d v1.Descriptor, key, value string) v1.Descriptor {
 	d.Annotations = maps.Clone(d.Annotations)
 	if d.Annotations == nil {
 		d.Annotations = map[string]string{}
 	}
-	d.Annotations[Pinned] = "true"
-	return Name{repo + at, d}
+	d.Annotations[key] = value
+	return d
 }
 
 // Tag makes ref name d, whose blob must be in the store with d's size. A ref
@@ -131,10 +135,7 @@ func (s *Store) TagAll(names []Name) error {
 		}
 	}
 	return s.update(func(ds []v1.Descriptor) ([]v1.Descriptor, error) {
-		at := make(map[string]int, len(ds)+len(names))
-		for i, d := range slices.Backward(ds) { // Resolve takes the first
-			at[d.Annotations[RefName]] = i
-		}
+		at := places(ds)
 		for _, n := range names {
 			d, err := s.named(n)
 			if err != nil {
@@ -150,6 +151,34 @@ func (s *Store) TagAll(names []Name) error {
 	})
 }
 
+// places says where in ds each name is; of two that are the same, the first, as
+// Resolve has it.
+func places(ds []v1.Descriptor) map[string]int {
+	at := make(map[string]int, len(ds))
+	for i, d := range slices.Backward(ds) {
+		at[d.Annotations[RefName]] = i
+	}
+	return at
+}
+
+// Point is TagAll for those of names that lead elsewhere. Without any, index.json
+// is not written.
+func (s *Store) Point(names []Name) error {
+	ds, err := s.Refs()
+	if err != nil {
+		return err
+	}
+	at := places(ds)
+	names = slices.DeleteFunc(slices.Clone(names), func(n Name) bool {
+		i, ok := at[n.Ref]
+		return ok && ds[i].Digest == n.Digest && ds[i].Size == n.Size
+	})
+	if len(names) == 0 {
+		return nil
+	}
+	return s.TagAll(names)
+}
+
 // named is n as index.json has it. The caller has the lock that Delete has, too.
 func (s *Store) named(n Name) (v1.Descriptor, error) {
 	if size, err := s.Stat(n.Digest); err != nil {
@@ -157,13 +186,7 @@ func (s *Store) named(n Name) (v1.Descriptor, error) {
 	} else if size != n.Size {
 		return v1.Descriptor{}, fmt.Errorf("tag %s: descriptor says %d bytes, blob %s has %d", n.Ref, n.Size, n.Digest, size)
 	}
-	d := n.Descriptor
-	d.Annotations = maps.Clone(d.Annotations)
-	if d.Annotations == nil {
-		d.Annotations = map[string]string{}
-	}
-	d.Annotations[RefName] = n.Ref
-	return d, nil
+	return annotated(n.Descriptor, RefName, n.Ref), nil
 }
 
 // Untag forgets refs; the blobs stay. One that doesn't exist is not an error.

@@ -247,13 +247,15 @@ func (s *Store) Put(ctx context.Context, h v1.Hash, size int64, r io.Reader) err
 	if err != nil {
 		return err
 	}
-	if _, err := io.CopyBuffer(struct{ io.Writer }{w}, ctxReader{ctx, r}, make([]byte, 1<<20)); err != nil {
+	if _, err := io.CopyBuffer(struct{ io.Writer }{w}, WithContext(ctx, r), make([]byte, 1<<20)); err != nil {
 		return errors.Join(fmt.Errorf("blob %s: %w", h, err), w.Abort())
 	}
 	return w.Commit()
 }
 
-// ctxReader stops a copy when its context ends.
+// WithContext is r until ctx ends, and then an error.
+func WithContext(ctx context.Context, r io.Reader) io.Reader { return ctxReader{ctx, r} }
+
 type ctxReader struct {
 	ctx context.Context
 	r   io.Reader

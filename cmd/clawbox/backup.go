@@ -83,9 +83,9 @@ be installed, and must not run.
 
 Everything is verified before anything is replaced, and what is replaced is moved
 aside. The backup has to be signed by the key of this host's ledger, or by the one
-that --ledger-key names. A ledger is never put back to an earlier state: a backup whose ledger is
-shorter than the one in place, or another one, is refused. On a fresh machine
---replace takes the backup's in place of the one that it has begun, and --ledger-key
+that --ledger-key names. A ledger is never put back to an earlier state: a backup
+whose ledger is shorter than the one in place, or another one, is refused. On a
+fresh machine --replace takes the backup's in place of the one that it has begun, and --ledger-key
 says whose backup is meant: whoever made it chooses what the machine trusts.
 
 On a cluster K3s must not run either. With --cluster K3s's state alone is put back:

@@ -187,8 +187,8 @@ func registryCollectCmd(a *app) *cobra.Command {
 		Short: "Delete from a store what nobody needs",
 		Long: `Delete what no name of a loaded bundle, no pushed manifest and no upload under way
 needs; an appliance's store has names for the release that is installed and for
-the one that is kept. Pushes wait meanwhile; while a bundle is loaded into the store it is
-refused. Blobs of a load that was cut off stay for as long as --older-than
+the one that is kept. Pushes wait meanwhile; while a bundle is loaded into the store
+it is refused. Blobs of a load that was cut off stay for as long as --older-than
 says, so that the load can go on.`,
 		Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -4,9 +4,10 @@
 //	about, err = backup.Restore(ctx, r, "/", backup.RestoreOptions{Identities: ids, Operator: "ann"})
 //
 // A backup is one file: a tar archive in zstd, and around that, where there are
-// recipients, age (age-encryption.org/v1). Its last entry is backup.json (About),
-// which lists every other entry with size and sha256: an archive that was cut
-// has none. It holds the configuration, the ledger, receipts, standing answers,
+// recipients, age (age-encryption.org/v1). Its last two entries are backup.json
+// (About), which lists every other entry with size and sha256, and backup.note, by
+// which the ledger's key signs that list: an archive that was cut has none, and
+// nobody else can edit one. It holds the configuration, the ledger, receipts, standing answers,
 // agents' records and snapshots, and for reading the release's policies. Private
 // keys and credentials are in it only when it is encrypted. What agents have
 // written is in it as far as there are snapshots of it. Of a cluster's server it
@@ -18,10 +19,10 @@
 //
 // Restore reads the file twice: to verify list and signature, which nothing is
 // written for, then to unpack it beside the state, where everything is verified
-// again before something is replaced. It takes what the key of the ledger in place has signed, or
-// the key that the operator names. It refuses a ledger that is shorter than the one in place,
-// or that does not go on from it; what it replaces is moved aside, never
-// deleted. Cut off and given again it arrives at the same result.
+// again before something is replaced. It takes what the key of the ledger in place
+// has signed, or the key that the operator names. It refuses a ledger that is
+// shorter than the one in place, or that does not go on from it; what it replaces
+// is moved aside, never deleted. Cut off and given again it arrives at the same result.
 //
 // Limits: the same release has to be installed as was backed up, with the same
 // paths. Images and models are not in a backup: the media have them.
@@ -50,7 +51,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 )
 
-// Format heads About, in the archive's last entry.
+// Format heads About, in aboutFile.
 const (
 	Format    = "clawbox.io/backup/v2"
 	aboutFile = "backup.json"
@@ -115,7 +116,7 @@ func Write(ctx context.Context, out io.Writer, root string, o Options) (About, e
 		Format: Format, Created: time.Now().UTC().Truncate(time.Second), Host: host,
 		Version: version, Sequence: sequence, Digest: digest, Keys: len(o.Recipients) > 0,
 	}}
-	if w.key, err = signer(l.LedgerS()); err != nil {
+	if w.key, err = readKey(l.LedgerS(), note.NewSigner); err != nil {
 		return About{}, err
 	}
 	if w.about.Key, err = w.public(); err != nil {

@@ -227,7 +227,7 @@ func (p *place) backupAs(configuration string) []byte {
 	w := &writing{cfg: p.c, l: p.l, copy: filepath.Join(p.l.Install(), ".backup")}
 	w.about = About{Format: Format, Version: "1.0.0", Sequence: 1, Digest: p.c.Release.Digest}
 	var err error
-	if w.key, err = signer(p.l.LedgerS()); err != nil {
+	if w.key, err = readKey(p.l.LedgerS(), note.NewSigner); err != nil {
 		p.t.Fatal(err)
 	}
 	defer os.RemoveAll(w.copy)

@@ -27,45 +27,29 @@ func sign(list []byte, key note.Signer) ([]byte, error) {
 	return note.Sign(&note.Note{Text: noteText(list)}, key)
 }
 
-// signer reads a signer's key; it never says what is in the file.
-func signer(path string) (note.Signer, error) {
+// readKey parses the key in a file. Its errors never say what is in the file.
+func readKey[K any](path string, parse func(string) (K, error)) (k K, err error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return nil, err
+		return k, err
 	}
-	s, err := note.NewSigner(strings.TrimSpace(string(b)))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+	if k, err = parse(strings.TrimSpace(string(b))); err != nil {
+		err = fmt.Errorf("%s: %w", path, err)
 	}
-	return s, nil
+	return k, err
 }
+
+func verifier(path string) (note.Verifier, error) { return readKey(path, note.NewVerifier) }
 
 // public is the other half of what signs, as the host has it.
 func (w *writing) public() (string, error) {
-	b, err := os.ReadFile(w.l.LedgerV())
-	if err != nil {
-		return "", err
-	}
-	v, err := note.NewVerifier(strings.TrimSpace(string(b)))
-	if err == nil && v.KeyHash() != w.key.KeyHash() {
-		err = fmt.Errorf("it is not the other half of %s", w.l.LedgerS())
-	}
-	if err != nil {
-		return "", fmt.Errorf("%s: %w", w.l.LedgerV(), err)
-	}
-	return strings.TrimSpace(string(b)), nil
-}
-
-func verifier(path string) (note.Verifier, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	v, err := note.NewVerifier(strings.TrimSpace(string(b)))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return v, nil
+	return readKey(w.l.LedgerV(), func(text string) (string, error) {
+		v, err := note.NewVerifier(text)
+		if err == nil && v.KeyHash() != w.key.KeyHash() {
+			err = fmt.Errorf("it is not the other half of %s", w.l.LedgerS())
+		}
+		return text, err
+	})
 }
 
 // ErrSigner says that nobody whom this host knows has signed the backup.

@@ -18,6 +18,7 @@ import (
 	"strings"
 
 	"filippo.io/age"
+	"github.com/clawbox/clawbox/bundle/content"
 	"github.com/clawbox/clawbox/internal/durable"
 	"github.com/klauspost/compress/zstd"
 )
@@ -92,7 +93,7 @@ func (u *unpacking) all(ctx context.Context, t *tar.Reader) error {
 		case u.text != "":
 			u.note, err = io.ReadAll(io.LimitReader(t, maxNote))
 		default:
-			err = u.file(&patient{ctx, t}, h)
+			err = u.file(content.WithContext(ctx, t), h)
 		}
 		if err != nil {
 			return err
@@ -129,19 +130,6 @@ func sparse(h *tar.Header) bool {
 		}
 	}
 	return h.Typeflag == tar.TypeGNUSparse
-}
-
-// patient is a reader that ends with its context.
-type patient struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (p *patient) Read(b []byte) (int, error) {
-	if err := p.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return p.r.Read(b)
 }
 
 // file reads one file, and writes it with holes where it has nothing but zeros.
